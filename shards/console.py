@@ -1,0 +1,188 @@
+"""What all commands share at the terminal: common options, one-line errors, progress, results.
+
+Results go to stdout, everything else to stderr, so that `--json` output can be piped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from shards import __version__
+from shards.errors import Stopped, UsrganError
+
+LOG_EVERY_SECONDS = 10.0
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def command(name: str, *, example: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function one of usrgan's commands.
+
+    Adds `--version`, `--debug` and an example under the help text, and turns errors into one line
+    and the exit code of `shards.errors`.
+    """
+
+    def wrap(function: Callable[..., None]) -> click.Command:
+        @functools.wraps(function)
+        def guarded(*, debug: bool, **options: Any) -> None:
+            with reporting_errors(debug=debug):
+                function(**options)
+
+        epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
+        made = click.command(
+            name,
+            epilog=epilog,
+            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        )(guarded)
+        made = click.version_option(__version__, prog_name=name)(made)
+        return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(made)
+
+    return wrap
+
+
+@contextlib.contextmanager
+def reporting_errors(*, debug: bool) -> Iterator[None]:
+    """Print an error as one line and leave with its exit code."""
+    try:
+        yield
+    except click.ClickException:
+        raise
+    except UsrganError as error:
+        fail(str(error), code=error.exit_code, debug=debug)
+    except KeyboardInterrupt:
+        fail("stopped; run the same command again to go on", code=Stopped.exit_code, debug=debug)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        kind = type(error).__name__
+        message = " ".join(str(error).split()) or "no message"
+        fail(f"{kind}: {message} (a bug: --debug shows where)", code=1, debug=debug)
+
+
+def fail(message: str, *, code: int, debug: bool = False) -> NoReturn:
+    """Print one line and end the process with `code`."""
+    if debug:
+        err.print(traceback.format_exc(), markup=False, style="dim")
+    head = "[yellow]stopped:[/]" if code == Stopped.exit_code else "[red]error:[/]"
+    err.print(head, end=" ")
+    err.print(printable(message), markup=False)
+    sys.exit(code)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with control and undecodable characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode()
+                   for c in text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+
+
+def say(message: str) -> None:
+    """Tell the person something, on stderr; with a time stamp where no terminal shows it."""
+    stamp = "" if err.is_terminal else time.strftime("%H:%M:%S ")
+    err.print(stamp + printable(message), markup=False)
+
+
+def warn(message: str) -> None:
+    """Tell the person about something that they may want to change."""
+    err.print("[yellow]warning:[/]", end=" ")
+    err.print(printable(message), markup=False)
+
+
+def print_json(result: object) -> None:
+    """Print the machine-readable result of a command on stdout."""
+    click.echo(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
+
+
+Advance = Callable[[int, str], None]
+"""`advance(steps, note)`: so many units are done; the note stands behind the bar."""
+
+
+@contextlib.contextmanager
+def progress(title: str, *, total: int, unit: str) -> Iterator[Advance]:
+    """Show a bar with rate and time left on a terminal, and a time-stamped line off it."""
+    if err.is_terminal:
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[note]}"),
+            console=err,
+        ) as bars:
+            task = bars.add_task(title, total=total, rate="", note="")
+            started = time.monotonic()
+
+            def advance(steps: int, note: str = "") -> None:
+                bars.advance(task, steps)
+                done = bars.tasks[0].completed
+                rate = done / max(time.monotonic() - started, 1e-3)
+                bars.update(task, rate=f"{rate:,.1f} {unit}/s", note=note)
+
+            yield advance
+    else:
+        yield _logged_progress(title, total=total, unit=unit)
+
+
+def _logged_progress(title: str, *, total: int, unit: str) -> Advance:
+    started = last = time.monotonic()
+    done = 0
+
+    def advance(steps: int, note: str = "") -> None:
+        nonlocal done, last
+        done += steps
+        now = time.monotonic()
+        if done < total and now - last < LOG_EVERY_SECONDS:
+            return
+        last = now
+        rate = done / max(now - started, 1e-3)
+        left = (total - done) / rate if rate > 0 else 0.0
+        say(f"{title}: {done:,}/{total:,} {unit} ({rate:,.1f}/s, {left:.0f} s left) {note}".rstrip())
+
+    return advance
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and SIGINT into a question that the work asks between two steps.
+
+    The handler sets a flag and nothing else. A second signal ends the process at once.
+    """
+    asked = False
+
+    def request(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        asked = True
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

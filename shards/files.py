@@ -1,0 +1,159 @@
+"""The one place where usrgan writes files: temp beside, fsync, rename, fsync of the folder.
+
+A path that one can see is therefore always whole. Each step is an *operation* with a number, and
+`USRGAN_FAULT=kill@7` (or `enospc@7`, `eio@7`) makes the seventh one of this process fail, which is
+how the tests prove that a crash at any operation loses nothing. A failed fsync is never retried:
+the kernel may have dropped the pages already (https://wiki.postgresql.org/wiki/Fsync_Errors).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from shards.errors import UsageError, WriteFailed
+
+TEMP_SUFFIX = ".tmp"
+_operations = itertools.count(1)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Put `content` at `path`, whole and durable, or leave what was there before."""
+    with replacing(path) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`; on a clean exit it is durable and takes the name.
+
+    Raises:
+        WriteFailed: the operating system refused; `path` is as it was and the temp is gone.
+    """
+    temp = path.with_name(f".{path.name}.{os.getpid()}{TEMP_SUFFIX}")
+    try:
+        _operation("open", temp)
+        with temp.open("wb") as stream:
+            yield stream
+            _operation("write", temp)
+            stream.flush()
+            _operation("fsync", temp)
+            os.fsync(stream.fileno())
+        _operation("rename", path)
+        temp.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
+        raise WriteFailed(_describe(path, error)) from error
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
+        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a log; a crash can cut only the last line (readers skip a cut one)."""
+    try:
+        _operation("append", path)
+        with path.open("ab") as stream:
+            stream.write(line.encode() + b"\n")
+    except OSError as error:
+        raise WriteFailed(_describe(path, error)) from error
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and its parents, durably."""
+    if path.is_dir():
+        return
+    try:
+        _operation("mkdir", path)
+        path.mkdir(parents=True, exist_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise WriteFailed(_describe(path, error)) from error
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder tree if it is there."""
+    try:
+        _operation("remove", path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteFailed(_describe(path, error)) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names inside a folder durable."""
+    _operation("fsync folder", path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep_temps(folder: Path) -> None:
+    """Delete the temporaries that a killed run left in `folder`; call under its lock."""
+    for temp in folder.glob(f".*{TEMP_SUFFIX}"):
+        remove(temp)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, holder: str) -> Iterator[None]:
+    """Hold `folder` for one writing run; the kernel frees the lock when the process dies.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    make_folder(folder)
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise WriteFailed(_describe(folder / ".lock", error)) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.read(descriptor, 100).decode(errors="replace").strip()
+            raise UsageError(
+                f"{folder}: {pid or 'another run'} is writing here; wait for it or name another folder"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{holder} (pid {os.getpid()})".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _describe(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        folder = next(parent for parent in path.parents if parent.exists())
+        free = shutil.disk_usage(folder).free / 2**20
+        return f"{path}: the disk is full ({free:.0f} MiB free); free some space and run the same command again"
+    return f"{path}: cannot be written ({error.strerror or error}); check the folder and its permissions"
+
+
+def _operation(kind: str, path: Path) -> None:
+    """Count one operation and fail it if the tests asked for that."""
+    fault = os.environ.get("USRGAN_FAULT")
+    if fault is None:
+        return
+    what, _, number = fault.partition("@")
+    if next(_operations) != int(number):
+        return
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    code = {"enospc": errno.ENOSPC, "eio": errno.EIO}[what]
+    raise OSError(code, f"{os.strerror(code)} (injected into {kind})", str(path))
