@@ -6,7 +6,6 @@ Results go to stdout, everything else to stderr, so that `--json` output can be 
 from __future__ import annotations
 
 import contextlib
-import functools
 import signal
 import sys
 import time
@@ -32,30 +31,41 @@ from shards import __version__
 from shards.errors import Stopped, UsrganError
 
 LOG_EVERY_SECONDS = 10.0
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def command(name: str, *, example: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a function one of usrgan's commands.
+class _Command(click.Command):
+    """A command whose errors are one line and an exit code."""
 
-    Adds `--version`, `--debug` and an example under the help text, and turns errors into one line
-    and the exit code of `shards.errors`.
-    """
+    example = ""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        debug = click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
+        *params, help_option = super().get_params(ctx)
+        return [*params, debug, help_option]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Example"):
+            for line in self.example.splitlines():
+                formatter.write_text(line)
+
+    def invoke(self, ctx: click.Context) -> object:
+        with reporting_errors(debug=ctx.params.pop("debug")):
+            return super().invoke(ctx)
+
+
+def command_class(example: str) -> type[click.Command]:
+    """The `cls=` of a click command: adds `--debug` and, under its help, an example."""
+    return type("Command", (_Command,), {"example": example})
+
+
+def command(name: str, *, example: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function one of usrgan's commands, with `--version`, `--debug` and an example."""
 
     def wrap(function: Callable[..., None]) -> click.Command:
-        @functools.wraps(function)
-        def guarded(*, debug: bool, **options: Any) -> None:
-            with reporting_errors(debug=debug):
-                function(**options)
-
-        epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
-        made = click.command(
-            name,
-            epilog=epilog,
-            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-        )(guarded)
-        made = click.version_option(__version__, prog_name=name)(made)
-        return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(made)
+        versioned = click.version_option(__version__, prog_name=name)(function)
+        return click.command(name, cls=command_class(example), context_settings=SETTINGS)(versioned)
 
     return wrap
 
@@ -92,8 +102,10 @@ def fail(message: str, *, code: int, debug: bool = False) -> NoReturn:
 
 def printable(text: str) -> str:
     """`text` on one line, with control and undecodable characters escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode()
-                   for c in text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "replace").decode()
+        for c in text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    )
 
 
 def say(message: str) -> None:
@@ -160,7 +172,9 @@ def _logged_progress(title: str, *, total: int, unit: str) -> Advance:
         last = now
         rate = done / max(now - started, 1e-3)
         left = (total - done) / rate if rate > 0 else 0.0
-        say(f"{title}: {done:,}/{total:,} {unit} ({rate:,.1f}/s, {left:.0f} s left) {note}".rstrip())
+        say(
+            f"{title}: {done:,}/{total:,} {unit} ({rate:,.1f}/s, {left:.0f} s left) {note}".rstrip()
+        )
 
     return advance
 

@@ -86,7 +86,7 @@ def _decode_up(content: bytes) -> RGB8 | None:
             memoryview(content)[_IDAT_AT + 8 : _IDAT_AT + 8 + length],
             bufsize=min(expected, 1032 * length + 64),
         )
-    except isal_zlib.error as error:
+    except isal_zlib.error as error:  # type: ignore[misc]  # isal ships no types for it
         raise DamagedData(f"is a damaged PNG ({error})") from error
     if len(raw) != expected:
         raise DamagedData(f"holds {len(raw)} bytes of pixels instead of {expected}")

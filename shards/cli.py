@@ -1,0 +1,92 @@
+"""`inspect-shards`: look into and check what `prep-shards` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from shards import __version__, console
+from shards.errors import DamagedData
+from shards.manifest import Manifest, load_manifest
+from shards.verify import verify
+
+FOLDER = click.argument("shards", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+
+
+@click.group(
+    context_settings=console.SETTINGS,
+    epilog="\b\nExample:\n  inspect-shards verify shards/",
+)
+@click.version_option(__version__, prog_name="inspect-shards")
+def main() -> None:
+    """Look into and check the shards that prep-shards wrote."""
+
+
+@main.command(cls=console.command_class("inspect-shards ls shards/"))
+@FOLDER
+@JSON
+def ls(shards: Path, *, as_json: bool) -> None:
+    """List the shards of a data set: samples, bytes, digests."""
+    manifest = load_manifest(shards)
+    if as_json:
+        console.print_json(manifest)
+    else:
+        _print_listing(shards, manifest)
+
+
+@main.command("verify", cls=console.command_class("inspect-shards verify --deep shards/"))
+@FOLDER
+@click.option("--deep", is_flag=True, help="Also decode every pair and check its sizes.")
+@JSON
+def verify_command(shards: Path, *, deep: bool, as_json: bool) -> None:
+    """Check every byte against the manifest and both indices; exit 1 if anything differs."""
+    manifest = load_manifest(shards)
+    total = sum(len(split.shards) for split in manifest.splits.values())
+    with console.progress("verify", total=total, unit="shards") as advance:
+        findings = verify(shards, manifest, deep=deep, advance=advance)
+    if as_json:
+        console.print_json(
+            {
+                "dataset_sha256": manifest.dataset_sha256,
+                "shards": total,
+                "samples": sum(split.samples for split in manifest.splits.values()),
+                "problems": [finding._asdict() for finding in findings],
+            }
+        )
+    for finding in findings:
+        console.warn(f"{shards / finding.file}: {finding.problem}")
+    if findings:
+        raise DamagedData(
+            f"{shards}: {len(findings)} of {total} shards have problems;"
+            " make them again with prep-shards --overwrite"
+        )
+    if not as_json:
+        samples = sum(split.samples for split in manifest.splits.values())
+        click.echo(
+            f"{shards}: {samples:,} pairs in {total} shards are whole ({manifest.dataset_sha256[:12]})"
+        )
+
+
+def _print_listing(folder: Path, manifest: Manifest) -> None:
+    table = Table(box=None, header_style="bold")
+    for title in ("shard", "split", "pairs", "MiB", "sha256"):
+        table.add_column(title, justify="right" if title in ("pairs", "MiB") else "left")
+    for name, split in manifest.splits.items():
+        for shard in split.shards:
+            size = f"{shard.bytes / 2**20:,.1f}"
+            table.add_row(shard.name, name, f"{shard.samples:,}", size, shard.sha256[:16])
+    out = Console(highlight=False)
+    out.print(table)
+    lr = manifest.hr_size // manifest.scale
+    photos = manifest.photos
+    out.print(
+        f"\n{folder}: ×{manifest.scale}, {lr}×{lr} → {manifest.hr_size}×{manifest.hr_size},"
+        f" {photos.train + photos.val} photos ({photos.rejected} left out),"
+        f" kernel {manifest.resize.kernel} by {manifest.resize.implementation} {manifest.resize.version}",
+        soft_wrap=True,
+    )
+    out.print(f"dataset_sha256 {manifest.dataset_sha256}", soft_wrap=True)

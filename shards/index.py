@@ -1,0 +1,124 @@
+"""Where each sample of a shard lies: `NAME.tar.idx` and `index/NAME.npz`.
+
+The `.tar.idx` is little-endian `u64[N+1]`: the offset of each sample's first header, then the end
+of the last (Megatron-Energon reads the same). The `.npz` adds what a strict reader needs.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.errors import DamagedData
+from shards.manifest import ShardEntry
+from shards.tar import PARTS, Member
+
+
+class Row(NamedTuple):
+    """What the index says of one sample beside its place: where it was cut and how detailed it is."""
+
+    src: str
+    x: int
+    y: int
+    luma_std: float
+    gradient: float
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The index of one shard of N samples; P = 3 parts in the order of `tar.PARTS`."""
+
+    key: npt.NDArray[np.int64]  # [N]
+    offset: npt.NDArray[np.uint64]  # [N P] first byte of the data
+    size: npt.NDArray[np.uint32]  # [N P]
+    crc32: npt.NDArray[np.uint32]  # [N P] of the data
+    src: npt.NDArray[np.str_]  # [S] the photos, sorted
+    src_id: npt.NDArray[np.int32]  # [N] into src
+    x: npt.NDArray[np.int32]  # [N] pixels
+    y: npt.NDArray[np.int32]
+    luma_std: npt.NDArray[np.float32]  # [N] grey levels
+    gradient: npt.NDArray[np.float32]
+    bytes: int
+    sha256: str
+
+    def entry(self, name: str) -> ShardEntry:
+        """The shard as the manifest lists it."""
+        return ShardEntry(name=name, samples=len(self.key), bytes=self.bytes, sha256=self.sha256)
+
+
+def idx_path(folder: Path, shard: str) -> Path:
+    """`FOLDER/train-000000.tar.idx` of `train-000000.tar`."""
+    return folder / f"{shard}.idx"
+
+
+def npz_path(folder: Path, shard: str) -> Path:
+    """`FOLDER/index/train-000000.npz` of `train-000000.tar`."""
+    return folder / "index" / f"{shard.removesuffix('.tar')}.npz"
+
+
+def encode_idx(starts: Sequence[int], end: int) -> bytes:
+    """The bytes of a `.tar.idx`."""
+    return np.array([*starts, end], dtype="<u8").tobytes()
+
+
+def encode_npz(
+    members: Sequence[tuple[Member, Member, Member]],
+    crc32: Sequence[Sequence[int]],
+    rows: Sequence[Row],
+    *,
+    length: int,
+    sha256: str,
+) -> bytes:
+    """The bytes of an `index/*.npz`; the same for the same shard."""
+    src, src_id = np.unique(np.array([row.src for row in rows]), return_inverse=True)
+    stream = io.BytesIO()
+    np.savez_compressed(
+        stream,
+        key=np.array([sample[0].key for sample in members], np.int64),
+        offset=np.array([[part.data_at for part in sample] for sample in members], np.uint64),
+        size=np.array([[part.size for part in sample] for sample in members], np.uint32),
+        crc32=np.array(crc32, np.uint32),
+        src=src,
+        src_id=src_id.astype(np.int32),
+        x=np.array([row.x for row in rows], np.int32),
+        y=np.array([row.y for row in rows], np.int32),
+        luma_std=np.array([row.luma_std for row in rows], np.float32),
+        gradient=np.array([row.gradient for row in rows], np.float32),
+        bytes=np.array(length, np.int64),
+        sha256=np.array(sha256),
+    )
+    return stream.getvalue()
+
+
+def load_npz(path: Path) -> ShardIndex:
+    """Read an index.
+
+    Raises:
+        DamagedData: it is missing, damaged or contradicts itself.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            fields = {name: stored[name] for name in stored.files}
+        index = ShardIndex(
+            **{name: fields[name] for name in ShardIndex.__dataclass_fields__ if fields[name].ndim},
+            bytes=int(fields["bytes"]),
+            sha256=str(fields["sha256"]),
+        )
+    except FileNotFoundError:
+        raise DamagedData(f"{path}: is missing; run prep-shards again") from None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise DamagedData(f"{path}: is damaged ({error}); run prep-shards again") from None
+    samples = len(index.key)
+    for name in ("offset", "size", "crc32"):
+        if getattr(index, name).shape != (samples, len(PARTS)):
+            raise DamagedData(
+                f"{path}: {name} does not fit its {samples} keys; run prep-shards again"
+            )
+    return index

@@ -1,0 +1,132 @@
+"""Strict USTAR: what a shard may look like, byte for byte.
+
+`tarfile` and webdataset stop silently at a bad header in mid-file and lose or mix samples; here
+anything that our writer does not write is an error that names the byte. Layout of a header block:
+POSIX.1-2024, pax, "ustar Interchange Format".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from shards.errors import DamagedData
+
+BLOCK = 512
+RECORD = 20 * BLOCK
+"""A tar's length is a multiple of this; the rest is zeros."""
+
+PARTS = ("hr.png", "json", "lr.png")
+"""The members of a sample, in this order, contiguous."""
+
+_NAME = re.compile(r"(\d{12})\.(hr\.png|json|lr\.png)")
+_ZEROS = bytes(BLOCK)
+
+
+class Member(NamedTuple):
+    """One file of a tar: where its header starts, what it is, how long its data is."""
+
+    key: int
+    part: str
+    header_at: int
+    size: int
+
+    @property
+    def data_at(self) -> int:
+        """Offset of the first byte of the data."""
+        return self.header_at + BLOCK
+
+    @property
+    def end(self) -> int:
+        """Offset of the next header."""
+        return self.data_at + padded(self.size)
+
+
+def padded(size: int) -> int:
+    """`size` rounded up to whole blocks."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def parse_member(content: memoryview, at: int, *, base: int = 0) -> Member:
+    """Read the header at `at` of `content`; `base` is where `content` starts in its tar.
+
+    Raises:
+        DamagedData: the block is not a plain-file USTAR header as our writer makes it, or its data
+            does not end inside `content`.
+    """
+    here = base + at
+    block = bytes(content[at : at + BLOCK])
+    if len(block) < BLOCK:
+        raise DamagedData(f"ends inside the header at byte {here:,}")
+    stored = _octal(block[148:156], f"checksum at byte {here:,}")
+    if sum(block[:148]) + sum(block[156:]) + 8 * 0x20 != stored:
+        raise DamagedData(f"header checksum is wrong at byte {here:,}")
+    if block[156:157] != b"0" or block[257:265] != b"ustar\x0000":
+        raise DamagedData(f"member at byte {here:,} is not a plain USTAR file")
+    name = block[:100].rstrip(b"\0").decode("latin-1")
+    match = _NAME.fullmatch(name)
+    if match is None or block[345:500].strip(b"\0"):
+        raise DamagedData(f"member name {name!r} at byte {here:,} is none of ours")
+    size = _octal(block[124:136], f"size at byte {here:,}")
+    member = Member(int(match[1]), match[2], here, size)
+    if size == 0:
+        raise DamagedData(f"member {name} at byte {here:,} is empty")
+    if member.end - base > len(content):
+        raise DamagedData(
+            f"member {name} at byte {here:,} claims {size:,} bytes; the file is cut off"
+        )
+    return member
+
+
+def parse_sample(content: memoryview, at: int, *, base: int = 0) -> tuple[Member, Member, Member]:
+    """Read the three headers of the sample that starts at `at`; they must share one key."""
+    members: list[Member] = []
+    for part in PARTS:
+        member = parse_member(content, at, base=base)
+        if member.part != part or (members and member.key != members[0].key):
+            expected = f"{members[0].key:012d}.{part}" if members else f"a {part}"
+            raise DamagedData(
+                f"{member.key:012d}.{member.part} at byte {member.header_at:,} stands where"
+                f" {expected} is expected"
+            )
+        members.append(member)
+        at = member.end - base
+    return members[0], members[1], members[2]
+
+
+def scan(content: memoryview) -> Iterator[tuple[Member, Member, Member]]:
+    """Walk a whole shard, sample by sample.
+
+    Raises:
+        DamagedData: at the first byte that our writer would not have written there.
+    """
+    if len(content) == 0 or len(content) % RECORD:
+        raise DamagedData(
+            f"its {len(content):,} bytes are not a multiple of {RECORD:,}: cut off or not a tar"
+        )
+    at = 0
+    last_key = -1
+    while bytes(content[at : at + BLOCK]) != _ZEROS:
+        members = parse_sample(content, at)
+        if members[0].key <= last_key:
+            raise DamagedData(f"key {members[0].key:012d} does not come after {last_key:012d}")
+        last_key = members[0].key
+        yield members
+        at = members[2].end
+        if at >= len(content):
+            raise DamagedData("ends without the two zero blocks: cut off")
+    rest = bytes(content[at:])
+    if len(rest) < 2 * BLOCK:
+        raise DamagedData("ends without the two zero blocks: cut off")
+    if rest.strip(b"\0") or len(rest) > RECORD + BLOCK:
+        raise DamagedData(f"a zero block at byte {at:,} with more behind it")
+    if last_key < 0:
+        raise DamagedData("holds no sample")
+
+
+def _octal(field: bytes, what: str) -> int:
+    digits = field.rstrip(b"\0 ")
+    if not digits or digits.strip(b"01234567"):
+        raise DamagedData(f"{what} is not a plain octal number")
+    return int(digits, 8)

@@ -1,0 +1,105 @@
+"""Is every byte of a data set what its manifest promises? The checks behind `inspect-shards verify`."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from shards import index, tar
+from shards.errors import DamagedData, UsrganError
+from shards.manifest import Manifest, ShardEntry
+from shards.reader import open_dataset
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong: the file and what about it."""
+
+    file: str
+    problem: str
+
+
+def verify(
+    folder: Path, manifest: Manifest, *, deep: bool, advance: Callable[[int, str], None]
+) -> list[Finding]:
+    """Check every shard against manifest and index; `deep` decodes every pair as well.
+
+    `advance(1, name)` is called after each shard. Returns what is wrong, nothing when all is well.
+    """
+    findings: list[Finding] = []
+    last_key = -1
+    listed = set()
+    for split in ("train", "val"):
+        for shard in manifest.splits[split].shards:
+            listed.add(shard.name)
+            try:
+                keys = _check_shard(folder, shard)
+                if keys[0] <= last_key:
+                    raise DamagedData(f"key {keys[0]:012d} stands in an earlier shard, too")
+                last_key = keys[-1]
+            except (UsrganError, OSError) as error:
+                findings.append(
+                    Finding(shard.name, str(error).removeprefix(f"{folder / shard.name}: "))
+                )
+            advance(1, shard.name)
+    findings += [
+        Finding(path.name, "is not in the manifest; other readers would take it for data")
+        for path in sorted(folder.glob("*.tar"))
+        if path.name not in listed
+    ]
+    if deep and not findings:
+        findings += _check_pairs(folder)
+    return findings
+
+
+def _check_shard(folder: Path, shard: ShardEntry) -> list[int]:
+    """Length, digest, structure, checksums and both indices of one shard; returns its keys."""
+    path = folder / shard.name
+    with (
+        path.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        if len(content) != shard.bytes:
+            raise DamagedData(f"has {len(content):,} bytes instead of {shard.bytes:,}")
+        whole = hashlib.sha256(content).hexdigest() == shard.sha256
+        with memoryview(content) as view:
+            members = list(tar.scan(view))
+            found = [
+                [zlib.crc32(view[m.data_at :][: m.size]) for m in sample] for sample in members
+            ]
+    if not whole:
+        raise DamagedData("its SHA-256 is not the manifest's: some byte changed")
+    stored = index.load_npz(index.npz_path(folder, shard.name))
+    same = (
+        stored.entry(shard.name) == shard
+        and np.array_equal(stored.key, [sample[0].key for sample in members])
+        and np.array_equal(stored.offset, [[m.data_at for m in sample] for sample in members])
+        and np.array_equal(stored.size, [[m.size for m in sample] for sample in members])
+        and np.array_equal(stored.crc32, found)
+    )
+    if not same:
+        raise DamagedData(f"index/{index.npz_path(folder, shard.name).name} does not fit it")
+    starts = [sample[0].header_at for sample in members]
+    idx = index.idx_path(folder, shard.name)
+    if idx.read_bytes() != index.encode_idx(starts, members[-1][2].end):
+        raise DamagedData(f"{idx.name} does not fit it")
+    return [sample[0].key for sample in members]
+
+
+def _check_pairs(folder: Path) -> list[Finding]:
+    findings = []
+    dataset = open_dataset(folder)
+    for name in dataset.manifest.splits:
+        split = dataset.split(name)
+        for position in range(len(split)):
+            try:
+                split[position]
+            except DamagedData as error:
+                findings.append(Finding(name, str(error)))
+        split.close()
+    return findings

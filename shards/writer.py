@@ -1,0 +1,200 @@
+"""Shards and data sets to disk: each file whole and durable, the index after its tar, the manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import msgspec
+
+from shards import __version__, files, index
+from shards.errors import DamagedData
+from shards.index import Row
+from shards.manifest import (
+    NAME,
+    Manifest,
+    ShardEntry,
+    Split,
+    dataset_digest,
+    encode_manifest,
+)
+from shards.tar import BLOCK, PARTS, Member, padded
+
+
+class Sample(NamedTuple):
+    """The encoded members of one sample."""
+
+    key: int
+    hr: bytes
+    meta: bytes
+    lr: bytes
+
+
+def shard_name(split: str, number: int) -> str:
+    """`train-000000.tar`."""
+    return f"{split}-{number:06d}.tar"
+
+
+def write_shard(folder: Path, name: str, samples: Iterable[tuple[Sample, Row]]) -> ShardEntry:
+    """Write NAME.tar, NAME.tar.idx and index/NAME.npz; the last one says that the shard is done.
+
+    Keys ascend. The same samples give the same bytes.
+    """
+    import webdataset  # here, because it brings torch along where torch is installed
+
+    members: list[tuple[Member, Member, Member]] = []
+    checksums: list[list[int]] = []
+    rows: list[Row] = []
+    at = 0
+    with files.replacing(folder / name) as stream:
+        sink = _DigestingStream(stream)
+        with webdataset.TarWriter(
+            sink, user="", group="", mode=0o444, mtime=0, encoder=False
+        ) as tar:
+            for sample, row in samples:
+                assert not members or sample.key > members[-1][0].key, sample.key
+                parts = dict(zip(PARTS, (sample.hr, sample.meta, sample.lr), strict=True))
+                tar.write({"__key__": f"{sample.key:012d}"} | parts)
+                placed = []
+                for part, content in parts.items():
+                    placed.append(Member(sample.key, part, at, len(content)))
+                    at += BLOCK + padded(len(content))
+                members.append((placed[0], placed[1], placed[2]))
+                checksums.append([zlib.crc32(content) for content in parts.values()])
+                rows.append(row)
+            assert tar.tarstream.offset == at, (tar.tarstream.offset, at)
+    assert members, f"{name}: an empty shard breaks readers"
+    starts = [sample[0].header_at for sample in members]
+    files.write_file(index.idx_path(folder, name), index.encode_idx(starts, at))
+    files.make_folder(folder / "index")
+    entry = ShardEntry(name, len(members), sink.length, sink.digest.hexdigest())
+    content = index.encode_npz(members, checksums, rows, length=entry.bytes, sha256=entry.sha256)
+    files.write_file(index.npz_path(folder, name), content)
+    return entry
+
+
+def finished_shard(folder: Path, name: str) -> ShardEntry | None:
+    """The entry of a shard that an earlier run finished, or None if it has to be written.
+
+    Trusts names and sizes, which `write_shard` makes durable in order; `inspect-shards verify`
+    reads every byte.
+    """
+    try:
+        entry = index.load_npz(index.npz_path(folder, name)).entry(name)
+    except DamagedData:
+        return None
+    tar, idx = folder / name, index.idx_path(folder, name)
+    whole = tar.is_file() and tar.stat().st_size == entry.bytes
+    indexed = idx.is_file() and idx.stat().st_size == 8 * (entry.samples + 1)
+    return entry if whole and indexed else None
+
+
+def publish(folder: Path, manifest: Manifest) -> Manifest:
+    """Write what other readers look for beside the shards, then the manifest: now it is a data set."""
+    manifest = msgspec.structs.replace(
+        manifest,
+        dataset_sha256=dataset_digest(manifest.splits),
+        created_by=f"usrgan {__version__}",
+    )
+    for name, split in manifest.splits.items():
+        files.write_file(folder / f"{name}.wids.json", _wids(name, split))
+    files.make_folder(folder / ".nv-meta")
+    for name, content in _energon(manifest).items():
+        files.write_file(folder / ".nv-meta" / name, content)
+    files.write_file(folder / "README.md", _card(manifest))
+    files.write_file(folder / NAME, encode_manifest(manifest))
+    return manifest
+
+
+class _DigestingStream:
+    """Counts and hashes what passes through to a file."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.digest = hashlib.sha256()
+        self.length = 0
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        self.length += len(content)
+        return self.stream.write(content)
+
+
+def _wids(name: str, split: Split) -> bytes:
+    """The shard list of the `wids` package."""
+    shards = [
+        {"url": shard.name, "nsamples": shard.samples, "filesize": shard.bytes}
+        for shard in split.shards
+    ]
+    described = {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "name": name,
+        "shardlist": shards,
+    }
+    return _json(described)
+
+
+def _energon(manifest: Manifest) -> dict[str, bytes]:
+    """What `energon prepare` would write, so that nobody has to run it."""
+    counts = {
+        shard.name: shard.samples for split in manifest.splits.values() for shard in split.shards
+    }
+    parts = "".join(
+        f"  {name}:"
+        + "".join(f"\n  - {shard.name}" for shard in split.shards)
+        + ("\n" if split.shards else " []\n")
+        for name, split in manifest.splits.items()
+    )
+    return {
+        ".info.json": _json({"energon_version": "7.0.0", "shard_counts": counts}),
+        "split.yaml": f"exclude: []\nsplit_parts:\n{parts}".encode(),
+        "dataset.yaml": b"__module__: megatron.energon\n__class__: CrudeWebdataset\nsubflavors: {}\n",
+    }
+
+
+def _card(manifest: Manifest) -> bytes:
+    """A data set card; its `configs:` keep Hugging Face `datasets` from reading anything but tars."""
+    patterns = {"train": ("train", "train-*.tar"), "val": ("validation", "val-*.tar")}
+    listed = "".join(
+        f"      - split: {patterns[name][0]}\n        path: {patterns[name][1]}\n"
+        for name, split in manifest.splits.items()
+        if split.shards
+    )
+    hr, lr = manifest.hr_size, manifest.hr_size // manifest.scale
+    rows = "".join(
+        f"| {name} | {getattr(manifest.photos, name):,} | {split.samples:,} | {len(split.shards):,} |\n"
+        for name, split in manifest.splits.items()
+    )
+    return f"""---
+configs:
+  - config_name: default
+    data_files:
+{listed}task_categories:
+  - image-to-image
+tags:
+  - super-resolution
+---
+
+# Patch pairs for ×{manifest.scale} super-resolution
+
+Each sample is `KEY.hr.png` ({hr}×{hr} RGB), `KEY.lr.png` ({lr}×{lr}, cut out of the antialiased
+bicubic ×1/{manifest.scale} of the whole photo) and `KEY.json` (photo, position, detail).
+
+| split | photos | pairs | shards |
+|---|---|---|---|
+{rows}
+LR made by {manifest.resize.implementation} {manifest.resize.version}, kernel `{manifest.resize.kernel}`.
+Data set `{manifest.dataset_sha256}`, written by {manifest.created_by}.
+
+    inspect-shards verify .
+    train-sr --shards . --stage both
+""".encode()
+
+
+def _json(content: object) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
