@@ -130,8 +130,11 @@ Advance = Callable[[int, str], None]
 
 
 @contextlib.contextmanager
-def progress(title: str, *, total: int, unit: str) -> Iterator[Advance]:
-    """Show a bar with rate and time left on a terminal, and a time-stamped line off it."""
+def progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+    """Show a bar with rate and time left on a terminal, and time-stamped lines off it.
+
+    `done` units were there before and count for the bar, not for the rate.
+    """
     if err.is_terminal:
         with Progress(
             SpinnerColumn(),
@@ -145,23 +148,22 @@ def progress(title: str, *, total: int, unit: str) -> Iterator[Advance]:
             TextColumn("{task.fields[note]}"),
             console=err,
         ) as bars:
-            task = bars.add_task(title, total=total, rate="", note="")
+            task = bars.add_task(title, total=total, completed=done, rate="", note="")
             started = time.monotonic()
 
             def advance(steps: int, note: str = "") -> None:
                 bars.advance(task, steps)
-                done = bars.tasks[0].completed
-                rate = done / max(time.monotonic() - started, 1e-3)
+                rate = (bars.tasks[0].completed - done) / max(time.monotonic() - started, 1e-3)
                 bars.update(task, rate=f"{rate:,.1f} {unit}/s", note=note)
 
             yield advance
     else:
-        yield _logged_progress(title, total=total, unit=unit)
+        yield _logged_progress(title, total=total, unit=unit, before=done)
 
 
-def _logged_progress(title: str, *, total: int, unit: str) -> Advance:
+def _logged_progress(title: str, *, total: int, unit: str, before: int) -> Advance:
     started = last = time.monotonic()
-    done = 0
+    done = before
 
     def advance(steps: int, note: str = "") -> None:
         nonlocal done, last
@@ -170,7 +172,7 @@ def _logged_progress(title: str, *, total: int, unit: str) -> Advance:
         if done < total and now - last < LOG_EVERY_SECONDS:
             return
         last = now
-        rate = done / max(now - started, 1e-3)
+        rate = (done - before) / max(now - started, 1e-3)
         left = (total - done) / rate if rate > 0 else 0.0
         say(
             f"{title}: {done:,}/{total:,} {unit} ({rate:,.1f}/s, {left:.0f} s left) {note}".rstrip()

@@ -1,0 +1,119 @@
+"""Checkpoints: `last`, which holds everything to go on, and the best generators.
+
+    checkpoints/last/gan-000000473600.safetensors       all of `state`, the newest `keep` of each stage
+    checkpoints/best-psnr_y/gan.safetensors             a bare generator per metric and stage
+
+One file is one checkpoint, written aside and renamed, with a digest of its content inside: it is
+either whole or not there, and a damaged one is passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from torch import Tensor
+
+from shards import __version__, files
+from shards.errors import DamagedData, UsageError
+from trainer.config import Config, Stage, flat
+from trainer.state import TrainState, state_tensors
+from trainer.weights import load_tensors, save_tensors
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where a checkpoint stands, and what it belongs to."""
+
+    stage: str
+    patches_seen: int
+    best: dict[str, float]
+    dataset_sha256: str
+    config: dict[str, str | int | float | bool]
+    """Every setting by its dotted name."""
+    version: str = __version__
+
+
+def last_folder(run: Path) -> Path:
+    """`RUN/checkpoints/last`."""
+    return run / "checkpoints" / "last"
+
+
+def best_file(run: Path, metric: str, stage: Stage) -> Path:
+    """`RUN/checkpoints/best-METRIC/STAGE.safetensors`."""
+    return run / "checkpoints" / f"best-{metric}" / f"{stage}.safetensors"
+
+
+def save_last(run: Path, state: TrainState, config: Config, *, dataset_sha256: str) -> Path:
+    """Write everything to go on from here, then drop all but the newest `keep` of this stage."""
+    position = Position(
+        stage=state.stage,
+        patches_seen=state.patches_seen,
+        best=state.best,
+        dataset_sha256=dataset_sha256,
+        config=flat(config),
+    )
+    folder = last_folder(run)
+    files.make_folder(folder)
+    path = folder / f"{state.stage}-{state.patches_seen:012d}.safetensors"
+    save_tensors(path, state_tensors(state), {"position": msgspec.json.encode(position).decode()})
+    for old in _saved(run, state.stage)[max(config.checkpoint.keep, 1) :]:
+        files.remove(old)
+    return path
+
+
+def load_last(
+    run: Path, stage: Stage, *, warn: Callable[[str], None]
+) -> tuple[dict[str, Tensor], Position] | None:
+    """The newest whole checkpoint of a stage; None if the stage has none at all.
+
+    Raises:
+        DamagedData: there are checkpoints, and none of them can be read.
+    """
+    saved = _saved(run, stage)
+    for path in saved:
+        try:
+            tensors, metadata = load_tensors(path)
+            return tensors, msgspec.json.decode(metadata["position"], type=Position)
+        except (DamagedData, KeyError, msgspec.DecodeError) as error:
+            warn(f"{error}; going on from the checkpoint before it")
+    if saved:
+        raise DamagedData(
+            f"{last_folder(run)}: none of its {len(saved)} checkpoints of stage {stage} can be read;"
+            " restore one, or start anew with another --out"
+        )
+    return None
+
+
+def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha256: str) -> None:
+    """Refuse to go on with other data or other settings than the checkpoint was made with.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    if position.dataset_sha256 != dataset_sha256:
+        raise UsageError(
+            f"{run}: was trained on data set {position.dataset_sha256[:12]}, --shards is"
+            f" {dataset_sha256[:12]}; name those shards, or another --out"
+        )
+    free = ("epochs", "data.workers", "checkpoint.", "validation.")
+    for name, now in flat(config).items():
+        before = position.config.get(name)
+        if before != now and not name.startswith(free):
+            raise UsageError(
+                f"{run}: was trained with {name} = {before}, now it is {now};"
+                " use the same settings, or another --out"
+            )
+
+
+def save_best(run: Path, state: TrainState, *, metric: str, metadata: dict[str, str]) -> Path:
+    """Write the generator that validated best so far, ready for upscaling."""
+    path = best_file(run, metric, state.stage)
+    files.make_folder(path.parent)
+    save_tensors(path, state.output.state_dict(), metadata)
+    return path
+
+
+def _saved(run: Path, stage: str) -> list[Path]:
+    """Checkpoints of a stage, newest first."""
+    return sorted(last_folder(run).glob(f"{stage}-*.safetensors"), reverse=True)

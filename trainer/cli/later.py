@@ -1,0 +1,31 @@
+"""Commands whose names are promised and whose work comes with a later version."""
+
+from __future__ import annotations
+
+import click
+
+from shards import console
+from shards.errors import UsageError
+
+ANYTHING = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+@console.command(
+    "export-sr", example="export-sr runs/usrgan/checkpoints/last --format onnx -o model.onnx"
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def export_main(arguments: tuple[str, ...]) -> None:
+    """Export a model for other programs: ONNX, ncnn (comes with a later version)."""
+    raise UsageError(
+        "export-sr: comes with a later version of usrgan; RUN/checkpoints/best-*/ already holds"
+        " safetensors with BasicSR's layer names"
+    )
+
+
+@console.command("bench-sr", example="bench-sr train --json")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench_main(arguments: tuple[str, ...]) -> None:
+    """Measure throughput beside its floor and a peer (comes with a later version)."""
+    raise UsageError(
+        "bench-sr: comes with a later version of usrgan; train-sr logs patches/s in metrics.jsonl"
+    )

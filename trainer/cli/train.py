@@ -1,0 +1,142 @@
+"""`train-sr`: shards to a super-resolution model, in two stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from shards import console
+from shards.errors import UsageError
+
+
+@console.command(
+    "train-sr",
+    example="train-sr --shards shards/ --stage both\ntrain-sr --shards shards/ --stage psnr --config tiny --device cpu",
+)
+@click.option("--shards", type=click.Path(path_type=Path), help="Folder that prep-shards wrote.")
+@click.option(
+    "--stage",
+    type=click.Choice(["psnr", "gan", "both"]),
+    default="both",
+    show_default=True,
+    help="psnr: L1 loss. gan: L1 + VGG-19 + adversarial, from the weights of stage psnr.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder.  [default: runs/ and the preset's name]",
+)
+@click.option(
+    "--config",
+    "preset",
+    default="usrgan",
+    show_default=True,
+    help="Name of a preset, or a TOML file.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one setting (repeatable).",
+)
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    help="Weights to start the (first) stage from, .safetensors.",
+)
+@click.option(
+    "--vgg",
+    type=click.Path(path_type=Path),
+    envvar="USRGAN_VGG19",
+    help="torchvision's VGG-19 weights for the content loss.  [default: $USRGAN_VGG19, or fetched]",
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option(
+    "--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of this machine."
+)
+@click.option("--print-config", is_flag=True, help="Print the resolved settings as TOML and end.")
+@click.option("--dry-run", is_flag=True, help="Check everything, train nothing, write nothing.")
+@click.option(
+    "--report",
+    "report_of",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Make RUN/report.html anew and end.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+def train_main(
+    shards: Path | None,
+    stage: str,
+    out: Path | None,
+    preset: str,
+    overrides: tuple[str, ...],
+    init: Path | None,
+    vgg: Path | None,
+    device: str,
+    gpus: int,
+    *,
+    print_config: bool,
+    dry_run: bool,
+    report_of: Path | None,
+    as_json: bool,
+) -> None:
+    """Train a super-resolution model on shards.
+
+    Stage psnr learns to reconstruct, stage gan to look real. A run that was stopped or killed goes
+    on when the same command is run again.
+    """
+    from trainer.config import STAGES, load_config, stages_to_toml
+
+    if report_of is not None:
+        from trainer.report import write_report
+
+        path = write_report(report_of)
+        console.print_json({"report": str(path)}) if as_json else click.echo(str(path))
+        return
+    stages = [name for name in STAGES if stage in (name, "both")]
+    configs = {name: load_config(preset, stage=name, overrides=overrides) for name in stages}
+    if print_config:
+        click.echo(stages_to_toml(configs), nl=False)
+        return
+    if shards is None:
+        raise UsageError(
+            "--shards: name the folder that prep-shards wrote, for example --shards shards/"
+        )
+    if gpus > 1:
+        raise UsageError(
+            "--gpus: this version trains on one device; several come with a later version"
+        )
+    run = out or Path("runs") / Path(preset).stem
+
+    from trainer.train import train
+
+    with console.stop_requests() as stop_requested:
+        result = train(
+            run=run,
+            stages=configs,
+            preset=preset,
+            shards=shards,
+            device=device,
+            init=init,
+            content_weights=vgg,
+            dry_run=dry_run,
+            say=console.say,
+            warn=console.warn,
+            progress=console.progress,
+            stop_requested=stop_requested,
+        )
+    if as_json:
+        console.print_json(result)
+    elif dry_run:
+        click.echo("all checks passed; nothing was trained or written")
+    else:
+        for each in result["stages"]:
+            best = "  ".join(f"{name} {value:.4f}" for name, value in each["best"].items())
+            click.echo(
+                f"stage {each['stage']}: {each['patches_seen']:,} patches  best {best or 'not validated'}"
+            )
+        click.echo(f"report  {result['report']}\nweights {result['weights']}")

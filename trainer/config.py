@@ -1,0 +1,273 @@
+"""The configuration: TOML into frozen structs, one per module, with "did you mean".
+
+A file holds the settings of both stages; tables `[psnr]` and `[gan]` override them for one stage,
+and `--set key=value` overrides everything. Presets lie in `configs/`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from shards.errors import ConfigError
+from trainer.data import DataConfig
+from trainer.losses import ContentConfig, LossConfig
+from trainer.models import DiscriminatorConfig, GeneratorConfig
+from trainer.optim import EmaConfig, OptimConfig
+from trainer.validate import ValidationConfig
+
+Stage = Literal["psnr", "gan"]
+STAGES: tuple[Stage, ...] = ("psnr", "gan")
+PAPER = "usrgan"
+Table = dict[str, Any]
+
+
+class CheckpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often `last` is saved (beside the end of a stage and every stop), and how many are kept."""
+
+    every_patches: int = 23_680
+    keep: int = 2
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One stage of a training run; the defaults are the paper's numbers."""
+
+    seed: int = 0
+    epochs: int = 200
+    epoch_patches: int = 2368
+    """Patches in an epoch: 74 iterations of 32 (§5.1)."""
+    batch_size: int = 32
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 autocast, or fp32 throughout; "auto" is bf16 where the device computes in it."""
+    generator: GeneratorConfig = GeneratorConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    loss: LossConfig = LossConfig()
+    content: ContentConfig = ContentConfig()
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    data: DataConfig = DataConfig()
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Steps in an epoch."""
+        return max(1, self.epoch_patches // self.batch_size)
+
+    @property
+    def total_patches(self) -> int:
+        """Patches that a stage sees."""
+        return self.epochs * self.iterations_per_epoch * self.batch_size
+
+
+def load_config(source: str, *, stage: Stage, overrides: Sequence[str] = ()) -> Config:
+    """Resolve preset name or TOML file `source` for one stage, with `key=value` overrides.
+
+    Raises:
+        ConfigError: no such file, or a key or value that cannot be; names the nearest valid one.
+    """
+    path = find(source)
+    table = _read(path)
+    overlays: dict[str, Table] = {}
+    for name in STAGES:
+        overlay = table.pop(name, {})
+        if not isinstance(overlay, dict):
+            raise ConfigError(f"{path}: [{name}] is a table of settings for that stage")
+        overlays[name] = overlay
+    for checked in (table, *overlays.values()):  # a typo in the other stage's table counts, too
+        _check_keys(checked, where=str(path))
+    table = _merged(table, overlays[stage])
+    for override in overrides:
+        table = _merged(table, _parse_override(override))
+    return _convert(table, where=str(path))
+
+
+def find(source: str) -> Path:
+    """The file of a preset name, or the path itself."""
+    path = Path(source)
+    if path.suffix == ".toml":
+        if path.is_file():
+            return path
+        raise ConfigError(
+            f"--config {source}: there is no such file; presets: {', '.join(presets())}"
+        )
+    preset = presets_folder() / f"{source}.toml"
+    if preset.is_file():
+        return preset
+    near = difflib.get_close_matches(source, presets(), n=1)
+    hint = (
+        f"did you mean {near[0]}?"
+        if near
+        else f"there are {', '.join(presets())}, or name a .toml file"
+    )
+    raise ConfigError(f"--config {source}: there is no such preset; {hint}")
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with usrgan."""
+    return sorted(path.stem for path in presets_folder().glob("*.toml"))
+
+
+def presets_folder() -> Path:
+    """`configs/` of a checkout, or its copy inside the installed package."""
+    packed = Path(__file__).parent / "presets"
+    return packed if packed.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """`{"generator.features": 64, ...}`, every setting by its dotted name."""
+    return dict(_leaves(msgspec.to_builtins(config)))
+
+
+def differences(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configurations differ: `{name: (ours, theirs)}`."""
+    other = flat(theirs)
+    return {
+        name: (value, other[name]) for name, value in flat(ours).items() if value != other[name]
+    }
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration of one stage as TOML that `--config` takes again."""
+    return _toml(msgspec.to_builtins(config))
+
+
+def stages_to_toml(configs: dict[Stage, Config]) -> str:
+    """One TOML for several stages: what they share, then a table of what each has of its own."""
+    first, *others = configs.values()
+    apart = {name for other in others for name in differences(first, other)}
+    table: Table = {}
+    for name, value in flat(first).items():
+        if name not in apart:
+            _put(table, name, value)
+    for stage, config in configs.items():
+        for name, value in flat(config).items():
+            if name in apart:
+                _put(table, f"{stage}.{name}", value)
+    return _toml(table)
+
+
+def _toml(table: Table, name: str = "") -> str:
+    own = [
+        f"{key} = {_toml_value(value)}"
+        for key, value in table.items()
+        if not isinstance(value, dict)
+    ]
+    text = "\n".join([f"[{name}]"] * bool(name and own) + own) + "\n" * bool(own)
+    for key, value in table.items():
+        if isinstance(value, dict):
+            text += "\n" * bool(text) + _toml(value, f"{name}.{key}" if name else key)
+    return text
+
+
+def _put(table: Table, name: str, value: Any) -> None:  # noqa: ANN401  any leaf of the configuration
+    *parents, last = name.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+    table[last] = value
+
+
+def _read(path: Path) -> Table:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML ({error}); correct that line") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _parse_override(text: str) -> Table:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: write key=value, for example --set optim.lr=2e-4")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()  # a bare word is a string
+    table: Table = {}
+    _put(table, key.strip(), parsed)
+    _check_keys(table, where=f"--set {text}")
+    return table
+
+
+def _merged(base: Table, over: Table) -> Table:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _check_keys(table: Table, *, where: str) -> None:
+    known = {name for name, _ in _leaves(msgspec.to_builtins(Config()))}
+    tables = {name.split(".")[0] for name in known if "." in name}
+    for name, value in _leaves(table):
+        if name in known:
+            continue
+        if name in tables:
+            raise ConfigError(f"{where}: {name} is a table, not {value!r}; write {name}.KEY")
+        near = difflib.get_close_matches(name, known, n=1) or [
+            key for key in sorted(known) if key.split(".")[-1] == name.split(".")[-1]
+        ]
+        hint = f"did you mean {near[0]}?" if near else "see --print-config for all keys"
+        raise ConfigError(f"{where}: unknown key {name}; {hint}")
+
+
+def _convert(table: Table, *, where: str) -> Config:
+    try:
+        config = msgspec.convert(table, Config)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$.")
+        raise ConfigError(f"{where}: {place.rstrip('`') or 'configuration'}: {message}") from None
+    _check_values(config, where=where)
+    return config
+
+
+def _check_values(config: Config, *, where: str) -> None:
+    """What types cannot say, in the user's words."""
+    least_one = ("epochs", "epoch_patches", "batch_size", "generator.features", "generator.blocks")
+    positive = (
+        *least_one,
+        "generator.growth",
+        "discriminator.features",
+        "discriminator.dense",
+        "optim.lr",
+    )
+    for name, value in flat(config).items():
+        if isinstance(value, int | float) and not value >= 0:
+            raise ConfigError(f"{where}: {name} = {value}: must not be negative")
+        if name in positive and not value > 0:
+            raise ConfigError(f"{where}: {name} = {value}: must be more than 0")
+        if isinstance(value, float) and value in (float("inf"),):
+            raise ConfigError(f"{where}: {name} = {value}: must be finite")
+    if config.batch_size > config.epoch_patches:
+        raise ConfigError(
+            f"{where}: batch_size {config.batch_size} is more than epoch_patches {config.epoch_patches};"
+            " an epoch needs one step"
+        )
+    if not (config.optim.beta1 < 1 and config.optim.beta2 < 1):
+        raise ConfigError(f"{where}: optim.beta1 and optim.beta2 must be below 1")
+
+
+def _leaves(table: Table, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _toml_value(value: Any) -> str:  # noqa: ANN401  any leaf of the configuration
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)
+
+
+assert get_args(Stage) == STAGES

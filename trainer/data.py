@@ -1,0 +1,125 @@
+"""Batches out of shards, in an order that is a function of (data, seed, step) and nothing else.
+
+Nothing has to be stored to go on at a step: the permutation of each pass over the data and the
+turn of each patch come from counter-based random numbers (Philox) keyed by data set, seed and pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from shards.errors import UsageError
+from shards.png import RGB8
+from shards.reader import SplitReader
+
+BATCHES_AHEAD = 3
+
+
+class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How patches reach the step; neither setting changes which patches come."""
+
+    workers: int = 2
+    """Threads that read and decode beside the training step; 0 decodes in the step's own thread."""
+    augment: bool = True
+    """Flips and 90° turns, the same for LR and HR."""
+
+
+class Batch(NamedTuple):
+    """uint8 RGB patches on the CPU: `lr` [B h w 3], `hr` [B sh sw 3], and their positions [B]."""
+
+    lr: Tensor
+    hr: Tensor
+    positions: npt.NDArray[np.int64]
+
+
+def steps_per_pass(samples: int, batch_size: int) -> int:
+    """Whole batches in one pass over the data; the rest of a pass (other samples each time) is left."""
+    if samples < batch_size:
+        raise UsageError(
+            f"batch_size: {batch_size} patches a step, but the shards hold only {samples};"
+            " cut more with prep-shards --patches-per-image or lower batch_size"
+        )
+    return samples // batch_size
+
+
+def pass_order(
+    samples: int, *, dataset_sha256: str, seed: int, number: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Order of the samples in one pass, and for each sample one of the eight turns of the square."""
+    key = hashlib.blake2b(f"{dataset_sha256} {seed} {number}".encode(), digest_size=16).digest()
+    draws = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(samples)
+    order = np.argsort(draws, kind="stable").astype(np.int64)
+    return order, (draws & np.uint64(7)).astype(np.uint8)
+
+
+def batches(
+    split: SplitReader, *, seed: int, batch_size: int, first_step: int, config: DataConfig
+) -> Generator[Batch]:
+    """Endless batches from `first_step` on.
+
+    Raises:
+        UsageError: the split holds less than one batch.
+        DamagedData: a sample is not what its index promises (when its batch is due).
+    """
+    dataset_sha256 = split.manifest.dataset_sha256
+    per_pass = steps_per_pass(len(split), batch_size)
+
+    def requests() -> Iterator[list[tuple[int, int]]]:
+        number, step = divmod(first_step, per_pass)
+        while True:
+            order, turns = pass_order(
+                len(split), dataset_sha256=dataset_sha256, seed=seed, number=number
+            )
+            for start in range(step * batch_size, per_pass * batch_size, batch_size):
+                chosen = order[start : start + batch_size].tolist()
+                yield [(i, int(turns[i]) if config.augment else 0) for i in chosen]
+            number, step = number + 1, 0
+
+    def load(request: tuple[int, int]) -> tuple[RGB8, RGB8]:
+        position, turn = request
+        pair = split[position]
+        return turned(pair.lr, turn), turned(pair.hr, turn)
+
+    if config.workers == 0:
+        for request in requests():
+            yield _collate(request, [load(each) for each in request])
+        return
+    with ThreadPoolExecutor(config.workers, thread_name_prefix="decode") as pool:
+        ahead: deque[tuple[list[tuple[int, int]], list[Future[tuple[RGB8, RGB8]]]]] = deque()
+        try:
+            for request in requests():
+                ahead.append((request, [pool.submit(load, each) for each in request]))
+                if len(ahead) > BATCHES_AHEAD:
+                    due, loading = ahead.popleft()
+                    yield _collate(due, [future.result() for future in loading])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def turned(image: RGB8, turn: int) -> RGB8:
+    """One of the eight turns of a square image: bit 2 mirrors, bits 0 and 1 count 90° turns."""
+    if turn & 4:
+        image = image[:, ::-1]
+    return np.rot90(image, turn & 3)
+
+
+def to_float(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 [B h w 3] on the CPU => float32 [B 3 h w] in [0, 1] on the device, channels last."""
+    moved = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    return moved.to(torch.float32, memory_format=torch.channels_last) / 255
+
+
+def _collate(request: list[tuple[int, int]], pairs: list[tuple[RGB8, RGB8]]) -> Batch:
+    lr = torch.from_numpy(np.stack([pair[0] for pair in pairs]))
+    hr = torch.from_numpy(np.stack([pair[1] for pair in pairs]))
+    return Batch(lr, hr, np.array([position for position, _ in request], np.int64))

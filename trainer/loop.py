@@ -1,0 +1,281 @@
+"""The training loop: one stage from wherever it stands to its end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from shards import __version__
+from shards.errors import Stopped, UsrganError
+from shards.reader import Dataset, SplitReader
+from trainer.checkpoint import check_same_run, load_last, save_best, save_last
+from trainer.config import Config, Stage, differences, flat
+from trainer.data import batches, to_float
+from trainer.optim import learning_rate, set_learning_rate, update_average
+from trainer.run import (
+    append_metrics,
+    describe_device,
+    rewind_metrics,
+    use_bf16,
+    write_header,
+    write_sample,
+)
+from trainer.state import TrainState, build_state, restore, start_from
+from trainer.steps import STEPS
+from trainer.validate import sample_strip, validate, validate_bicubic
+from trainer.weights import load_matching
+
+BEST_METRICS = ("psnr_y", "ssim_y")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train on what, and how to talk about it."""
+
+    run: Path
+    stage: Stage
+    config: Config
+    preset: str
+    paper: Config
+    """The paper's settings of this stage: the header names each deviation."""
+    dataset: Dataset
+    device: torch.device
+    init: Path | None
+    """Weights to start from; None: fresh ones."""
+    content_weights: Path | None
+    say: Callable[[str], None]
+    warn: Callable[[str], None]
+    progress: Callable[..., AbstractContextManager[Callable[[int, str], None]]]
+    stop_requested: Callable[[], bool]
+
+
+def train_stage(job: Job) -> TrainState:
+    """Train one stage to its end; a run that was stopped or killed goes on where its checkpoint stands.
+
+    Raises:
+        Stopped: on request, after saving.
+        UsageError: the run folder, the data or the weights do not fit the configuration.
+        UsrganError: a loss is not finite any more.
+    """
+    config, run, device = job.config, job.run, job.device
+    manifest = job.dataset.manifest
+    train, val = job.dataset.split("train"), job.dataset.split("val")
+
+    # a fresh state, or the last checkpoint
+    state = build_state(
+        config,
+        stage=job.stage,
+        scale=manifest.scale,
+        device=device,
+        content_weights=job.content_weights,
+    )
+    saved = load_last(run, job.stage, warn=job.warn)
+    if saved is not None:
+        tensors, position = saved
+        check_same_run(position, config, run=run, dataset_sha256=manifest.dataset_sha256)
+        restore(state, tensors)
+        state.patches_seen, state.best = position.patches_seen, dict(position.best)
+        rewind_metrics(run, stage=job.stage, patches_seen=state.patches_seen)
+    elif job.init is not None:
+        start_from(state, load_matching(job.init, config.generator, scale=manifest.scale))
+    if state.patches_seen >= config.total_patches:
+        job.say(
+            f"stage {job.stage}: done before ({state.patches_seen:,} patches); raise epochs to go on"
+        )
+        return state
+    stream = batches(
+        train,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        first_step=state.patches_seen // config.batch_size,
+        config=config.data,
+    )
+    write_header(
+        run, stage=job.stage, config=config, preset=job.preset, manifest=manifest, device=device
+    )
+    _say_header(job, state, len(train), len(val))
+
+    # steps
+    step, bf16 = STEPS[job.stage], use_bf16(config, device)
+    epoch = config.iterations_per_epoch * config.batch_size
+    log = _EpochLog()
+    state.generator.train()
+    with (
+        job.progress(
+            f"stage {job.stage}",
+            total=config.total_patches,
+            unit="patches",
+            done=state.patches_seen,
+        ) as advance,
+        closing(stream),
+    ):
+        while state.patches_seen < config.total_patches:
+            _set_learning_rates(state, config)
+            waited = time.perf_counter()
+            batch = next(stream)
+            log.waited += time.perf_counter() - waited
+            losses = step(
+                state, config, to_float(batch.lr, device), to_float(batch.hr, device), bf16
+            )
+            state.patches_seen += config.batch_size
+            log.add(losses)
+            if state.average is not None:
+                update_average(
+                    state.average,
+                    state.generator,
+                    halflife=config.ema.halflife_patches,
+                    batch_size=config.batch_size,
+                    patches_seen=state.patches_seen,
+                )
+
+            # at the end of an epoch: log, validate, keep the best
+            done = state.patches_seen >= config.total_patches
+            note = ""
+            if state.patches_seen % epoch == 0:
+                row = log.row(
+                    state, epoch=state.patches_seen // epoch, batch_size=config.batch_size
+                )
+                _check_finite(row, run=run)
+                if _validation_due(state.patches_seen // epoch, config, val, done=done):
+                    row |= _validate_and_keep_best(job, state, val)
+                append_metrics(run, row)
+                note = _note(row)
+                log = _EpochLog()
+
+            # checkpoint
+            stopping = job.stop_requested()
+            if done or stopping or state.patches_seen % _whole_steps(config) == 0:
+                save_last(run, state, config, dataset_sha256=manifest.dataset_sha256)
+            advance(config.batch_size, note)
+            if stopping and not done:
+                raise Stopped(
+                    f"{run}: saved at {state.patches_seen:,} of {config.total_patches:,} patches of stage"
+                    f" {job.stage}; run the same command again to go on"
+                )
+    return state
+
+
+class _EpochLog:
+    """Sums of the losses on the device, read once per epoch."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.waited = 0.0
+        self.steps = 0
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        self.steps += 1
+        for name, value in losses.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def row(
+        self, state: TrainState, *, epoch: int, batch_size: int
+    ) -> dict[str, float | int | str]:
+        means = {name: (value / self.steps).item() for name, value in self.sums.items()}
+        seconds = time.perf_counter() - self.started
+        return {
+            "stage": state.stage,
+            "epoch": epoch,
+            "patches_seen": state.patches_seen,
+            **{f"loss_{name}": value for name, value in means.items()},
+            "lr": state.optimizer.param_groups[0]["lr"],
+            "patches_per_s": self.steps * batch_size / seconds,
+            "data_wait": self.waited / seconds,
+        }
+
+
+def _set_learning_rates(state: TrainState, config: Config) -> None:
+    def rate(base: float) -> float:
+        return learning_rate(
+            config.optim, base, patches_seen=state.patches_seen, patches_total=config.total_patches
+        )
+
+    set_learning_rate(state.optimizer, rate(config.optim.lr))
+    if state.adversary is not None:
+        base = config.optim.discriminator_lr or config.optim.lr
+        set_learning_rate(state.adversary.optimizer, rate(base))
+
+
+def _whole_steps(config: Config) -> int:
+    """`checkpoint.every_patches` in whole steps."""
+    return max(config.checkpoint.every_patches // config.batch_size, 1) * config.batch_size
+
+
+def _validation_due(epoch: int, config: Config, val: SplitReader, *, done: bool) -> bool:
+    every = config.validation.every_epochs
+    return bool(every and len(val) and (epoch % every == 0 or done))
+
+
+def _validate_and_keep_best(job: Job, state: TrainState, val: SplitReader) -> dict[str, float]:
+    found = validate(state.output, val, patches=job.config.validation.patches, device=job.device)
+    for metric in BEST_METRICS:
+        if found[metric] > state.best.get(metric, -math.inf):
+            state.best[metric] = found[metric]
+            save_best(job.run, state, metric=metric, metadata=_metadata(job, state, found))
+    picture = sample_strip(state.output, val, device=job.device)
+    write_sample(job.run, stage=state.stage, patches_seen=state.patches_seen, picture=picture)
+    return {f"val_{name}": value for name, value in found.items()}
+
+
+def _metadata(job: Job, state: TrainState, found: dict[str, float]) -> dict[str, str]:
+    settings = flat(job.config)
+    return {
+        "architecture": settings["generator.architecture"],
+        **{name: str(value) for name, value in settings.items() if name.startswith("generator.")},
+        "scale": str(job.dataset.manifest.scale),
+        "stage": state.stage,
+        "preset": job.preset,
+        "weights": "raw" if state.average is None else "ema",
+        "patches_seen": str(state.patches_seen),
+        **{f"val_{name}": f"{value:.4f}" for name, value in found.items()},
+        "content_features": job.config.content.features if state.stage == "gan" else "none",
+        "dataset_sha256": job.dataset.manifest.dataset_sha256,
+        "usrgan": __version__,
+    }
+
+
+def _check_finite(row: dict[str, float | int | str], *, run: Path) -> None:
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsrganError(
+                f"{run}: {name} is {value} at {row['patches_seen']:,} patches; the checkpoints are intact:"
+                " lower optim.lr, raise optim.warmup_patches, or train with precision fp32, in another --out"
+            )
+
+
+def _note(row: dict[str, float | int | str]) -> str:
+    shown = {"loss_pixel": "L1", "loss_adversarial": "adv", "loss_discriminator": "D"}
+    parts = [f"{short} {row[name]:.4f}" for name, short in shown.items() if name in row]
+    if "val_psnr_y" in row:
+        parts.append(f"val {row['val_psnr_y']:.2f} dB / {row['val_ssim_y']:.4f}")
+    return "epoch {} · {}".format(row["epoch"], " · ".join(parts))
+
+
+def _say_header(job: Job, state: TrainState, train: int, val: int) -> None:
+    config = job.config
+    weights = sum(parameter.numel() for parameter in state.generator.parameters())
+    precision = "bf16" if use_bf16(config, job.device) else "fp32"
+    job.say(
+        f"stage {job.stage}: {weights:,} generator weights on {describe_device(job.device)}, {precision};"
+        f" {train:,} training and {val:,} held-out patches ({job.dataset.manifest.dataset_sha256[:12]})"
+    )
+    if val:
+        bicubic = validate_bicubic(job.dataset.split("val"), patches=config.validation.patches)
+        job.say(f"  to beat: bicubic {bicubic['psnr_y']:.2f} dB / {bicubic['ssim_y']:.4f} on Y")
+    if state.patches_seen:
+        job.say(f"  going on at {state.patches_seen:,} patches")
+    elif job.init is not None:
+        job.say(f"  starting from {job.init}")
+    if job.stage == "gan" and config.content.features == "random":
+        job.warn("content.features is random: the content loss compares untrained features")
+    for name, (ours, papers) in differences(config, job.paper).items():
+        if not name.startswith(("data.", "validation.", "checkpoint.", "seed")):
+            job.say(f"  deviates from the paper: {name} = {ours} (paper: {papers})")

@@ -1,0 +1,62 @@
+"""VGG-19 as a feature extractor for the content loss (paper §7.1.2; arXiv:1409.1556).
+
+Sixteen convolutions of ours that load torchvision-format keys (`features.N.weight`), so that
+torchvision itself is not needed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+InputRange = Literal["imagenet", "unit"]
+Activation = Literal["before", "after"]
+
+_CONVOLUTIONS = {1: 2, 2: 2, 3: 4, 4: 4, 5: 4}
+"""How many convolutions each level of VGG-19 has."""
+
+
+def layer_names() -> list[str]:
+    """`conv1_1` … `conv5_4`."""
+    return [f"conv{level}_{i}" for level, n in _CONVOLUTIONS.items() for i in range(1, n + 1)]
+
+
+class VGGFeatures(nn.Module):
+    """RGB in [0, 1] to the feature map of one layer, taken before or after its ReLU.
+
+    `input_range` says what the first convolution sees: "imagenet" is (x - mean) / std with the
+    constants that the published torchvision weights were trained with, "unit" is x itself.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, layer: str, activation: Activation, input_range: InputRange) -> None:
+        super().__init__()
+        self.input_range = input_range
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), False)
+        layers: list[nn.Module] = []
+        inputs = 3
+        for name in layer_names():
+            level, number = int(name[4]), int(name[6])
+            if level > 1 and number == 1:
+                layers.append(nn.MaxPool2d(2))
+            width = min(64 * 2 ** (level - 1), 512)
+            layers.append(nn.Conv2d(inputs, width, 3, padding=1))
+            inputs = width
+            if name == layer:
+                break
+            layers.append(nn.ReLU())
+        if activation == "after":
+            layers.append(nn.ReLU())
+        self.features = nn.Sequential(*layers)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hl wl"]:
+        if self.input_range == "imagenet":
+            image = (image - self.mean) / self.std
+        found: Tensor = self.features(image)
+        return found

@@ -1,0 +1,75 @@
+"""Optimisers, learning-rate schedule and weight averaging: pure functions of the patches seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+
+class OptimConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Adam for both networks (paper §4)."""
+
+    lr: float = 1e-4
+    """Learning rate of the generator, and of the discriminator unless `discriminator_lr` is set."""
+    discriminator_lr: float = 0.0
+    """0: the same as `lr`."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    schedule: Literal["constant", "cosine"] = "constant"
+    """"cosine" falls from `lr` to 0 over the stage."""
+    warmup_patches: int = 0
+    """Linear rise from 0 over the first so many patches."""
+
+
+class EmaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Exponential moving average of the generator's weights."""
+
+    halflife_patches: float = 0.0
+    """Patches after which an old weight counts half; 0 is off (the paper has none)."""
+
+
+def learning_rate(
+    config: OptimConfig, base: float, *, patches_seen: int, patches_total: int
+) -> float:
+    """The learning rate at a point of the stage."""
+    if patches_seen < config.warmup_patches:
+        return base * patches_seen / config.warmup_patches
+    if config.schedule == "constant":
+        return base
+    left = max(patches_total - config.warmup_patches, 1)
+    done = min((patches_seen - config.warmup_patches) / left, 1.0)
+    return base * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def build_adam(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
+    """Adam; the loop sets the learning rate before each step."""
+    return torch.optim.Adam(parameters, lr=config.lr, betas=(config.beta1, config.beta2))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+@torch.no_grad()
+def update_average(
+    average: nn.Module, live: nn.Module, *, halflife: float, batch_size: int, patches_seen: int
+) -> None:
+    """Move `average` towards `live` by one step's share.
+
+    The half-life grows with the patches seen until it reaches its full length, so that an early
+    average is not dominated by the random start (EDM, arXiv:2206.00364, ramp-up). Buffers, which
+    batch normalisation has, are copied: averaged weights with stale statistics are worse than none.
+    """
+    halflife = min(halflife, max(patches_seen * 0.1, 1e-8))
+    keep = 0.5 ** (batch_size / halflife)
+    averaged: list[Tensor] = list(average.parameters())
+    torch._foreach_lerp_(averaged, list(live.parameters()), 1 - keep)
+    for target, source in zip(average.buffers(), live.buffers(), strict=True):
+        target.copy_(source)

@@ -1,0 +1,146 @@
+"""Everything of a training stage that must survive a restart, in one place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import Config, Stage
+from trainer.losses import build_content_features
+from trainer.models import build_discriminator, build_generator
+from trainer.networks.discriminator import VGGDiscriminator
+from trainer.networks.rrdb import RRDBNet
+from trainer.networks.vgg import VGGFeatures
+from trainer.optim import build_adam
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass
+class Adversary:
+    """What stage `gan` has beside the generator."""
+
+    discriminator: VGGDiscriminator
+    optimizer: torch.optim.Adam
+    content: VGGFeatures
+    """Frozen; rebuilt from the configuration and never saved."""
+
+
+@dataclass
+class TrainState:
+    """Networks, average, optimisers and position of one stage."""
+
+    stage: Stage
+    generator: RRDBNet
+    optimizer: torch.optim.Adam
+    average: RRDBNet | None
+    adversary: Adversary | None
+    patches_seen: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    """The best validation value so far of each metric that a checkpoint is kept for."""
+
+    @property
+    def output(self) -> RRDBNet:
+        """The generator that is validated and handed on: the average where there is one."""
+        return self.generator if self.average is None else self.average
+
+
+def build_state(
+    config: Config, *, stage: Stage, scale: int, device: torch.device, content_weights: Path | None
+) -> TrainState:
+    """A fresh state; the same seed gives the same weights."""
+    torch.manual_seed(config.seed)
+    generator = place(build_generator(config.generator, scale=scale), device)
+    average = None
+    if config.ema.halflife_patches > 0:
+        average = copy.deepcopy(generator).eval().requires_grad_(False)
+    adversary = None
+    if stage == "gan":
+        discriminator = place(build_discriminator(config.discriminator), device)
+        adversary = Adversary(
+            discriminator=discriminator,
+            optimizer=build_adam(config.optim, discriminator.parameters()),
+            content=place(build_content_features(config.content, weights=content_weights), device),
+        )
+    return TrainState(
+        stage=stage,
+        generator=generator,
+        optimizer=build_adam(config.optim, generator.parameters()),
+        average=average,
+        adversary=adversary,
+    )
+
+
+def place(module: M, device: torch.device) -> M:
+    """Move a network to the device, weights channels last."""
+    module.to(device)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
+    return module
+
+
+def start_from(state: TrainState, weights: Mapping[str, Tensor]) -> None:
+    """Give the generator and its average the weights of an earlier stage."""
+    state.generator.load_state_dict(weights)
+    if state.average is not None:
+        state.average.load_state_dict(weights)
+
+
+def state_tensors(state: TrainState) -> dict[str, Tensor]:
+    """All tensors that must survive, by name."""
+    tensors = {f"generator.{name}": value for name, value in state.generator.state_dict().items()}
+    if state.average is not None:
+        tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
+    if state.adversary is not None:
+        stored = state.adversary.discriminator.state_dict()
+        tensors |= {f"discriminator.{name}": value for name, value in stored.items()}
+    for prefix, optimizer in _optimizers(state):
+        for number, parameter in enumerate(_parameters(optimizer)):
+            for name, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{prefix}.{number}.{name}"] = value
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def restore(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
+    """Put saved tensors back into a freshly built state, bit for bit."""
+    state.generator.load_state_dict(_below(tensors, "generator."))
+    if state.average is not None:
+        state.average.load_state_dict(_below(tensors, "average."))
+    if state.adversary is not None:
+        state.adversary.discriminator.load_state_dict(_below(tensors, "discriminator."))
+    for prefix, optimizer in _optimizers(state):
+        for number, parameter in enumerate(_parameters(optimizer)):
+            saved = _below(tensors, f"{prefix}.{number}.")
+            for name, value in saved.items():
+                # Adam's moments lie in memory as their parameter does; its step count stays on the CPU
+                kept = torch.empty_like(parameter).copy_(value) if value.ndim else value.clone()
+                optimizer.state[parameter][name] = kept
+    torch.set_rng_state(tensors["random.cpu"])
+    if torch.cuda.is_available() and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+
+
+def _optimizers(state: TrainState) -> Iterator[tuple[str, torch.optim.Adam]]:
+    yield "optimizer", state.optimizer
+    if state.adversary is not None:
+        yield "discriminator_optimizer", state.adversary.optimizer
+
+
+def _parameters(optimizer: torch.optim.Adam) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,109 @@
+"""A whole `train-sr`: the stages one after the other in one run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards import files
+from shards.errors import UsageError
+from shards.reader import open_dataset
+from trainer.checkpoint import best_file, load_last
+from trainer.config import PAPER, Config, Stage, load_config
+from trainer.data import steps_per_pass
+from trainer.loop import Job, train_stage
+from trainer.losses import build_content_features
+from trainer.report import write_report
+from trainer.run import choose_device
+from trainer.weights import load_matching
+
+
+def train(
+    *,
+    run: Path,
+    stages: dict[Stage, Config],
+    preset: str,
+    shards: Path,
+    device: str,
+    init: Path | None,
+    content_weights: Path | None,
+    dry_run: bool,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+    progress: Callable[..., AbstractContextManager[Callable[[int, str], None]]],
+    stop_requested: Callable[[], bool],
+) -> dict[str, Any]:
+    """Train the given stages; returns what `train-sr --json` prints.
+
+    Everything that can be wrong with options, data and weights is found before the first step and
+    before anything is written.
+    """
+    chosen = choose_device(device)
+    dataset = open_dataset(shards)
+    with_val = len(dataset.split("val")) > 0
+    for stage, config in stages.items():
+        steps_per_pass(len(dataset.split("train")), config.batch_size)
+        if stage == "gan":
+            build_content_features(config.content, weights=content_weights)
+            if "psnr" not in stages:
+                _gan_start(run, init)
+    if init is not None:
+        load_matching(init, next(iter(stages.values())).generator, scale=dataset.manifest.scale)
+    if not with_val:
+        warn(
+            f"{shards}: has no held-out patches, so nothing can be validated and no best weights are kept"
+        )
+    if dry_run:
+        return {"run": str(run), "stages": [], "device": str(chosen)}
+
+    results = []
+    with files.locked(run, holder="train-sr"):
+        for stage, config in stages.items():
+            start = init
+            if stage == "gan" and load_last(run, "gan", warn=warn) is None:
+                start = init if "psnr" not in stages and init else _gan_start(run, None)
+            job = Job(
+                run=run,
+                stage=stage,
+                config=config,
+                preset=preset,
+                paper=load_config(PAPER, stage=stage),
+                dataset=dataset,
+                device=chosen,
+                init=start,
+                content_weights=content_weights,
+                say=say,
+                warn=warn,
+                progress=progress,
+                stop_requested=stop_requested,
+            )
+            state = train_stage(job)
+            results.append(
+                {"stage": stage, "patches_seen": state.patches_seen, "best": dict(state.best)}
+            )
+            del state
+            torch.cuda.empty_cache()
+        report = write_report(run)
+    weights = best_file(run, "psnr_y", list(stages)[-1])
+    return {
+        "run": str(run),
+        "stages": results,
+        "dataset_sha256": dataset.manifest.dataset_sha256,
+        "weights": str(weights),
+        "report": str(report),
+    }
+
+
+def _gan_start(run: Path, init: Path | None) -> Path:
+    """The weights that stage `gan` starts from."""
+    path = init or best_file(run, "psnr_y", "psnr")
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: stage gan starts from these weights and they are not there;"
+            " run --stage psnr or both first, or give --init FILE"
+        )
+    return path

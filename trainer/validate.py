@@ -1,0 +1,91 @@
+"""Validation: the mean of PSNR and SSIM over the held-out patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+from shards import resize
+from shards.png import RGB8
+from shards.reader import SplitReader
+from trainer.data import to_float
+from trainer.metrics import score
+
+BATCH = 16
+STRIP_ROWS = 4
+
+
+class ValidationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often, and on how many of the held-out patches (they are shuffled, so any part is fair)."""
+
+    every_epochs: int = 1
+    """0: never; then no best checkpoints are kept."""
+    patches: int = 512
+    """0: all."""
+
+
+Metrics = dict[str, float]
+"""`psnr_y`, `ssim_y`, `psnr_rgb`, `ssim_rgb`: means over patches, by the protocol of `metrics`."""
+
+
+def validate(
+    generator: nn.Module, split: SplitReader, *, patches: int, device: torch.device
+) -> Metrics:
+    """Score a generator in float32 evaluation mode on the first patches of a split."""
+    scale = split.manifest.scale
+    scores = []
+    for lr, hr in _batches(split, patches):
+        for each, wanted in zip(upscale_patches(generator, lr, device=device), hr, strict=True):
+            scores.append(score(each, wanted, crop=scale))
+    return _mean(scores)
+
+
+def validate_bicubic(split: SplitReader, *, patches: int) -> Metrics:
+    """The baseline on the same patches."""
+    scale = split.manifest.scale
+    return _mean(
+        [
+            score(resize.upscale(each, scale=scale), wanted, crop=scale)
+            for lr, hr in _batches(split, patches)
+            for each, wanted in zip(lr, hr, strict=True)
+        ]
+    )
+
+
+def sample_strip(generator: nn.Module, split: SplitReader, *, device: torch.device) -> RGB8:
+    """A picture of a few held-out patches: bicubic, the generator's, and the truth."""
+    lr, hr = next(_batches(split, STRIP_ROWS))
+    scale = split.manifest.scale
+    made = upscale_patches(generator, lr, device=device)
+    rows = [
+        np.concatenate((resize.upscale(low, scale=scale), sr, truth), axis=1)
+        for low, sr, truth in zip(lr, made, hr, strict=True)
+    ]
+    return np.concatenate(rows)
+
+
+@torch.inference_mode()
+def upscale_patches(generator: nn.Module, lr: list[RGB8], *, device: torch.device) -> list[RGB8]:
+    """LR patches to SR patches of 8 bits, rounded as every image writer rounds."""
+    training = generator.training
+    generator.eval()
+    stacked = to_float(torch.from_numpy(np.stack(lr)), device)
+    sr = generator(stacked).clamp(0, 1).mul(255).round().to(torch.uint8)
+    generator.train(training)
+    return list(sr.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+
+
+def _batches(split: SplitReader, patches: int) -> Iterator[tuple[list[RGB8], list[RGB8]]]:
+    count = min(patches or len(split), len(split))
+    for start in range(0, count, BATCH):
+        pairs = [split[i] for i in range(start, min(start + BATCH, count))]
+        yield [pair.lr for pair in pairs], [pair.hr for pair in pairs]
+
+
+def _mean(scores: list[object]) -> Metrics:
+    names = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
+    return {name: float(np.mean([getattr(each, name) for each in scores])) for name in names}
