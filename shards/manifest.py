@@ -51,6 +51,8 @@ class Photos(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rejected: int
     train: int
     val: int
+    listing_sha256: str = ""
+    """Digest of the photos' names and sizes."""
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -1,0 +1,11 @@
+"""Pipeline: photos to LR/HR patch pairs in tar shards, `prep-shards`.
+
+options   what decides the bytes of a data set, checked
+scan      which photos there are, in which published layout
+patches   one photo to its patch pairs
+spill     the patch pairs of a few photos on scratch, sorted by rank
+plan      split, order and shards of the whole data set
+pool      processes that may die without taking the run along
+prepare   the run: scan, cut, plan, pack, publish; goes on where a killed one stopped
+cli       `prep-shards`
+"""

@@ -1,0 +1,190 @@
+"""`prep-shards`: photos to patch pairs in tar shards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from pipeline.options import SCALES, Options
+from pipeline.prepare import Job, Report, Watch, check_folder, prepare, survey
+from pipeline.scan import Scan, describe
+from shards import console
+from shards.errors import UsageError
+
+BYTES_PER_PAIR = 32_000
+"""A 128x128 pair of a DIV2K photo as the tar holds it, for the forecast of --dry-run."""
+
+
+class Share(click.ParamType[float]):
+    """`5%` or `0.05`."""
+
+    name = "share"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Turn a percentage or a fraction into a fraction."""
+        text = str(value).strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            self.fail(f"{text!r} is no share; write 5% or 0.05", param, ctx)
+        if not 0 <= share <= 1:
+            self.fail(f"{text!r} is not between 0 and 100%", param, ctx)
+        return share
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@console.command(
+    "prep-shards",
+    example="prep-shards --src DIV2K --out shards/\n"
+    "prep-shards --src photos --out shards/ --patches-per-image 50 --val-fraction 0.1",
+)
+@click.option(
+    "--src", "sources", required=True, multiple=True, type=click.Path(path_type=Path),
+    help="Folder of photos, searched in depth; DIV2K, Flickr2K, DF2K and LSDIR are known by their"
+    " layout. May be given several times.",
+)  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the shards.")
+@click.option("--hr-size", default=128, show_default=True, help="Side of an HR patch, pixels.")
+@click.option("--scale", default="4", show_default=True, type=click.Choice([*map(str, SCALES)]))
+@click.option(
+    "--patches-per-image", type=click.IntRange(1), metavar="N",
+    help="Random patches of each photo, fewer of a small one.  [default: 200]",
+)  # fmt: skip
+@click.option(
+    "--grid", type=click.IntRange(1), metavar="STRIDE", help="A patch every STRIDE pixels instead.",
+)  # fmt: skip
+@click.option(
+    "--lr-from", type=click.Choice(["image", "patch"]), default="image", show_default=True,
+    help="Downscale the whole photo and cut, or each patch by itself.",
+)  # fmt: skip
+@click.option(
+    "--alpha", type=click.Choice(["refuse", "drop"]), default="refuse", show_default=True,
+    help="What to do with photos that have transparent pixels.",
+)  # fmt: skip
+@click.option("--max-megapixels", default=200.0, show_default=True, help="Refuse larger photos.")
+@click.option("--seed", default=0, show_default=True, help="Of positions, order and split.")
+@click.option(
+    "--val-fraction", type=Share(), default="5%", show_default=True,
+    help="Share of the photos that validate (at least one, unless 0), where the folders do not say.",
+)  # fmt: skip
+@click.option(
+    "--val-list", type=click.Path(path_type=Path), metavar="FILE",
+    help="Names of the photos that validate, one a line.",
+)  # fmt: skip
+@click.option("--samples-per-shard", default=4096, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--max-rejects", type=Share(), default="5%", show_default=True,
+    help="Fail if more of the photos cannot be used.",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(0), default=None, metavar="N",
+    help="Processes; the shards are the same for any number. 0 works in this one.  [default: cores]",
+)  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace the data set that is there.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+def main(
+    sources: tuple[Path, ...], out: Path, hr_size: int, scale: str,
+    patches_per_image: int | None, grid: int | None, lr_from: str, alpha: str,
+    max_megapixels: float, seed: int, val_fraction: float, val_list: Path | None,
+    samples_per_shard: int, max_rejects: float, workers: int | None, *,
+    overwrite: bool, dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Cut photos into LR/HR patch pairs and write them as tar shards.
+
+    LR is antialiased bicubic of the whole photo. The same photos and options give the same bytes,
+    for any number of workers and after any number of interruptions: to go on, run the same command
+    again.
+    """
+    if patches_per_image and grid:
+        raise UsageError("--grid: cannot be had together with --patches-per-image; choose one")
+    options = Options(
+        hr_size=hr_size,
+        scale=int(scale),
+        patches_per_image=0 if grid else patches_per_image or 200,
+        grid=grid or 0,
+        lr_from="patch" if lr_from == "patch" else "image",
+        alpha="drop" if alpha == "drop" else "refuse",
+        max_megapixels=max_megapixels,
+        seed=seed,
+        samples_per_shard=samples_per_shard,
+        val_fraction=val_fraction,
+        val_list=_names(val_list) if val_list else (),
+    )
+    job = Job(
+        sources=sources,
+        out=out,
+        options=options,
+        workers=cores() if workers is None else workers,
+        max_rejects=max_rejects,
+        overwrite=overwrite,
+    )
+    if dry_run:
+        found, val_names = survey(job)
+        check_folder(out)
+        _print_forecast(job, found, val_names, as_json=as_json)
+        return
+    with console.stop_requests() as stopping:
+        report = prepare(job, Watch(say=console.say, progress=console.progress, stopping=stopping))
+    if as_json:
+        console.print_json(report)
+    else:
+        _print_report(report)
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError as error:
+        raise UsageError(f"--val-list {path}: cannot be read ({error.strerror})") from None
+    names = tuple(sorted({line.strip() for line in lines if line.strip()}))
+    if not names:
+        raise UsageError(f"--val-list {path}: is empty; write the names of photos, one a line")
+    return names
+
+
+def _print_forecast(job: Job, found: Scan, val_names: set[str], *, as_json: bool) -> None:
+    total = len(found.photos)
+    share = job.options.val_fraction
+    held = len(val_names) or (max(1, round(share * total)) if share else 0)
+    each = job.options.patches_per_image
+    gigabytes = each * total * BYTES_PER_PAIR * job.options.hr_size**2 / 128**2 / 1e9
+    forecast = {
+        "layout": found.layout,
+        "photos": {"found": total, "train": total - held, "val": held},
+        "pairs_at_most": each * total or None,
+        "gigabytes_at_most": round(gigabytes, 3) or None,
+    }
+    if as_json:
+        console.print_json(forecast)
+        return
+    click.echo(describe(found))
+    click.echo(f"would train on {total - held:,} photos and validate on {held:,}")
+    if each:
+        click.echo(f"at most {each * total:,} pairs, about {gigabytes:,.1f} GB in {job.out}")
+
+
+def _print_report(report: Report) -> None:
+    size = report.bytes / 2**20
+    pairs = report.pairs
+    if report.already_done:
+        click.echo(f"{report.out}: is already done ({report.dataset_sha256[:12]})")
+        return
+    click.echo(
+        f"{report.out}: {pairs['train']:,} training and {pairs['val']:,} validation pairs"
+        f" of {report.photos['train']:,} and {report.photos['val']:,} photos"
+        f" in {report.shards} shards, {size:,.1f} MiB ({report.dataset_sha256[:12]})"
+    )
+    if report.rejects:
+        reasons = ", ".join(f"{count} {code}" for code, count in report.rejects.items())
+        click.echo(f"left out: {reasons} (see {Path(report.out) / 'rejects.jsonl'})")
+    if not pairs["val"]:
+        console.warn("no photo validates, so training cannot tell its best weights")

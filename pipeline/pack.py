@@ -1,0 +1,84 @@
+"""One shard out of the spills: a pure function of the plan and the shard's number."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from pipeline.options import Options
+from pipeline.plan import Plan, Shard, Source
+from pipeline.spill import Rows, spill_name
+from shards import files, writer
+from shards.errors import DamagedData
+from shards.index import Row
+from shards.manifest import SampleInfo, ShardEntry, encode_info
+from shards.writer import Sample
+
+
+def save_plan(work: Path, plan: Plan) -> None:
+    """Put the plan where the processes that pack shards find it.
+
+    Shards that were packed by another plan (a photo could not be read then) are removed.
+    """
+    rows = io.BytesIO()
+    np.save(rows, plan.rows)
+    for name, content in (
+        ("plan-photos.json", msgspec.json.encode(plan.photos)),
+        ("plan-rows.npy", rows.getvalue()),
+    ):
+        if (work / name).exists() and (work / name).read_bytes() != content:
+            for shard in work.parent.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"):
+                files.remove(shard)
+        files.write_file(work / name, content)
+
+
+def pack_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
+    """Write one shard and its indices from the spills.
+
+    Raises:
+        DamagedData: a spill is not what was written.
+    """
+    return writer.write_shard(out, shard.name, _samples(out / "_work", shard, options))
+
+
+def _samples(work: Path, shard: Shard, options: Options) -> Iterator[tuple[Sample, Row]]:
+    rows = np.load(work / "plan-rows.npy", mmap_mode="r")[shard.first : shard.last]
+    photos = _photos(work / "plan-photos.json", (work / "plan-photos.json").stat().st_mtime_ns)
+    pairs = _read_pairs(work, rows)
+    for number, (row, (hr, lr)) in enumerate(zip(rows, pairs, strict=True)):
+        photo = photos[row["source"]]
+        x, y = int(row["x"]), int(row["y"])
+        spread, gradient = float(row["luma_std"]), float(row["gradient"])
+        info = SampleInfo(
+            gradient, spread, options.scale, shard.split, photo.name, photo.sha256, x, y
+        )
+        sample = Sample(shard.first + number, hr, encode_info(info), lr)
+        yield sample, Row(photo.name, x, y, spread, gradient)
+
+
+def _read_pairs(work: Path, rows: Rows) -> list[tuple[bytes, bytes]]:
+    """HR and LR of every row; each spill is opened once and read forward."""
+    pairs = [(b"", b"")] * len(rows)
+    for chunk in np.unique(rows["chunk"]):
+        with (work / f"{spill_name(chunk)}.bin").open("rb") as stream:
+            for number in np.flatnonzero(rows["chunk"] == chunk):
+                row = rows[number]
+                stream.seek(int(row["offset"]))
+                hr, lr = stream.read(int(row["hr"])), stream.read(int(row["lr"]))
+                if zlib.crc32(lr, zlib.crc32(hr)) != row["crc32"]:
+                    raise DamagedData(
+                        f"{stream.name}: was damaged on disk; delete it and run the same command again"
+                    )
+                pairs[number] = (hr, lr)
+    return pairs
+
+
+@lru_cache(maxsize=1)
+def _photos(path: Path, _written: int) -> list[Source]:
+    return msgspec.json.decode(path.read_bytes(), type=list[Source])

@@ -1,0 +1,138 @@
+"""One photo to its patch pairs: LR of the whole photo, aligned positions, detail, rank."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.options import Options
+from shards import png, resize
+from shards.photos import RejectedPhoto
+from shards.png import RGB8
+
+PER_AREA = 4
+"""A photo gives at most this many random patches for each HR patch that its area holds."""
+
+
+class Cut(NamedTuple):
+    """One encoded patch pair and what the index says of it."""
+
+    rank: int
+    """Place in the global order, a uniform 64-bit number."""
+    x: int
+    y: int
+    luma_std: float
+    gradient: float
+    hr: bytes
+    lr: bytes
+
+
+def pixel_sha256(image: RGB8) -> str:
+    """Digest of a photo's size and pixels: the same for a copy in another lossless format."""
+    digest = hashlib.sha256(b"%d %d\n" % image.shape[:2])
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def check_size(image: RGB8, options: Options) -> None:
+    """Refuse a photo without room for one patch.
+
+    Raises:
+        RejectedPhoto: TOO_SMALL.
+    """
+    height, width = image.shape[:2]
+    if min(height, width) < options.hr_size:
+        raise RejectedPhoto(
+            "TOO_SMALL",
+            f"is {width}x{height}, smaller than one {options.hr_size}x{options.hr_size} patch",
+        )
+
+
+def cut_photo(image: RGB8, pixels: str, options: Options) -> Iterator[Cut]:
+    """Cut a photo [h w 3] with digest `pixels` into encoded pairs, in no particular order.
+
+    LR is the antialiased bicubic x1/scale of the whole photo (cropped to a multiple of the scale),
+    so a patch's LR saw the pixels around the patch, as at inference.
+    """
+    scale, size = options.scale, options.hr_size
+    hr = resize.crop_to_multiple(image, scale=scale)
+    lr = resize.downscale(hr, scale=scale) if options.lr_from == "image" else None
+    luma = np.asarray(cv2.cvtColor(hr, cv2.COLOR_RGB2GRAY), np.uint8)
+    for x, y in positions(hr.shape[1], hr.shape[0], pixels, options):
+        patch = np.ascontiguousarray(hr[y : y + size, x : x + size])
+        if lr is None:
+            small = resize.downscale(patch, scale=scale)
+        else:
+            left, top, side = x // scale, y // scale, size // scale
+            small = np.ascontiguousarray(lr[top : top + side, left : left + side])
+        spread, gradient = detail(luma[y : y + size, x : x + size])
+        yield Cut(
+            rank(options.seed, pixels, x, y),
+            x,
+            y,
+            spread,
+            gradient,
+            png.encode_rgb(patch),
+            png.encode_rgb(small),
+        )
+
+
+def positions(width: int, height: int, pixels: str, options: Options) -> list[tuple[int, int]]:
+    """Left and top edges (multiples of the scale) of a photo's patches; no position twice.
+
+    Random positions: `patches_per_image`, but at most PER_AREA for each whole patch area, drawn by
+    Philox keyed with seed and pixels. Grid: every `grid` pixels, and the last at the far edge.
+    """
+    size, scale = options.hr_size, options.scale
+    if options.grid:
+        columns, rows = (_grid(side, size, options.grid) for side in (width, height))
+        return [(x, y) for y in rows for x in columns]
+    columns_free, rows_free = (width - size) // scale + 1, (height - size) // scale + 1
+    free = columns_free * rows_free
+    allowed = max(1, PER_AREA * width * height // size**2)
+    wanted = min(options.patches_per_image, allowed, free)
+    drawn = _distinct(free, wanted, f"usrgan positions {options.seed} {pixels}")
+    return [(scale * int(at % columns_free), scale * int(at // columns_free)) for at in drawn]
+
+
+def rank(seed: int, pixels: str, x: int, y: int) -> int:
+    """The place of a patch in the global shuffle, a function of seed, photo and position alone."""
+    name = f"usrgan rank {seed} {pixels} {x} {y}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
+
+
+def detail(luma: npt.NDArray[np.uint8]) -> tuple[float, float]:
+    """Standard deviation and mean absolute neighbour difference of luma, grey levels.
+
+    Sums of integers, so that every processor gets the same digits.
+    """
+    values = luma.astype(np.int64)
+    total, squares = int(values.sum()), int((values * values).sum())
+    steps = int(np.abs(np.diff(values, axis=0)).sum()) + int(np.abs(np.diff(values, axis=1)).sum())
+    pairs = 2 * values.size - sum(values.shape)
+    spread = (values.size * squares - total * total) ** 0.5 / values.size
+    return round(spread, 3), round(steps / pairs, 3)
+
+
+def _grid(side: int, size: int, stride: int) -> list[int]:
+    """Edges every `stride` pixels, and one at the far edge where a strip would be left over."""
+    edges = list(range(0, side - size + 1, stride))
+    return edges if edges[-1] == side - size else [*edges, side - size]
+
+
+def _distinct(free: int, wanted: int, name: str) -> npt.NDArray[np.int64]:
+    """The first `wanted` distinct numbers below `free` of a stream keyed by `name`."""
+    key = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), np.uint64)
+    stream = np.random.Philox(key=key)
+    if 3 * wanted > free:
+        shuffled = np.argsort(stream.random_raw(free), kind="stable")
+        return shuffled[:wanted].astype(np.int64)
+    drawn = (stream.random_raw(3 * wanted + 16) % np.uint64(free)).astype(np.int64)
+    first = np.sort(np.unique(drawn, return_index=True)[1])[:wanted]
+    assert len(first) == wanted, (free, wanted)
+    return drawn[first]

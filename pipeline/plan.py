@@ -1,0 +1,147 @@
+"""Split, order and shards of the whole data set, from what became of each photo."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.options import Options
+from pipeline.spill import ROW, Outcome, Rows, load_spill
+from shards.errors import UsrganError
+from shards.writer import shard_name
+
+PLACED = np.dtype([("chunk", "<u4"), ("source", "<u4"), *((n, ROW[n]) for n in ROW.names or ())])
+"""A row of a spill with its chunk, and its photo's place in `Plan.photos`."""
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A photo of the data set."""
+
+    name: str
+    sha256: str
+    split: str
+
+
+class Reject(msgspec.Struct, frozen=True):
+    """A photo that was left out: one line of `rejects.jsonl`."""
+
+    src: str
+    code: str
+    reason: str
+
+
+class Shard(msgspec.Struct, frozen=True):
+    """Rows `first` up to `last` of the plan, whose keys are their row numbers."""
+
+    split: str
+    name: str
+    first: int
+    last: int
+
+
+class Plan(NamedTuple):
+    """What the shards will hold."""
+
+    photos: list[Source]
+    rejects: list[Reject]
+    rows: Rows
+    """PLACED [N], in key order: train, then val, each by rank."""
+    shards: list[Shard]
+
+
+def make_plan(work: Path, chunks: int, options: Options, val_names: set[str]) -> Plan:
+    """Join all spills: drop copies, split by photo, order by rank, cut into shards.
+
+    Args:
+        work: the scratch folder, with every chunk spilled.
+        chunks: how many there are.
+        options: seed, shares and sizes.
+        val_names: the photos that a list or a folder makes validate; if none, a share does.
+    """
+    spills = [_load(work, chunk) for chunk in range(chunks)]
+    outcomes = [outcome for _, found in spills for outcome in found]
+    kept, rejects = _without_copies(outcomes, val_names)
+    splits = _split(kept, options, val_names)
+    photos = [Source(photo.name, photo.sha256, splits[photo.name]) for photo in kept]
+    rows = _placed(spills, photos)
+    pixels = np.array([photo.pixels for photo in kept])
+    held = np.array([photo.split == "val" for photo in photos])
+    rows = rows[_order(rows, pixels, held)]
+    train = int(np.count_nonzero(~held[rows["source"]]))
+    shards = _shards("train", 0, train, options) + _shards("val", train, len(rows), options)
+    return Plan(photos, sorted(rejects, key=lambda reject: reject.src), rows, shards)
+
+
+def _load(work: Path, chunk: int) -> tuple[Rows, list[Outcome]]:
+    spill = load_spill(work, chunk)
+    if spill is None:
+        raise UsrganError(f"{work}: chunk {chunk} has vanished; run the same command again")
+    return spill
+
+
+def _without_copies(
+    outcomes: Sequence[Outcome], val_names: set[str]
+) -> tuple[list[Outcome], list[Reject]]:
+    """One photo of each set of pixel-equal copies; one that validates is kept before others."""
+    kept: dict[str, Outcome] = {}
+    rejects = [Reject(o.name, o.code, o.reason) for o in outcomes if o.code]
+    for outcome in sorted(outcomes, key=lambda o: (o.name not in val_names, o.name)):
+        if outcome.code:
+            continue
+        first = kept.setdefault(outcome.pixels, outcome)
+        if first is not outcome:
+            rejects.append(
+                Reject(outcome.name, "DUPLICATE", f"has the same pixels as {first.name}")
+            )
+    return sorted(kept.values(), key=lambda outcome: outcome.name), rejects
+
+
+def _split(photos: Sequence[Outcome], options: Options, val_names: set[str]) -> dict[str, str]:
+    """`train` or `val` for each photo, by name, or the share with the lowest digests."""
+    chosen = val_names
+    if not val_names and options.val_fraction and len(photos) > 1:
+        count = max(1, round(options.val_fraction * len(photos)))
+        chosen = {photo.name for photo in sorted(photos, key=lambda p: _lot(p, options))[:count]}
+    return {photo.name: "val" if photo.name in chosen else "train" for photo in photos}
+
+
+def _lot(photo: Outcome, options: Options) -> bytes:
+    return hashlib.blake2b(f"usrgan val {options.seed} {photo.pixels}".encode()).digest()
+
+
+def _placed(spills: Sequence[tuple[Rows, list[Outcome]]], photos: Sequence[Source]) -> Rows:
+    """The rows of all kept photos, each with its chunk and source."""
+    place = {photo.name: number for number, photo in enumerate(photos)}
+    parts = []
+    for chunk, (rows, outcomes) in enumerate(spills):
+        sources = np.array([place.get(outcome.name, -1) for outcome in outcomes], np.int64)
+        source = sources[rows["photo"]] if len(rows) else np.zeros(0, np.int64)
+        part = np.zeros(len(rows), PLACED)
+        for name in ROW.names or ():
+            part[name] = rows[name]
+        part["chunk"] = chunk
+        part["source"] = source.clip(min=0)
+        parts.append(part[source >= 0])
+    return np.concatenate(parts) if parts else np.zeros(0, PLACED)
+
+
+def _order(rows: Rows, pixels: npt.NDArray[np.str_], held: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.intp]:
+    """Train before val, by rank; equal ranks by photo and position."""
+    source = rows["source"]
+    by_pixels = np.argsort(np.argsort(pixels))
+    return np.lexsort((rows["x"], rows["y"], by_pixels[source], rows["rank"], held[source]))
+
+
+def _shards(split: str, first: int, last: int, options: Options) -> list[Shard]:
+    size = options.samples_per_shard
+    return [
+        Shard(split, shard_name(split, number), start, min(start + size, last))
+        for number, start in enumerate(range(first, last, size))
+    ]

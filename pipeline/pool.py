@@ -1,0 +1,137 @@
+"""Processes that may die without taking the run along.
+
+`multiprocessing.Pool` hangs when a worker is killed; `ProcessPoolExecutor` fails at once, and then
+the units that were under way run again, alone, so that the one which kills its process is known.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Generic, NamedTuple, TypeVar
+
+import cv2
+
+from shards.errors import Stopped
+
+Arguments = tuple[object, ...]
+Result = TypeVar("Result")
+ALONE = 2
+"""So often a unit may kill a process that works on nothing else before it is given up."""
+_ASK_EVERY_SECONDS = 0.2
+
+
+class Done(NamedTuple, Generic[Result]):
+    """A unit that returned."""
+
+    unit: Arguments
+    result: Result
+
+
+class Died(NamedTuple):
+    """A unit that killed every process it ran in."""
+
+    unit: Arguments
+
+
+def run(
+    function: Callable[..., Result],
+    units: Sequence[Arguments],
+    *,
+    workers: int,
+    stopping: Callable[[], bool],
+) -> Iterator[Done[Result] | Died]:
+    """Call `function(*unit)` for every unit, in the order in which they end.
+
+    Units are idempotent. With 0 workers they run in this process. An exception of the function
+    ends the run after the units under way; so does `stopping()`.
+
+    Raises:
+        Stopped: `stopping()` said so; what had been yielded is done.
+    """
+    if workers == 0:
+        for unit in units:
+            _ask(stopping)
+            yield Done(unit, function(*unit))
+        return
+    suspects: list[Arguments] = []
+    waiting = list(reversed(units))
+    while waiting:
+        yield from _until_death(function, waiting, suspects, workers=workers, stopping=stopping)
+        while suspects:
+            yield _alone(function, suspects.pop(), stopping=stopping)
+
+
+def _until_death(
+    function: Callable[..., Result],
+    waiting: list[Arguments],
+    suspects: list[Arguments],
+    *,
+    workers: int,
+    stopping: Callable[[], bool],
+) -> Iterator[Done[Result]]:
+    """Work off `waiting` until it is empty or a process died; then `suspects` were under way."""
+    under_way: dict[Future[Result], Arguments] = {}
+    with _processes(workers) as pool:
+        try:
+            while waiting or under_way:
+                _ask(stopping)
+                while waiting and len(under_way) < 2 * workers:
+                    under_way[pool.submit(function, *waiting[-1])] = waiting[-1]
+                    waiting.pop()
+                ended, _ = wait(under_way, _ASK_EVERY_SECONDS, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    unit = under_way[future]
+                    result = future.result()
+                    del under_way[future]
+                    yield Done(unit, result)
+        except BrokenProcessPool:
+            for future, unit in under_way.items():
+                if future.done() and not future.cancelled() and future.exception() is None:
+                    yield Done(unit, future.result())
+                else:
+                    suspects.append(unit)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _alone(
+    function: Callable[..., Result], unit: Arguments, *, stopping: Callable[[], bool]
+) -> Done[Result] | Died:
+    for _ in range(ALONE):
+        _ask(stopping)
+        with _processes(1) as pool:
+            try:
+                return Done(unit, pool.submit(function, *unit).result())
+            except BrokenProcessPool:
+                continue
+    return Died(unit)
+
+
+def _processes(workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.pack", "webdataset"])
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+
+
+def _begin() -> None:
+    """A worker leaves Ctrl-C to the parent, dies with it, and uses one core."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        parent_died = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(parent_died, signal.SIGKILL)
+        if os.getppid() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    cv2.setNumThreads(1)
+
+
+def _ask(stopping: Callable[[], bool]) -> None:
+    if stopping():
+        raise Stopped("stopped; run the same command again to go on")

@@ -1,0 +1,188 @@
+"""Which photos there are: published layouts are known by their folder names, LR folders left out.
+
+DIV2K brings its own split (https://data.vision.ee.ethz.ch/cvl/DIV2K/): `DIV2K_train_HR` trains,
+`DIV2K_valid_HR` validates. LSDIR has `shard-NN/` and `val1/HR/`; Flickr2K and DF2K only train.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from shards.errors import UsageError
+from shards.photos import looks_like_photo
+
+_LR = re.compile(r"(?:^|[_-])LR(?:[_-]|$)", re.IGNORECASE)
+_LAYOUTS = {
+    "DF2K": re.compile(r"^DF2K(?:_|$)"),
+    "DIV2K": re.compile(r"^DIV2K_(?:train|valid)_HR$"),
+    "Flickr2K": re.compile(r"^Flickr2K(?:_HR)?$"),
+    "LSDIR": re.compile(r"^(?:LSDIR|shard-\d\d)$"),
+}
+_VAL = re.compile(r"^(?:DIV2K_valid_HR|val1)$")
+
+
+class Found(NamedTuple):
+    """A file that looks like a photo."""
+
+    path: Path
+    name: str
+    """Path below its source folder, with `/`; bytes that are not UTF-8 as %XX."""
+    size: int
+    mtime_ns: int
+    val: bool
+    """Its folder says that it validates."""
+
+
+class Scan(NamedTuple):
+    """What lies below the source folders; photos in the order of their names."""
+
+    layout: str
+    """`DIV2K`, `DF2K` …, joined by + where several are seen, or `folder`."""
+    photos: tuple[Found, ...]
+    skipped: tuple[str, ...]
+    """Folders of LR images, left out."""
+
+
+def scan(sources: Sequence[Path]) -> Scan:
+    """Look for photos below the source folders.
+
+    Raises:
+        UsageError: a source is missing or no folder, or there are no photos at all.
+    """
+    layouts: set[str] = set()
+    photos: list[Found] = []
+    skipped: list[str] = []
+    unique = sorted({source.resolve(): source for source in sources}.values())
+    for source, prefix in zip(unique, _prefixes(unique), strict=True):
+        _check_source(source)
+        for folder, names in _walk(source, skipped):
+            parts = folder.relative_to(source).parts
+            here = [source.resolve().name, *parts]
+            for name in names:
+                found = _stat(folder / name, "/".join((*prefix, *parts, name)), _is_val(here))
+                if found:
+                    layouts.update(_layouts(here))
+                    photos.append(found)
+    if not photos:
+        raise UsageError(_nothing_found(sources, skipped))
+    return Scan(
+        "+".join(sorted(layouts)) or "folder", tuple(sorted(photos, key=_by_name)), tuple(skipped)
+    )
+
+
+def describe(result: Scan) -> str:
+    """One line for the person: which layout, how many photos, what was left out."""
+    val = sum(photo.val for photo in result.photos)
+    known = f"{result.layout} layout" if result.layout != "folder" else "no known layout"
+    split = f" ({len(result.photos) - val:,} to train, {val:,} to validate)" if val else ""
+    skipped = f"; LR folders left out: {', '.join(result.skipped[:4])}" if result.skipped else ""
+    more = f" and {len(result.skipped) - 4} more" if len(result.skipped) > 4 else ""
+    return f"{known}: {len(result.photos):,} photos{split}{skipped}{more}"
+
+
+def listing_sha256(result: Scan) -> str:
+    """Digest of names and sizes: tells whether a finished data set is of these photos."""
+    digest = hashlib.sha256()
+    for photo in result.photos:
+        digest.update(f"{photo.name}\0{photo.size}\0{photo.val}\n".encode())
+    return digest.hexdigest()
+
+
+def matching(result: Scan, names: Sequence[str]) -> set[str]:
+    """The photos that a list names by path, file name or stem.
+
+    Raises:
+        UsageError: a line of the list names no photo.
+    """
+    index: dict[str, set[str]] = {}
+    for photo in result.photos:
+        file = photo.name.rpartition("/")[2]
+        for alias in {photo.name, file, file.rpartition(".")[0]}:
+            index.setdefault(alias, set()).add(photo.name)
+    for name in names:
+        if name not in index:
+            raise UsageError(
+                f"--val-list: {name!r} is none of the {len(result.photos)} photos; give file names, one a line"
+            )
+    return set().union(*(index[name] for name in names))
+
+
+def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Folders and their photo-like files, in order; links are followed, but no loop."""
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(source, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        skipped += sorted(name for name in folders if _LR.search(name))
+        folders[:] = sorted(n for n in folders if not _LR.search(n) and not n.startswith("."))
+        yield Path(folder), sorted(name for name in names if looks_like_photo(name))
+
+
+def _stat(path: Path, name: str, val: bool) -> Found | None:
+    try:
+        status = path.stat()
+    except OSError:  # a dangling link: reading it will say so
+        return Found(path, _printable(name), 0, 0, val)
+    return Found(path, _printable(name), status.st_size, status.st_mtime_ns, val)
+
+
+def _printable(name: str) -> str:
+    raw = os.fsencode(name)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "surrogateescape").translate(
+            {0xDC00 + byte: f"%{byte:02X}" for byte in range(0x80, 0x100)}
+        )
+
+
+def _check_source(source: Path) -> None:
+    if not source.exists():
+        raise UsageError(f"--src {source}: there is no such folder")
+    if not source.is_dir():
+        raise UsageError(f"--src {source}: is a file; name the folder that holds the photos")
+    if _LR.search(source.resolve().name):
+        raise UsageError(
+            f"--src {source}: holds LR images by its name; name the folder of HR photos"
+        )
+
+
+def _prefixes(sources: Sequence[Path]) -> list[tuple[str, ...]]:
+    """What tells photos of several sources apart: as many last parts of their paths as that takes."""
+    if len(sources) == 1:
+        return [()]
+    parts = [source.resolve().parts[1:] for source in sources]
+    depth = 1
+    while max(Counter(part[-depth:] for part in parts).values()) > 1:
+        depth += 1
+    return [part[-depth:] for part in parts]
+
+
+def _is_val(here: Sequence[str]) -> bool:
+    return any(_VAL.match(part) for part in here)
+
+
+def _layouts(here: Sequence[str]) -> set[str]:
+    """The published layouts that a path shows; DF2K is made of two others."""
+    seen = {name for name, form in _LAYOUTS.items() if any(form.match(part) for part in here)}
+    return {"DF2K"} if "DF2K" in seen else seen
+
+
+def _by_name(photo: Found) -> str:
+    return photo.name
+
+
+def _nothing_found(sources: Sequence[Path], skipped: Sequence[str]) -> str:
+    where = ", ".join(map(str, sources))
+    if skipped:
+        return f"--src {where}: holds only LR folders ({', '.join(skipped[:3])}); name the folder of HR photos"
+    return f"--src {where}: no photos there (PNG, JPEG, WebP, TIFF, BMP); check the folder"

@@ -1,0 +1,123 @@
+"""Spills: the patch pairs of a chunk of photos on scratch, sorted by rank, with a durable marker.
+
+`NAME.bin` holds `hr lr hr lr …`; `NAME.npz` holds a row for each pair and the photos' outcomes. The
+second is written last, so it says that the chunk is done and a rerun need not cut it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.options import Options
+from pipeline.patches import check_size, cut_photo, pixel_sha256
+from pipeline.scan import Found
+from shards import files
+from shards.photos import RejectedPhoto, read_photo
+
+ROW = np.dtype(
+    [
+        ("rank", "<u8"),
+        ("photo", "<u4"),  # in the chunk
+        ("x", "<i4"),  # pixels
+        ("y", "<i4"),
+        ("luma_std", "<f8"),  # grey levels
+        ("gradient", "<f8"),
+        ("offset", "<u8"),  # of hr in the .bin; lr follows it
+        ("hr", "<u4"),  # bytes
+        ("lr", "<u4"),
+        ("crc32", "<u4"),  # of both
+    ]
+)
+Rows = npt.NDArray[np.void]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one photo: its digests, or why it was refused."""
+
+    name: str
+    val: bool = False
+    sha256: str = ""
+    pixels: str = ""
+    code: str = ""
+    reason: str = ""
+
+
+def spill_name(chunk: int) -> str:
+    """`chunk-000000`."""
+    return f"chunk-{chunk:06d}"
+
+
+def write_spill(
+    work: Path, chunk: int, photos: Sequence[Found], options: Options, crashed: frozenset[str]
+) -> int:
+    """Read, cut and spill the photos of one chunk; returns the chunk's number.
+
+    Args:
+        work: the scratch folder.
+        chunk: number of the chunk.
+        photos: at least one.
+        options: what to cut.
+        crashed: names of photos that killed a process before; they are refused unread.
+    """
+    outcomes: list[Outcome] = []
+    cuts: list[tuple[int, int, int, int, float, float, bytes, bytes]] = []
+    for number, photo in enumerate(photos):
+        try:
+            if photo.name in crashed:
+                raise RejectedPhoto("CRASHED", "made its decoder crash")
+            read = read_photo(
+                photo.path, max_megapixels=options.max_megapixels, alpha=options.alpha
+            )
+            check_size(read.pixels, options)
+        except RejectedPhoto as refused:
+            outcomes.append(
+                Outcome(photo.name, photo.val, code=refused.code, reason=refused.reason)
+            )
+            continue
+        pixels = pixel_sha256(read.pixels)
+        outcomes.append(Outcome(photo.name, photo.val, sha256=read.sha256, pixels=pixels))
+        found = cut_photo(read.pixels, pixels, options)
+        cuts.extend((cut.rank, number, *cut[1:]) for cut in found)
+    cuts.sort(key=lambda cut: cut[:4])
+    rows = np.zeros(len(cuts), ROW)
+    at = 0
+    with files.replacing(work / f"{spill_name(chunk)}.bin") as stream:
+        for row, (rank, number, x, y, spread, gradient, hr, lr) in enumerate(cuts):
+            checksum = zlib.crc32(lr, zlib.crc32(hr))
+            rows[row] = (rank, number, x, y, spread, gradient, at, len(hr), len(lr), checksum)
+            stream.write(hr)
+            stream.write(lr)
+            at += len(hr) + len(lr)
+    marker = io.BytesIO()
+    stored = np.frombuffer(msgspec.json.encode(outcomes), np.uint8)
+    np.savez(marker, rows=rows, outcomes=stored, length=np.array(at))
+    files.write_file(work / f"{spill_name(chunk)}.npz", marker.getvalue())
+    return chunk
+
+
+def load_spill(work: Path, chunk: int) -> tuple[Rows, list[Outcome]] | None:
+    """The rows and outcomes of a finished chunk, or None if it has to be cut."""
+    try:
+        with np.load(work / f"{spill_name(chunk)}.npz", allow_pickle=False) as stored:
+            rows, length = stored["rows"], int(stored["length"])
+            outcomes = msgspec.json.decode(stored["outcomes"].tobytes(), type=list[Outcome])
+        if (work / f"{spill_name(chunk)}.bin").stat().st_size != length or rows.dtype != ROW:
+            return None
+    except (OSError, ValueError, KeyError, EOFError, msgspec.DecodeError):
+        return None
+    return rows, outcomes
+
+
+def open_photo(photo: Found, options: Options) -> str:
+    """Read one photo and nothing else: a process of its own finds out which one kills it."""
+    with contextlib.suppress(RejectedPhoto):
+        read_photo(photo.path, max_megapixels=options.max_megapixels, alpha=options.alpha)
+    return photo.name
