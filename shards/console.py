@@ -48,7 +48,7 @@ class _Command(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Example"):
             for line in self.example.splitlines():
-                formatter.write_text(line)
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
 
     def invoke(self, ctx: click.Context) -> object:
         with reporting_errors(debug=ctx.params.pop("debug")):
