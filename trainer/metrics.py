@@ -99,7 +99,8 @@ def _blur(plane: Plane) -> Plane:
     """Gaussian window, valid region."""
     kernel = cv2.getGaussianKernel(WINDOW, _SIGMA, cv2.CV_64F)
     edge = WINDOW // 2
-    return np.asarray(cv2.sepFilter2D(plane, cv2.CV_64F, kernel, kernel))[edge:-edge, edge:-edge]
+    blurred = np.asarray(cv2.sepFilter2D(plane, cv2.CV_64F, kernel, kernel), np.float64)
+    return blurred[edge:-edge, edge:-edge]
 
 
 def _size(image: RGB8) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import msgspec
@@ -13,7 +14,7 @@ from shards import resize
 from shards.png import RGB8
 from shards.reader import SplitReader
 from trainer.data import to_float
-from trainer.metrics import score
+from trainer.metrics import mean_scores, score
 
 BATCH = 16
 STRIP_ROWS = 4
@@ -41,19 +42,18 @@ def validate(
     for lr, hr in _batches(split, patches):
         for each, wanted in zip(upscale_patches(generator, lr, device=device), hr, strict=True):
             scores.append(score(each, wanted, crop=scale))
-    return _mean(scores)
+    return dataclasses.asdict(mean_scores(scores))
 
 
 def validate_bicubic(split: SplitReader, *, patches: int) -> Metrics:
     """The baseline on the same patches."""
     scale = split.manifest.scale
-    return _mean(
-        [
-            score(resize.upscale(each, scale=scale), wanted, crop=scale)
-            for lr, hr in _batches(split, patches)
-            for each, wanted in zip(lr, hr, strict=True)
-        ]
+    scores = (
+        score(resize.upscale(each, scale=scale), wanted, crop=scale)
+        for lr, hr in _batches(split, patches)
+        for each, wanted in zip(lr, hr, strict=True)
     )
+    return dataclasses.asdict(mean_scores(scores))
 
 
 def sample_strip(generator: nn.Module, split: SplitReader, *, device: torch.device) -> RGB8:
@@ -84,8 +84,3 @@ def _batches(split: SplitReader, patches: int) -> Iterator[tuple[list[RGB8], lis
     for start in range(0, count, BATCH):
         pairs = [split[i] for i in range(start, min(start + BATCH, count))]
         yield [pair.lr for pair in pairs], [pair.hr for pair in pairs]
-
-
-def _mean(scores: list[object]) -> Metrics:
-    names = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
-    return {name: float(np.mean([getattr(each, name) for each in scores])) for name in names}

@@ -1,0 +1,136 @@
+"""`eval-sr`: PSNR and SSIM of models and baselines on image sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from shards import console
+from shards.errors import UsageError
+
+if TYPE_CHECKING:
+    from trainer.evaluate import ImageSet, Row, Upscaler
+
+
+@console.command(
+    "eval-sr",
+    example="eval-sr --hr Set5/HR --lr Set5/LRx4 --model runs/usrgan/checkpoints/best-psnr_y/gan.safetensors\n"
+    "eval-sr --shards shards/ --json",
+)
+@click.option(
+    "--hr", "hrs", multiple=True, type=click.Path(path_type=Path),
+    help="Folder of HR pictures (repeatable).",
+)  # fmt: skip
+@click.option(
+    "--lr", "lrs", multiple=True, type=click.Path(path_type=Path),
+    help="Folder of their LR pictures, one for each --hr.  [default: antialiased bicubic of the HR]",
+)  # fmt: skip
+@click.option("--shards", type=click.Path(path_type=Path), help="Score the held-out patches there.")
+@click.option(
+    "--model", "models", multiple=True, type=click.Path(path_type=Path),
+    help="Weights, .safetensors (repeatable).",
+)  # fmt: skip
+@click.option(
+    "--baseline", "baselines", multiple=True, type=click.Choice(["bicubic"]), default=("bicubic",),
+    show_default=True, help="Always in the table.",
+)  # fmt: skip
+@click.option(
+    "--scale", type=click.Choice(["2", "3", "4", "8"]), help="[default: the model's, or 4]"
+)
+@click.option(
+    "--strips", type=click.Path(path_type=Path), metavar="DIR",
+    help="Write every picture there as each row of the table made it, and the truth.",
+)  # fmt: skip
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+def eval_main(
+    hrs: tuple[Path, ...], lrs: tuple[Path, ...], shards: Path | None, models: tuple[Path, ...],
+    baselines: tuple[str, ...], scale: str | None, strips: Path | None, device: str, *, as_json: bool,
+) -> None:  # fmt: skip
+    """Score models and bicubic by PSNR and SSIM, on luma and on RGB.
+
+    The protocol is that of the field's tables and is printed with the numbers.
+    """
+    from trainer.evaluate import bicubic, evaluate, folder_set, missed_anchors, shards_set
+    from trainer.metrics import PROTOCOL
+
+    if not hrs and shards is None:
+        raise UsageError("--hr: name a folder of HR pictures, or --shards a data set")
+    if lrs and len(lrs) != len(hrs):
+        raise UsageError(f"--lr: {len(lrs)} given for {len(hrs)} --hr; give one for each or none")
+    rows: list[Row] = []
+    upscalers, factor = _upscalers(models, scale, device)
+    entries = [*((name, bicubic(factor)) for name in dict.fromkeys(baselines)), *upscalers]
+    sets: list[ImageSet] = [
+        folder_set(hr, lrs[number] if lrs else None, scale=factor) for number, hr in enumerate(hrs)
+    ]
+    if shards is not None:
+        sets.append(shards_set(shards, scale=factor))
+    for found in sets:
+        with console.progress(found.name, total=found.images, unit="images") as advance:
+            rows += evaluate(found, entries, scale=factor, strips=strips, advance=advance)
+    warnings = missed_anchors(rows, scale=factor)
+    if as_json:
+        console.print_json(
+            {"protocol": PROTOCOL, "scale": factor, "rows": rows, "warnings": warnings}
+        )
+    else:
+        _print_table(rows, PROTOCOL)
+    for warning in warnings:
+        console.warn(warning)
+
+
+def _upscalers(
+    models: tuple[Path, ...], scale: str | None, device: str
+) -> tuple[list[tuple[str, Upscaler]], int]:
+    """Name and function of each model, and the scale they share."""
+    if not models:
+        return [], int(scale or 4)
+    from trainer.run import choose_device
+    from trainer.upscale import DEFAULT_OVERLAP, DEFAULT_TILE, picture_upscaler
+    from trainer.weights import load_generator
+
+    chosen = choose_device(device)
+    factor = int(scale) if scale else None
+    found: list[tuple[str, Upscaler]] = []
+    for path in models:
+        loaded = load_generator(path, device=chosen)
+        if factor not in (None, loaded.scale):
+            raise UsageError(f"--model {path}: upscales x{loaded.scale}, the others x{factor}")
+        factor = loaded.scale
+        upscaler = picture_upscaler(
+            loaded, tile=DEFAULT_TILE, overlap=DEFAULT_OVERLAP, device=chosen
+        )
+        found.append((_label(path), upscaler))
+    return found, factor or 4
+
+
+def _label(path: Path) -> str:
+    """What the table calls a model: RUN/STAGE for a file of a run folder, else the file's stem."""
+    parts = path.resolve().parts
+    if "checkpoints" in parts[:-1]:
+        at = len(parts) - 1 - parts[::-1].index("checkpoints")
+        return f"{parts[at - 1]}/{path.stem.split('-')[0]}"
+    return path.stem
+
+
+def _print_table(rows: list[Row], protocol: str) -> None:
+    table = Table(box=None, header_style="bold")
+    for title in ("set", "model"):
+        table.add_column(title)
+    for title in ("images", "PSNR-Y", "SSIM-Y", "PSNR-RGB", "SSIM-RGB"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(
+            row.set, row.model, str(row.images),
+            f"{row.psnr_y:.2f}", f"{row.ssim_y:.4f}", f"{row.psnr_rgb:.2f}", f"{row.ssim_rgb:.4f}",
+        )  # fmt: skip
+    out = Console(highlight=False)
+    out.print(table)
+    out.print(protocol, style="dim", soft_wrap=True)

@@ -1,0 +1,108 @@
+"""`upscale-sr`: batch upscaling of files and folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from shards import console, files
+from shards.errors import UsageError, UsrganError
+
+if TYPE_CHECKING:
+    from trainer.upscale import Result
+
+
+@console.command(
+    "upscale-sr",
+    example="upscale-sr photo.jpg -o photo-4x.png --model runs/usrgan/checkpoints/best-psnr_y/gan.safetensors\n"
+    "upscale-sr photos -r -o upscaled --model gan.safetensors",
+)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path),
+    help="Folder, or a .png, .jpg or .webp file for a single picture.",
+)  # fmt: skip
+@click.option("-r", "--recursive", is_flag=True, help="Look into subfolders; the tree is mirrored.")
+@click.option("--model", type=click.Path(path_type=Path), help="Weights, .safetensors.")
+@click.option("--overwrite", is_flag=True, help="Upscale again what is there already.")
+@click.option(
+    "--tile", type=click.IntRange(16), default=256, show_default=True,
+    help="Side of a tile, pixels; smaller needs less memory.",
+)  # fmt: skip
+@click.option(
+    "--overlap", type=click.IntRange(0), default=32, show_default=True,
+    help="Pixels that neighbouring tiles share, at most a quarter of a tile.",
+)  # fmt: skip
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="FILE", help="Write the results as JSON."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")
+def upscale_main(
+    inputs: tuple[str, ...], output: Path, model: Path | None, tile: int, overlap: int, device: str,
+    report: Path | None, *, recursive: bool, overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Upscale pictures: files, folders and patterns.
+
+    What is there already is skipped, so an interrupted run goes on when the same command is run
+    again. A picture that cannot be read does not end the run; it is named, and the exit code is 1.
+    """
+    if model is None:
+        raise UsageError(
+            "--model: name weights to upscale with, such as RUN/checkpoints/best-psnr_y/gan.safetensors"
+            " of a train-sr run"
+        )
+    if 4 * overlap > tile:
+        raise UsageError(f"--overlap {overlap}: use at most a quarter of the tile, {tile // 4}")
+    from trainer.run import choose_device
+    from trainer.upscale import picture_upscaler, plan, upscale_all
+    from trainer.weights import load_generator
+
+    tasks = plan(inputs, output, recursive=recursive)
+    chosen = choose_device(device)
+    loaded = load_generator(model, device=chosen)
+    upscaler = picture_upscaler(loaded, tile=tile, overlap=overlap, device=chosen)
+    results: list[Result] = []
+    with (
+        console.stop_requests() as stopping,
+        console.progress("upscale", total=len(tasks), unit="pictures") as advance,
+    ):
+
+        def note(result: Result) -> None:
+            results.append(result)
+            if result.status == "failed":
+                console.warn(f"{result.input}: {result.reason}")
+            advance(1, Path(result.input).name)
+
+        try:
+            upscale_all(tasks, upscaler, overwrite=overwrite, stopping=stopping, report=note)
+        finally:
+            _finish(results, report, as_json=as_json)
+    failed = [result for result in results if result.status == "failed"]
+    if failed:
+        raise UsrganError(
+            f"{len(failed)} of {len(tasks)} pictures could not be upscaled; the rest is in {output}"
+        )
+
+
+def _finish(results: list[Result], report: Path | None, *, as_json: bool) -> None:
+    counts = {
+        status: sum(result.status == status for result in results)
+        for status in ("done", "skipped", "failed")
+    }
+    described = {**counts, "pictures": results}
+    if report is not None:
+        files.write_file(report, msgspec.json.format(msgspec.json.encode(described), indent=2))
+    if as_json:
+        console.print_json(described)
+    else:
+        for result in results:
+            if result.status == "done":
+                click.echo(f"{result.output}  {result.width}x{result.height}")
+        if counts["skipped"]:
+            click.echo(f"{counts['skipped']} were there already (--overwrite does them again)")

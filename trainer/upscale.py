@@ -1,0 +1,160 @@
+"""Files and folders to upscaled pictures: what is done is skipped, a bad file does not end the run."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import msgspec
+import numpy as np
+import torch
+
+from shards import files, png
+from shards.errors import Stopped, UsageError, UsrganError
+from shards.photos import Photo, RejectedPhoto, looks_like_photo, read_photo
+from shards.png import RGB8
+from trainer.tiles import upscale_tiled
+from trainer.weights import Loaded
+
+DEFAULT_TILE = 256
+DEFAULT_OVERLAP = 32
+WRITABLE = {".png", ".jpg", ".jpeg", ".webp"}
+JPEG_QUALITY = 95
+
+
+class Task(NamedTuple):
+    """One picture: where it is and where its upscaled form goes."""
+
+    source: Path
+    target: Path
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What became of one picture."""
+
+    input: str
+    output: str
+    status: Literal["done", "skipped", "failed"]
+    reason: str = ""
+    width: int = 0
+    height: int = 0
+
+
+def plan(inputs: Sequence[str], output: Path, *, recursive: bool) -> list[Task]:
+    """All pictures that the inputs name, each with its place below `output`.
+
+    Raises:
+        UsageError: an input is missing or empty, or two pictures would get the same place.
+    """
+    one_file = output.suffix.lower() in WRITABLE and not output.is_dir()
+    if looks_like_photo(output.name) and not one_file and not output.is_dir():
+        raise UsageError(f"-o {output}: write .png, .jpg or .webp, or name a folder")
+    found = [pair for text in inputs for pair in _expand(text, recursive=recursive)]
+    if one_file:
+        if len(found) != 1:
+            raise UsageError(f"-o {output}: is one file for {len(found)} pictures; name a folder")
+        tasks = [Task(found[0][0], output)]
+    else:
+        tasks = [Task(path, output / below.with_suffix(".png")) for path, below in found]
+    taken: dict[Path, Path] = {}
+    for task in tasks:
+        other = taken.setdefault(task.target.resolve(), task.source)
+        if other.resolve() != task.source.resolve():
+            raise UsageError(
+                f"{task.source}: would be written to {task.target} like {other}; upscale them into two folders"
+            )
+        if task.target.resolve() == task.source.resolve():
+            raise UsageError(
+                f"-o {output}: {task.source} would replace itself; name another folder"
+            )
+    return list(dict.fromkeys(tasks))
+
+
+def upscale_all(
+    tasks: Sequence[Task],
+    upscaler: Callable[[RGB8], RGB8],
+    *,
+    overwrite: bool,
+    stopping: Callable[[], bool],
+    report: Callable[[Result], None],
+) -> None:
+    """Work off the tasks, one result each.
+
+    Raises:
+        Stopped: on request, after the picture under way.
+    """
+    for task in tasks:
+        if stopping():
+            raise Stopped(f"{task.source}: not begun; run the same command again to go on")
+        report(_upscale(task, upscaler, overwrite=overwrite))
+
+
+def picture_upscaler(
+    loaded: Loaded, *, tile: int, overlap: int, device: torch.device
+) -> Callable[[RGB8], RGB8]:
+    """A function from a picture [h w 3] to its upscaled form."""
+
+    def upscaler(pixels: RGB8) -> RGB8:
+        return upscale_tiled(
+            loaded.module, pixels, scale=loaded.scale, tile=tile, overlap=overlap, device=device
+        )
+
+    return upscaler
+
+
+def _upscale(task: Task, upscaler: Callable[[RGB8], RGB8], *, overwrite: bool) -> Result:
+    source, target = str(task.source), str(task.target)
+    if task.target.exists() and not overwrite:
+        return Result(source, target, "skipped", "is there already")
+    try:
+        photo = read_photo(task.source)
+        if photo.bit_depth != 8:
+            raise RejectedPhoto("MODE", "has 16 bits a channel, which comes later; convert it to 8")
+        sr = upscaler(photo.pixels)
+        files.make_folder(task.target.parent)
+        files.write_file(task.target, _encode(sr, photo, suffix=task.target.suffix.lower()))
+    except UsrganError as error:
+        return Result(source, target, "failed", str(error))
+    return Result(source, target, "done", "", sr.shape[1], sr.shape[0])
+
+
+def _encode(sr: RGB8, photo: Photo, *, suffix: str) -> bytes:
+    """The bytes of a picture file; a grey photo stays grey."""
+    if photo.grey:
+        # a generator makes grey slightly coloured: luma, as image viewers weigh it
+        image: Any = cv2.cvtColor(sr, cv2.COLOR_RGB2GRAY)
+    elif suffix == ".png":
+        return png.encode_rgb(np.ascontiguousarray(sr), level=1)
+    else:
+        image = cv2.cvtColor(sr, cv2.COLOR_RGB2BGR)
+    quality = {
+        ".png": [cv2.IMWRITE_PNG_COMPRESSION, 6],
+        ".webp": [cv2.IMWRITE_WEBP_QUALITY, 101],  # lossless
+    }.get(suffix, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    written, content = cv2.imencode(suffix, image, quality)
+    if not written:
+        raise UsrganError(f"cannot be written as {suffix}; choose .png")
+    return content.tobytes()
+
+
+def _expand(text: str, *, recursive: bool) -> Iterator[tuple[Path, Path]]:
+    """The pictures of one input, each with its path below the output folder."""
+    path = Path(text)
+    if path.is_dir():
+        listed = sorted(path.rglob("*") if recursive else path.iterdir())
+        pictures = [each for each in listed if looks_like_photo(each.name) and not each.is_dir()]
+        if not pictures:
+            hint = "" if recursive else ", or look in its subfolders with -r"
+            raise UsageError(f"{path}: holds no pictures; name another folder{hint}")
+        yield from ((each, each.relative_to(path)) for each in pictures)
+    elif path.exists() or path.is_symlink():
+        yield path, Path(path.name)
+    else:
+        matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  # absolute patterns too
+        if not matches:
+            raise UsageError(f"{text}: there is no such file or folder")
+        for match in matches:
+            yield from _expand(match, recursive=recursive)
