@@ -155,8 +155,8 @@ def _finished(out: Path, promise: dict[str, Option]) -> Manifest | None:
 def _begin(work: Path, promise: dict[str, Option]) -> None:
     """Start or go on: the scratch folder is of one promise."""
     files.make_folder(work)
-    files.sweep_temps(work)
-    files.sweep_temps(work.parent)
+    for folder in (work, work.parent, work.parent / "index", work.parent / ".nv-meta"):
+        files.sweep_temps(folder)
     path = work / "promise.json"
     if path.exists():
         try:

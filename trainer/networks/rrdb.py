@@ -54,6 +54,18 @@ def _small_conv(inputs: int, outputs: int, norm: Norm) -> tuple[nn.Conv2d, nn.Mo
     return conv, nn.BatchNorm2d(outputs) if norm == "batch" else nn.Identity()
 
 
+def _start_smooth(conv: nn.Conv2d, factor: int) -> None:
+    """All phases of a pixel shuffle start alike, so it starts as nearest-neighbour enlargement.
+
+    Without this the phases first have to learn to agree, which shows as a checkerboard
+    (Aitken et al. 2017, arXiv:1707.02937).
+    """
+    assert conv.bias is not None
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight[:: factor**2].repeat_interleave(factor**2, 0))
+        conv.bias.copy_(conv.bias[:: factor**2].repeat_interleave(factor**2, 0))
+
+
 class RRDB(nn.Module):
     """Three dense blocks inside one more residual."""
 
@@ -96,7 +108,10 @@ class RRDBNet(nn.Module):
         self.conv_body = nn.Conv2d(features, features, 3, padding=1)
         for number, factor in enumerate(STAGES[scale], start=1):
             outputs = features * factor**2 if upsampler == "pixelshuffle" else features
-            self.add_module(f"conv_up{number}", nn.Conv2d(features, outputs, 3, padding=1))
+            conv = nn.Conv2d(features, outputs, 3, padding=1)
+            if upsampler == "pixelshuffle":
+                _start_smooth(conv, factor)
+            self.add_module(f"conv_up{number}", conv)
         self.conv_hr = nn.Conv2d(features, features, 3, padding=1)
         self.conv_last = nn.Conv2d(features, 3, 3, padding=1)
 

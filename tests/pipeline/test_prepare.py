@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import main
+from shards import png
+from shards.manifest import load_manifest
+from shards.reader import open_dataset
+from shards.verify import verify
+from tests.pipeline.conftest import make_photo
+
+SMALL = ["--patches-per-image", "24", "--samples-per-shard", "16", "--hr-size", "64"]
+
+
+def prep(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def make(photos: Path, out: Path, *more: object) -> dict:
+    return json.loads(
+        prep("--src", photos, "--out", out, *SMALL, "--json", "--workers", 0, *more).stdout
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def command(photos: Path, out: Path, workers: int) -> list[str]:
+    code = "from pipeline.cli import main; main()"
+    options = ["--src", str(photos), "--out", str(out), *SMALL, "--workers", str(workers)]
+    return [sys.executable, "-c", code, *options]
+
+
+def test_any_number_of_workers_gives_the_same_bytes(photos, tmp_path):
+    one = make(photos, tmp_path / "one")
+    for workers in (1, 2):
+        subprocess.run(
+            command(photos, tmp_path / f"w{workers}", workers), check=True, capture_output=True
+        )
+        assert tree(tmp_path / f"w{workers}") == tree(tmp_path / "one")
+    assert one["pairs"]["train"] > 16
+    assert one["shards"] > 2
+
+
+def test_shards_hold_the_photos_and_verify(photos, tmp_path):
+    report = make(photos, tmp_path / "out")
+    manifest = load_manifest(tmp_path / "out")
+    assert verify(tmp_path / "out", manifest, deep=True, advance=lambda *_: None) == []
+    dataset = open_dataset(tmp_path / "out")
+    whole = {"b.png": make_photo(1, height=297, width=353)}
+    seen = {"train": set(), "val": set()}
+    for name in ("train", "val"):
+        split = dataset.split(name)
+        assert len(split) == report["pairs"][name]
+        for position in range(len(split)):
+            pair = split[position]
+            seen[name].add(pair.info.src)
+            assert pair.info.split == name
+            if pair.info.src in whole:
+                x, y = pair.info.x, pair.info.y
+                np.testing.assert_array_equal(pair.hr, whole[pair.info.src][y : y + 64, x : x + 64])
+    assert not seen["train"] & seen["val"]
+    assert seen["train"] | seen["val"] == {"a.png", "b.png", "more/c.png", "d.jpg", "e.webp"}
+
+
+def test_neighbours_in_a_shard_come_from_different_photos(photos, tmp_path):
+    make(photos, tmp_path / "out")
+    split = open_dataset(tmp_path / "out").split("train")
+    sources = [split[position].info.src for position in range(len(split))]
+    changes = sum(a != b for a, b in itertools.pairwise(sources))
+    assert changes > len(sources) / 2
+
+
+@pytest.mark.parametrize("operation", [*range(1, 60, 3), 80, 120])
+def test_a_run_killed_at_any_operation_goes_on_to_the_same_bytes(photos, tmp_path, operation):
+    make(photos, tmp_path / "whole")
+    environment = {**os.environ, "USRGAN_FAULT": f"kill@{operation}"}
+    out = tmp_path / "out"
+    killed = subprocess.run(
+        command(photos, out, 0), env=environment, capture_output=True, check=False
+    )
+    assert killed.returncode in (-signal.SIGKILL, 0)
+    make(photos, out)
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("operation", [2, 9, 31, 47])
+def test_a_full_disk_is_one_line_and_the_rerun_goes_on(photos, tmp_path, operation):
+    environment = {**os.environ, "USRGAN_FAULT": f"enospc@{operation}"}
+    out = tmp_path / "out"
+    full = subprocess.run(
+        command(photos, out, 0), env=environment, capture_output=True, text=True, check=False
+    )
+    assert full.returncode == 1
+    assert "the disk is full" in full.stderr.splitlines()[-1]
+    make(photos, out)
+    make(photos, tmp_path / "whole")
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_run_with_workers_that_is_killed_leaves_no_process_and_goes_on(photos, tmp_path):
+    out = tmp_path / "out"
+    run = subprocess.Popen(
+        command(photos, out, 2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    limit = time.monotonic() + 60
+    while (
+        not list(out.glob("_work/chunk-*.npz")) and time.monotonic() < limit and run.poll() is None
+    ):
+        time.sleep(0.005)
+    run.kill()
+    run.wait()
+    while _children_of(out) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert not _children_of(out)
+    make(photos, out)
+    make(photos, tmp_path / "whole")
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def _children_of(out: Path) -> list[str]:
+    """Processes that hold a file below `out` open."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if str(out) in str(link.readlink()):
+                found.append(str(link))
+        except OSError:
+            continue
+    return found
+
+
+def test_ctrl_c_keeps_what_is_done_and_exits_75(photos, tmp_path):
+    for number in range(10, 60):
+        (photos / f"{number}.png").write_bytes(png.encode_rgb(make_photo(number)))
+    out = tmp_path / "out"
+    run = subprocess.Popen(
+        command(photos, out, 1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    limit = time.monotonic() + 60
+    while not list(out.glob("_work/chunk-*.npz")) and time.monotonic() < limit:
+        time.sleep(0.005)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 75, errors
+    assert "run the same command again" in errors.splitlines()[-1]
+    assert not (out / "manifest.json").exists()
+    make(photos, out)
+    assert verify(out, load_manifest(out), deep=False, advance=lambda *_: None) == []
+
+
+def test_bad_photos_are_listed_and_the_run_goes_on(photos, tmp_path):
+    (photos / "empty.png").write_bytes(b"")
+    (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:5000])
+    (photos / "small.png").write_bytes(png.encode_rgb(make_photo(9, height=60, width=400)))
+    (photos / "copy.png").write_bytes((photos / "a.png").read_bytes())
+    report = make(photos, tmp_path / "out", "--max-rejects", "40%")
+    assert report["rejects"] == {"CUT_OFF": 1, "DUPLICATE": 1, "EMPTY": 1, "TOO_SMALL": 1}
+    lines = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
+    assert [line["src"] for line in lines] == ["copy.png", "cut.png", "empty.png", "small.png"]
+    assert all(line["reason"] for line in lines)
+
+
+def test_too_many_bad_photos_end_the_run_and_a_higher_limit_goes_on(photos, tmp_path):
+    (photos / "empty.png").write_bytes(b"")
+    refused = prep("--src", photos, "--out", tmp_path / "out", *SMALL, "--workers", 0, code=1)
+    last = refused.stderr.splitlines()[-1]
+    assert "1 of 6 photos were refused" in last
+    assert "--max-rejects 17%" in last
+    assert not (tmp_path / "out/manifest.json").exists()
+    assert make(photos, tmp_path / "out", "--max-rejects", "17%")["rejects"] == {"EMPTY": 1}
+
+
+def test_a_copy_never_trains_when_it_validates(photos, tmp_path):
+    (photos / "zz.png").write_bytes((photos / "a.png").read_bytes())
+    (tmp_path / "list").write_text("zz\n")
+    make(photos, tmp_path / "out", "--val-list", tmp_path / "list")
+    split = open_dataset(tmp_path / "out").split("train")
+    assert "a.png" not in {split[position].info.src for position in range(len(split))}
+
+
+def test_a_second_run_finds_the_work_done(photos, tmp_path):
+    first = make(photos, tmp_path / "out")
+    before = tree(tmp_path / "out")
+    again = make(photos, tmp_path / "out")
+    assert again["already_done"]
+    assert again["dataset_sha256"] == first["dataset_sha256"]
+    assert tree(tmp_path / "out") == before
+
+
+def test_other_options_are_refused_until_overwrite(photos, tmp_path):
+    out = tmp_path / "out"
+    make(photos, out)
+    before = tree(out)
+    refused = prep("--src", photos, "--out", out, *SMALL, "--seed", 5, "--workers", 0, code=2)
+    assert "seed 0 then, 5 now" in refused.stderr
+    assert tree(out) == before
+    make(photos, tmp_path / "fresh", "--seed", 5)
+    make(photos, out, "--seed", 5, "--overwrite")
+    assert tree(out) == tree(tmp_path / "fresh")
+
+
+def test_new_photos_are_refused_until_overwrite(photos, tmp_path):
+    make(photos, tmp_path / "out")
+    (photos / "new.png").write_bytes(png.encode_rgb(make_photo(11)))
+    refused = prep("--src", photos, "--out", tmp_path / "out", *SMALL, "--workers", 0, code=2)
+    assert "photos" in refused.stderr
+
+
+def test_an_unfinished_run_of_other_options_is_refused(photos, tmp_path):
+    out = tmp_path / "out"
+    environment = {**os.environ, "USRGAN_FAULT": "kill@20"}
+    subprocess.run(command(photos, out, 0), env=environment, capture_output=True, check=False)
+    refused = prep("--src", photos, "--out", out, *SMALL, "--seed", 5, "--workers", 0, code=2)
+    assert "an unfinished run differs (seed 0 then, 5 now)" in refused.stderr
+
+
+def test_a_folder_with_foreign_files_is_not_written_to(photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/README.md").write_text("mine")
+    refused = prep("--src", photos, "--out", tmp_path / "out", *SMALL, code=2)
+    assert "README.md" in refused.stderr
+    assert tree(tmp_path / "out") == {"README.md": b"mine"}
+
+
+def test_overwrite_leaves_foreign_files(photos, tmp_path):
+    out = tmp_path / "out"
+    make(photos, out)
+    (out / "code.py").write_text("pass")
+    make(photos, out, "--seed", 1, "--overwrite")
+    assert (out / "code.py").read_text() == "pass"
+
+
+def test_div2k_validates_on_its_own_folder(tmp_path):
+    for folder, first in (
+        ("DIV2K_train_HR", 1),
+        ("DIV2K_valid_HR", 801),
+        ("DIV2K_train_LR_bicubic/X4", 1),
+    ):
+        (tmp_path / "DIV2K" / folder).mkdir(parents=True)
+        for number in range(first, first + 3):
+            photo = make_photo(number)
+            (tmp_path / "DIV2K" / folder / f"{number:04d}.png").write_bytes(png.encode_rgb(photo))
+    report = make(tmp_path / "DIV2K", tmp_path / "out")
+    assert report["layout"] == "DIV2K"
+    assert report["photos"] == {"found": 6, "train": 3, "val": 3, "rejected": 0}
+
+
+def test_dry_run_writes_nothing(photos, tmp_path):
+    result = prep("--src", photos, "--out", tmp_path / "out", "--dry-run")
+    assert "5 photos" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--grid", "64", "--patches-per-image", "5"], "--grid"),
+        (["--hr-size", "130"], "--hr-size 130"),
+        (["--val-list", "nowhere.txt"], "--val-list nowhere.txt"),
+        (["--max-rejects", "many"], "write 5% or 0.05"),
+        (["--scale", "5"], "--scale"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(photos, tmp_path, arguments, words):
+    refused = prep("--src", photos, "--out", tmp_path / "out", *arguments, code=2)
+    assert words in refused.stderr
+    assert not (tmp_path / "out").exists()
