@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from shards import __version__
 from shards.errors import Stopped, UsrganError
@@ -125,7 +124,9 @@ def train_stage(job: Job) -> TrainState:
                 state, config, to_float(batch.lr, device), to_float(batch.hr, device), bf16
             )
             state.patches_seen += config.batch_size
-            log.add(losses)
+            for name, value in losses.items():
+                state.losses[name] = state.losses[name] + value if name in state.losses else value
+            log.steps += 1
             if state.average is not None:
                 update_average(
                     state.average,
@@ -139,9 +140,8 @@ def train_stage(job: Job) -> TrainState:
             done = state.patches_seen >= config.total_patches
             note = ""
             if state.patches_seen % epoch == 0:
-                row = log.row(
-                    state, epoch=state.patches_seen // epoch, batch_size=config.batch_size
-                )
+                row = log.row(state, config)
+                state.losses = {}
                 _check_finite(row, run=run)
                 if _validation_due(state.patches_seen // epoch, config, val, done=done):
                     row |= _validate_and_keep_best(job, state, val)
@@ -163,31 +163,25 @@ def train_stage(job: Job) -> TrainState:
 
 
 class _EpochLog:
-    """Sums of the losses on the device, read once per epoch."""
+    """How long the steps of an epoch took in this process; the losses lie in the state."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.waited = 0.0
         self.steps = 0
-        self.sums: dict[str, Tensor] = {}
 
-    def add(self, losses: dict[str, Tensor]) -> None:
-        self.steps += 1
-        for name, value in losses.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-
-    def row(
-        self, state: TrainState, *, epoch: int, batch_size: int
-    ) -> dict[str, float | int | str]:
-        means = {name: (value / self.steps).item() for name, value in self.sums.items()}
+    def row(self, state: TrainState, config: Config) -> dict[str, float | int | str]:
+        """A line of `metrics.jsonl`: means over the epoch, read from the device here and only here."""
+        steps = config.iterations_per_epoch
+        means = {name: (value / steps).item() for name, value in state.losses.items()}
         seconds = time.perf_counter() - self.started
         return {
             "stage": state.stage,
-            "epoch": epoch,
+            "epoch": state.patches_seen // (steps * config.batch_size),
             "patches_seen": state.patches_seen,
             **{f"loss_{name}": value for name, value in means.items()},
             "lr": state.optimizer.param_groups[0]["lr"],
-            "patches_per_s": self.steps * batch_size / seconds,
+            "patches_per_s": self.steps * config.batch_size / seconds,
             "data_wait": self.waited / seconds,
         }
 

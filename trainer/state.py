@@ -44,6 +44,8 @@ class TrainState:
     patches_seen: int = 0
     best: dict[str, float] = field(default_factory=dict)
     """The best validation value so far of each metric that a checkpoint is kept for."""
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    """Sums of the losses since the epoch began, on the device; logged and cleared at its end."""
 
     @property
     def output(self) -> RRDBNet:
@@ -103,6 +105,7 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
         for number, parameter in enumerate(_parameters(optimizer)):
             for name, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{prefix}.{number}.{name}"] = value
+    tensors |= {f"losses.{name}": value for name, value in state.losses.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -123,6 +126,8 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
                 # Adam's moments lie in memory as their parameter does; its step count stays on the CPU
                 kept = torch.empty_like(parameter).copy_(value) if value.ndim else value.clone()
                 optimizer.state[parameter][name] = kept
+    device = next(state.generator.parameters()).device
+    state.losses = {name: value.to(device) for name, value in _below(tensors, "losses.").items()}
     torch.set_rng_state(tensors["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])

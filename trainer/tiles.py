@@ -130,7 +130,7 @@ def _row(
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """The tiles of one row, upscaled, in 0..255."""
     for place, column in enumerate(columns):
-        patch = np.ascontiguousarray(pixels[row.start : row.stop, column.start : column.stop])
+        patch = pixels[row.start : row.stop, column.start : column.stop].copy()
         # HWC => NCHW
         lr = torch.from_numpy(patch).to(device).permute(2, 0, 1)[None].float().div(255)
         lr = lr.contiguous(memory_format=torch.channels_last)

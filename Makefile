@@ -1,0 +1,53 @@
+# Two commands are all the set-up there is: `make demo` and `make test`. Each makes .venv first.
+
+PYTHON ?= python3
+# pillow-simd is built from source; where the processor has AVX2 it resizes 1.6 times faster.
+PILLOW_CC := $(shell grep -qw avx2 /proc/cpuinfo 2>/dev/null && echo "cc -mavx2" || echo "cc")
+BIN := .venv/bin
+DEMO := demo
+PHOTOS := .cache/scikit-image/skimage/data
+
+.PHONY: demo test check lint types imports test-slow test-gpu clean
+
+demo: .venv/ready $(PHOTOS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh $(DEMO) $(PHOTOS)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: lint types imports test
+
+lint: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/ready
+	$(BIN)/mypy
+
+imports: .venv/ready
+	$(BIN)/lint-imports
+
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: .venv/ready
+	$(BIN)/python -m pytest -m gpu
+
+.venv/ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: usrgan needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
+	@command -v cc >/dev/null || { echo "error: pillow-simd is built from source: install a C compiler and $(PYTHON)'s headers" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	CC="$(PILLOW_CC)" $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	# webdataset's own image decoder wants a PIL that reads PNG; only the test of that recipe sees it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/stock-pillow pillow==12.1.1
+	@touch $@
+
+# The photographs in scikit-image's wheel: files, never imported.
+$(PHOTOS): | .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .cache/scikit-image scikit-image==0.26.0
+	@touch $@
+
+clean:
+	rm -rf .venv .cache demo

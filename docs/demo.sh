@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# `make demo`: photos -> shards -> both training stages -> scores -> upscaled pictures -> a report.
+# Usage: docs/demo.sh FOLDER PHOTOS   (run it again to go on where it was stopped)
+set -euo pipefail
+demo=$1 photos=$2
+held_out=(astronaut coffee)
+train=(brick camera chelsea grass gravel hubble_deep_field ihc motorcycle_left motorcycle_right retina rocket)
+
+step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+
+mkdir -p "$demo/photos/train" "$demo/photos/held-out"
+for name in "${train[@]}"; do cp "$photos/$name".* "$demo/photos/train/"; done
+for name in "${held_out[@]}"; do cp "$photos/$name".* "$demo/photos/held-out/"; done
+printf '%s\n' "${held_out[@]}" >"$demo/held-out.txt"
+
+step "1. photos to shards"
+prep-shards --src "$demo/photos" --out "$demo/shards" --val-list "$demo/held-out.txt"
+inspect-shards verify --deep "$demo/shards"
+
+step "2. a small generator through both stages"
+train-sr --shards "$demo/shards" --config tiny --stage both --out "$demo/run"
+
+step "3. whole held-out photos against bicubic"
+best=$demo/run/checkpoints/best-psnr_y
+models=(--model "$best/psnr.safetensors" --model "$best/gan.safetensors")
+eval-sr --hr "$demo/photos/held-out" "${models[@]}" --strips "$demo/run/strips" --json >"$demo/run/evaluation.json"
+eval-sr --hr "$demo/photos/held-out" "${models[@]}"
+
+step "4. held-out photos upscaled"
+upscale-sr "$demo/photos/held-out" -o "$demo/upscaled" --model "$best/gan.safetensors" --overwrite
+
+step "5. the report"
+train-sr --report "$demo/run"
+
+step "Done"
+echo "report:   $PWD/$demo/run/report.html"
+echo "pictures: $PWD/$demo/upscaled"
+echo "weights:  $PWD/$best"

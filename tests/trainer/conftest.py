@@ -1,0 +1,54 @@
+"""A data set of smooth noise, made once: LR belongs to HR, as with photos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from shards import png, resize, writer
+from shards.index import Row
+from shards.manifest import Manifest, Photos, Resize, SampleInfo, Split, encode_info
+from shards.writer import Sample
+
+
+def make_patch(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (128, 128), interpolation=cv2.INTER_CUBIC)
+
+
+def samples(first: int, last: int, split: str) -> Iterator[tuple[Sample, Row]]:
+    for key in range(first, last):
+        hr = make_patch(key)
+        lr = png.encode_rgb(resize.downscale(hr, scale=4))
+        info = SampleInfo(1.0, 2.0, 4, split, f"{key % 5}.png", "00", 4, 8)
+        yield Sample(key, png.encode_rgb(hr), encode_info(info), lr), Row(info.src, 4, 8, 2.0, 1.0)
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training pairs in two shards and 8 held-out pairs in one, 32x32 to 128x128."""
+    folder = tmp_path_factory.mktemp("shards")
+    train = tuple(
+        writer.write_shard(folder, f"train-{n:06d}.tar", samples(12 * n, 12 * n + 12, "train"))
+        for n in range(2)
+    )
+    val = writer.write_shard(folder, "val-000000.tar", samples(24, 32, "val"))
+    writer.publish(
+        folder,
+        Manifest(
+            scale=4,
+            hr_size=128,
+            codec="png",
+            resize=Resize("pillow", *resize.implementation()),
+            options={},
+            libraries={},
+            photos=Photos("folder", 5, 0, 4, 1),
+            splits={"train": Split(24, train), "val": Split(8, (val,))},
+        ),
+    )
+    return folder

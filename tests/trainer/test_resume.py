@@ -1,0 +1,213 @@
+"""A run that was killed ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from trainer.cli import train_main
+from trainer.weights import load_tensors
+
+SETTINGS = [
+    "epochs=3", "epoch_patches=16", "batch_size=4", "generator.features=8", "generator.blocks=1",
+    "generator.growth=4", "discriminator.features=4", "discriminator.dense=8", "content.layer=conv1_2",
+    "checkpoint.every_patches=8", "validation.every_epochs=1", "validation.patches=4",
+    "optim.warmup_patches=8", "ema.halflife_patches=16",
+]  # fmt: skip
+
+
+def arguments(shards: Path, out: Path, *more: str) -> list[str]:
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    return [
+        "--shards",
+        str(shards),
+        "--out",
+        str(out),
+        "--config",
+        "tiny",
+        "--device",
+        "cpu",
+        *settings,
+        *more,
+    ]
+
+
+def train(shards: Path, out: Path, *more: str, code: int = 0):
+    result = CliRunner().invoke(train_main, arguments(shards, out, *more))
+    assert result.exit_code == code, result.output
+    return result
+
+
+def spawn(shards: Path, out: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from trainer.cli import train_main; train_main()"]
+    return subprocess.Popen(
+        [*command, *arguments(shards, out, *more)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """Every stored tensor of a finished run, bit for bit."""
+    stored = {}
+    newest = [
+        max((run / "checkpoints/last").glob(f"{stage}-*"))
+        for stage in ("psnr", "gan")
+        if list((run / "checkpoints/last").glob(f"{stage}-*"))
+    ]
+    for path in [*newest, *sorted((run / "checkpoints").glob("best-*/*.safetensors"))]:
+        tensors, _ = load_tensors(path)
+        for name, tensor in tensors.items():
+            stored[f"{path.relative_to(run)} {name}"] = tensor.numpy().tobytes()
+    return stored
+
+
+def logged(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in row.items() if k not in ("patches_per_s", "data_wait")} for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_shards, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    train(tiny_shards, run, "--stage", "both")
+    return run
+
+
+@pytest.mark.parametrize("operation", [15, 60, 95, 140, 170])
+def test_training_killed_at_an_operation_resumes_bit_equal(
+    tiny_shards, tmp_path, uninterrupted, operation
+):
+    run = tmp_path / "run"
+    killed = spawn(tiny_shards, run, "--stage", "both", USRGAN_FAULT=f"kill@{operation}")
+    killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    train(tiny_shards, run, "--stage", "both")
+    assert weights(run) == weights(uninterrupted)
+    assert logged(run) == logged(uninterrupted)
+
+
+def test_sigterm_saves_exits_75_and_resumes_bit_equal(tiny_shards, tmp_path, uninterrupted):
+    run = tmp_path / "run"
+    running = spawn(tiny_shards, run, "--stage", "both")
+    assert running.stderr is not None
+    for line in running.stderr:
+        if "to beat" in line:
+            break
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 75, errors
+    assert "run the same command again to go on" in errors.splitlines()[-1]
+    train(tiny_shards, run, "--stage", "both")
+    assert weights(run) == weights(uninterrupted)
+
+
+def test_two_runs_are_bit_equal(tiny_shards, tmp_path, uninterrupted):
+    train(tiny_shards, tmp_path / "run", "--stage", "both")
+    assert weights(tmp_path / "run") == weights(uninterrupted)
+
+
+def test_stages_one_by_one_equal_both_at_once(tiny_shards, tmp_path, uninterrupted):
+    train(tiny_shards, tmp_path / "run", "--stage", "psnr")
+    train(tiny_shards, tmp_path / "run", "--stage", "gan")
+    assert weights(tmp_path / "run") == weights(uninterrupted)
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_shards, tmp_path):
+    run = tmp_path / "run"
+    train(tiny_shards, run, "--stage", "psnr")
+    before = weights(run)
+    again = train(tiny_shards, run, "--stage", "psnr")
+    assert "done before" in again.stderr
+    assert weights(run) == before
+
+
+def test_more_epochs_go_on_where_the_run_ended(tiny_shards, tmp_path):
+    run = tmp_path / "run"
+    constant = ["--stage", "psnr", "--set", "optim.schedule=constant"]
+    train(tiny_shards, run, *constant)
+    train(tiny_shards, run, *constant, "--set", "epochs=5")
+    train(tiny_shards, tmp_path / "long", *constant, "--set", "epochs=5")
+    assert weights(run) == weights(tmp_path / "long")
+
+
+def test_changed_settings_are_refused(tiny_shards, tmp_path):
+    run = tmp_path / "run"
+    train(tiny_shards, run, "--stage", "psnr")
+    refused = train(tiny_shards, run, "--stage", "psnr", "--set", "optim.lr=1e-5", code=2)
+    assert "optim.lr" in refused.stderr
+
+
+def test_a_damaged_newest_checkpoint_costs_one_step_back_and_no_bit(
+    tiny_shards, tmp_path, uninterrupted
+):
+    run = tmp_path / "run"
+    train(tiny_shards, run, "--stage", "both")
+    newest = max((run / "checkpoints/last").glob("gan-*"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes(content)
+    again = train(tiny_shards, run, "--stage", "both")
+    assert "damaged" in again.stderr
+    assert weights(run) == weights(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--stage", "gan"], "stage gan starts from these weights"),
+        (["--set", "generator.fetures=8"], "did you mean"),
+        (["--config", "tinny"], "did you mean tiny"),
+        (["--init", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--set", "batch_size=32", "--set", "epoch_patches=64"], "24"),
+        (["--device", "cuda"], "--device cuda"),
+        (["--gpus", "2"], "--gpus"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    tiny_shards, tmp_path, change, words, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refused = train(tiny_shards, tmp_path / "run", *change, code=2)
+    assert words in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_without_manifest_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused = train(tmp_path / "empty", tmp_path / "run", code=2)
+    assert "holds no shards" in refused.stderr
+
+
+def test_dry_run_writes_nothing(tiny_shards, tmp_path):
+    result = train(tiny_shards, tmp_path / "run", "--stage", "both", "--dry-run")
+    assert "nothing was trained" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_run_folder_holds_what_is_promised(uninterrupted):
+    held = {
+        path.relative_to(uninterrupted).as_posix()
+        for path in uninterrupted.rglob("*")
+        if path.is_file()
+    }
+    assert {
+        "config.toml", "run.json", "metrics.jsonl", "report.html",
+        "checkpoints/best-psnr_y/psnr.safetensors", "checkpoints/best-ssim_y/gan.safetensors",
+    } <= held  # fmt: skip
+    assert "http" not in "".join(
+        part
+        for part in (uninterrupted / "report.html").read_text().split('"')
+        if part.startswith("http") and "w3.org" not in part
+    )
