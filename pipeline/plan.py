@@ -131,7 +131,8 @@ def _placed(spills: Sequence[tuple[Rows, list[Outcome]]], photos: Sequence[Sourc
     return np.concatenate(parts) if parts else np.zeros(0, PLACED)
 
 
-def _order(rows: Rows, pixels: npt.NDArray[np.str_], held: npt.NDArray[np.bool_]
+def _order(
+    rows: Rows, pixels: npt.NDArray[np.str_], held: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.intp]:
     """Train before val, by rank; equal ranks by photo and position."""
     source = rows["source"]

@@ -106,7 +106,8 @@ def write_spill(
 def load_spill(work: Path, chunk: int) -> tuple[Rows, list[Outcome]] | None:
     """The rows and outcomes of a finished chunk, or None if it has to be cut."""
     try:
-        with np.load(work / f"{spill_name(chunk)}.npz", allow_pickle=False) as stored:
+        marker = (work / f"{spill_name(chunk)}.npz").read_bytes()
+        with np.load(io.BytesIO(marker), allow_pickle=False) as stored:
             rows, length = stored["rows"], int(stored["length"])
             outcomes = msgspec.json.decode(stored["outcomes"].tobytes(), type=list[Outcome])
         if (work / f"{spill_name(chunk)}.bin").stat().st_size != length or rows.dtype != ROW:

@@ -104,7 +104,7 @@ def load_npz(path: Path) -> ShardIndex:
         DamagedData: it is missing, damaged or contradicts itself.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             fields = {name: stored[name] for name in stored.files}
         index = ShardIndex(
             **{name: fields[name] for name in ShardIndex.__dataclass_fields__ if fields[name].ndim},

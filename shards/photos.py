@@ -126,15 +126,17 @@ def _read(path: Path) -> bytes:
             raise RejectedPhoto("NOT_FILE", "is no file that can be read") from None
         raise RejectedPhoto("NO_ACCESS", f"cannot be opened ({error.strerror})") from None
     try:
-        with os.fdopen(descriptor, "rb") as stream:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise RejectedPhoto("NOT_FILE", "is no regular file")
-            if status.st_size > MAX_FILE_BYTES:
-                raise RejectedPhoto("TOO_LARGE", f"has {status.st_size / 2**30:.1f} GiB")
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise RejectedPhoto("NOT_FILE", "is no regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise RejectedPhoto("TOO_LARGE", f"has {status.st_size / 2**30:.1f} GiB")
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
             return stream.read()
     except OSError as error:
         raise RejectedPhoto("NO_ACCESS", f"cannot be read ({error.strerror})") from None
+    finally:
+        os.close(descriptor)
 
 
 def _check_megapixels(header: Header, most: float) -> None:

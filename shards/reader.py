@@ -89,6 +89,10 @@ class SplitReader:
             raise self._damaged(number, key, str(error)) from None
         return key, parts[0], parts[1], parts[2]
 
+    def shard_of(self, position: int) -> str:
+        """The file name of the shard that holds a pair."""
+        return self._shards[self._locate(position)[0]].name
+
     def close(self) -> None:
         """Close the shards' files."""
         with self._lock:

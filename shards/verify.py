@@ -42,10 +42,13 @@ def verify(
                 if keys[0] <= last_key:
                     raise DamagedData(f"key {keys[0]:012d} stands in an earlier shard, too")
                 last_key = keys[-1]
-            except (UsrganError, OSError) as error:
-                findings.append(
-                    Finding(shard.name, str(error).removeprefix(f"{folder / shard.name}: "))
-                )
+            except UsrganError as error:
+                problem = str(error).removeprefix(f"{folder / shard.name}: ")
+                findings.append(Finding(shard.name, problem))
+            except FileNotFoundError as error:
+                findings.append(Finding(shard.name, f"{Path(error.filename).name} is missing"))
+            except OSError as error:
+                findings.append(Finding(shard.name, f"cannot be read ({error.strerror})"))
             advance(1, shard.name)
     findings += [
         Finding(path.name, "is not in the manifest; other readers would take it for data")
@@ -100,6 +103,8 @@ def _check_pairs(folder: Path) -> list[Finding]:
             try:
                 split[position]
             except DamagedData as error:
-                findings.append(Finding(name, str(error)))
+                shard = split.shard_of(position)
+                problem = str(error).removeprefix(f"{folder / shard}: ")
+                findings.append(Finding(shard, problem))
         split.close()
     return findings

@@ -1,0 +1,293 @@
+"""Format 1: what is written is what is read, any reader agrees, and damage is never silent."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from shards import png
+from shards.cli import main
+from shards.errors import DamagedData, UsageError
+from shards.manifest import SampleInfo, encode_info, load_manifest
+from shards.reader import open_dataset
+from shards.verify import verify
+from tests.shards.conftest import make_dataset, make_patch
+
+
+def silent(*_: object) -> None:
+    pass
+
+
+def problems(folder: Path, *, deep: bool = False) -> list[str]:
+    return [
+        found.file for found in verify(folder, load_manifest(folder), deep=deep, advance=silent)
+    ]
+
+
+# PNG
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (32, 32), (128, 128), (3, 250), (257, 5)])
+def test_png_returns_every_pixel_here_and_in_opencv(height, width):
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    content = png.encode_rgb(image)
+    np.testing.assert_array_equal(png.decode_rgb(content), image)
+    foreign = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(foreign, image)
+
+
+def test_png_of_another_writer_is_read():
+    image = make_patch(3)
+    content = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+    np.testing.assert_array_equal(png.decode_rgb(content), image)
+
+
+def test_any_flipped_bit_of_a_png_is_noticed_or_harmless():
+    image = make_patch(4)
+    content = png.encode_rgb(image)
+    for at in range(len(content)):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << at % 8
+        try:
+            decoded = png.decode_rgb(bytes(damaged))
+        except DamagedData:
+            continue
+        np.testing.assert_array_equal(decoded, image)
+
+
+# round trip
+
+
+def test_what_is_written_is_read(dataset):
+    found = open_dataset(dataset)
+    assert found.manifest.dataset_sha256 == load_manifest(dataset).dataset_sha256
+    keys = []
+    for name, first, last in (("train", 0, 20), ("val", 20, 25)):
+        split = found.split(name)
+        assert len(split) == last - first
+        for position in range(len(split)):
+            pair = split[position]
+            keys.append(pair.key)
+            np.testing.assert_array_equal(pair.hr, make_patch(pair.key))
+            assert pair.info == SampleInfo(1.5, 2.0, 4, name, f"{pair.key % 3}.png", "ab", 4, 8)
+    assert keys == list(range(25))
+
+
+def test_the_same_samples_give_the_same_bytes(dataset, tmp_path):
+    make_dataset(tmp_path / "again")
+    for path in dataset.rglob("*"):
+        if path.is_file():
+            assert (
+                tmp_path / "again" / path.relative_to(dataset)
+            ).read_bytes() == path.read_bytes()
+
+
+def test_gnu_tar_lists_the_members_in_order(dataset):
+    listed = subprocess.run(
+        ["tar", "--full-time", "--numeric-owner", "-tvf", dataset / "val-000000.tar"],
+        capture_output=True, text=True, check=True, env={"TZ": "UTC", "PATH": "/usr/bin:/bin"},
+    ).stdout.splitlines()  # fmt: skip
+    names = [f"{key:012d}.{part}" for key in range(20, 25) for part in ("hr.png", "json", "lr.png")]
+    assert [line.split()[-1] for line in listed] == names
+    for line in listed:
+        assert line.startswith("-r--r--r-- 0/0")
+        assert "1970-01-01 00:00:00" in line
+
+
+def test_the_idx_holds_the_offset_of_each_sample_and_the_end(dataset):
+    content = (dataset / "train-000000.tar").read_bytes()
+    offsets = np.frombuffer((dataset / "train-000000.tar.idx").read_bytes(), "<u8")
+    assert len(offsets) == 11
+    for key, offset in enumerate(offsets[:-1]):
+        assert content[offset : offset + 19] == f"{key:012d}.hr.png".encode()
+    assert not content[offsets[-1] :].strip(b"\0")
+
+
+def test_the_json_of_a_sample_has_fixed_keys_and_fractions():
+    info = encode_info(SampleInfo(1.0, 0.0, 4, "train", "a.png", "ab", 4, 8))
+    assert info == (
+        b'{"gradient":1.0,"luma_std":0.0,"scale":4,"split":"train","src":"a.png","src_sha256":"ab","x":4,"y":8}'
+    )
+
+
+def test_digests_in_the_manifest_are_those_of_the_files(dataset):
+    manifest = load_manifest(dataset)
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            content = (dataset / shard.name).read_bytes()
+            assert (shard.bytes, shard.sha256) == (
+                len(content),
+                hashlib.sha256(content).hexdigest(),
+            )
+
+
+def test_the_card_shows_readers_nothing_but_tars(dataset):
+    head = (dataset / "README.md").read_text().split("---")[1]
+    assert "train-*.tar" in head
+    assert "val-*.tar" in head
+
+
+# damage
+
+
+@pytest.mark.parametrize("number", range(60))
+def test_a_flipped_bit_anywhere_in_a_shard_is_an_error_and_never_a_wrong_pair(dataset_copy, number):
+    path = dataset_copy / "train-000001.tar"
+    content = bytearray(path.read_bytes())
+    end = int(np.frombuffer((dataset_copy / "train-000001.tar.idx").read_bytes(), "<u8")[-1])
+    at = int(np.random.default_rng(number).integers(0, end))
+    content[at] ^= 1 << number % 8
+    path.write_bytes(content)
+    split = open_dataset(dataset_copy).split("train")
+    for position in range(10, 20):
+        try:
+            pair = split[position]
+        except DamagedData as error:
+            assert "train-000001.tar" in str(error)
+            continue
+        assert pair.key == position
+        np.testing.assert_array_equal(pair.hr, make_patch(position))
+    assert problems(dataset_copy) == ["train-000001.tar"]
+
+
+def test_two_swapped_samples_are_an_error(dataset_copy):
+    path = dataset_copy / "train-000000.tar"
+    offsets = [
+        int(o) for o in np.frombuffer((dataset_copy / "train-000000.tar.idx").read_bytes(), "<u8")
+    ]
+    content = path.read_bytes()
+    parts = [content[a:b] for a, b in itertools.pairwise(offsets)]
+    same = next(
+        (i, j) for i in range(10) for j in range(i) if len(parts[i]) == len(parts[j])
+    )  # fmt: skip
+    parts[same[0]], parts[same[1]] = parts[same[1]], parts[same[0]]
+    path.write_bytes(b"".join(parts) + content[offsets[-1] :])
+    split = open_dataset(dataset_copy).split("train")
+    with pytest.raises(DamagedData, match=r"train-000000.tar: sample 0{11}\d: holds key"):
+        split[same[0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("train-000001.tar", "instead of"), ("index/train-000001.npz", "damaged")],
+)
+def test_a_cut_file_is_named_when_the_data_set_is_opened(dataset_copy, name, words):
+    path = dataset_copy / name
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DamagedData, match=words):
+        open_dataset(dataset_copy).split("train")
+
+
+@pytest.mark.parametrize("name", ["train-000001.tar", "index/train-000001.npz"])
+def test_a_missing_file_is_named(dataset_copy, name):
+    (dataset_copy / name).unlink()
+    with pytest.raises(DamagedData, match="is missing"):
+        open_dataset(dataset_copy).split("train")
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda folder: (folder / "train-000001.tar.idx").write_bytes(bytes(8)),
+        lambda folder: (folder / "train-000001.tar").unlink(),
+        lambda folder: (folder / "index/train-000001.npz").write_bytes(b"PK"),
+        lambda folder: (folder / "train-000001.tar").write_bytes(
+            (folder / "train-000000.tar").read_bytes()
+        ),
+    ],
+)
+def test_verify_names_the_shard_that_was_broken(dataset_copy, break_it):
+    break_it(dataset_copy)
+    found = problems(dataset_copy)
+    assert found
+    assert all("train-000001" in name for name in found)
+
+
+def test_deep_verify_sees_an_lr_of_a_wrong_size(tmp_path):
+    make_dataset(tmp_path / "odd", lr_side=32)
+    assert problems(tmp_path / "odd") == []
+    assert "train-000000.tar" in problems(tmp_path / "odd", deep=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda m: m | {"format": 2}, UsageError, "install a newer usrgan"),
+        (lambda m: m | {"dataset_sha256": "0" * 64}, DamagedData, "do not add up"),
+        (lambda m: {k: v for k, v in m.items() if k != "splits"}, DamagedData, "is damaged"),
+    ],
+)
+def test_a_manifest_that_cannot_be_is_refused(dataset_copy, change, error, words):
+    path = dataset_copy / "manifest.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(error, match=words):
+        load_manifest(dataset_copy)
+
+
+@pytest.mark.parametrize(
+    ("leave", "words"),
+    [
+        ([], "holds no shards"),
+        (["train-000000.tar"], "has tars but no manifest"),
+        (["_work/x"], "has not finished here"),
+    ],
+)
+def test_a_folder_without_manifest_is_explained(tmp_path, leave, words):
+    for name in leave:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UsageError, match=words):
+        open_dataset(tmp_path)
+
+
+def test_a_newer_manifest_field_is_read_over(dataset_copy):
+    path = dataset_copy / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"from_the_future": 1}))
+    assert load_manifest(dataset_copy).scale == 4
+
+
+# inspect-shards
+
+
+def inspect(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_ls_lists_shards_and_prints_the_manifest_as_json(dataset):
+    shown = inspect("ls", dataset).stdout
+    assert "train-000001.tar" in shown
+    assert load_manifest(dataset).dataset_sha256 in shown
+    assert json.loads(inspect("ls", dataset, "--json").stdout)["splits"]["train"]["samples"] == 20
+
+
+def test_verify_exits_0_or_1_and_names_the_shard(dataset_copy):
+    assert "25 pairs in 3 shards are whole" in inspect("verify", "--deep", dataset_copy).stdout
+    path = dataset_copy / "val-000000.tar"
+    path.write_bytes(path.read_bytes().replace(b"IDAT", b"IDAX", 1))
+    broken = inspect("verify", dataset_copy, "--json", code=1)
+    assert json.loads(broken.stdout)["problems"][0]["file"] == "val-000000.tar"
+    assert "1 of 3 shards have problems" in broken.stderr.splitlines()[-1]
+
+
+def test_a_missing_folder_is_exit_code_2(tmp_path):
+    assert "there is no such folder" in inspect("ls", tmp_path / "nowhere", code=2).stderr
+
+
+def test_png_bytes_are_those_of_the_first_release():
+    content = png.encode_rgb(make_patch(1)[:8, :8])
+    head = struct.pack(">I4sIIBBBBB", 13, b"IHDR", 8, 8, 8, 2, 0, 0, 0)
+    assert content[8:29] == head
+    raw = zlib.decompress(content[41:-16])
+    assert raw[0::25] == b"\x02" * 8

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+
+from shards.photos import Photo, RejectedPhoto, decode_photo, looks_like_photo, read_photo
+
+RNG = np.random.default_rng(5)
+IMAGE = RNG.integers(0, 256, (24, 40, 3), dtype=np.uint8)
+
+
+def encode(suffix: str, image: np.ndarray = IMAGE, *options: int) -> bytes:
+    """By OpenCV; the image is RGB(A) or grey."""
+    order = [2, 1, 0, 3][: image.shape[2]] if image.ndim == 3 else None
+    stored = image if order is None else np.ascontiguousarray(image[..., order])
+    return cv2.imencode(suffix, stored, options)[1].tobytes()
+
+
+LOSSLESS = {
+    "png": encode(".png"),
+    "webp": encode(".webp", IMAGE, cv2.IMWRITE_WEBP_QUALITY, 101),
+    "tiff": encode(".tif"),
+    "bmp": encode(".bmp"),
+}
+JPEG = simplejpeg.encode_jpeg(IMAGE, quality=95)
+
+
+def refused(content: bytes, **options: object) -> str:
+    with pytest.raises(RejectedPhoto) as caught:
+        decode_photo(content, **options)
+    assert "\n" not in caught.value.reason
+    assert str(caught.value) == caught.value.reason
+    return caught.value.code
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def exif(orientation: int, order: str = "<") -> bytes:
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    entry = struct.pack(order + "HHIHH", 274, 3, 1, orientation, 0)
+    return mark + struct.pack(order + "IH", 8, 1) + entry + struct.pack(order + "I", 0)
+
+
+def with_exif(kind: str, orientation: int, order: str = "<") -> bytes:
+    block = exif(orientation, order)
+    if kind == "png":
+        content = LOSSLESS["png"]
+        return content[:33] + chunk(b"eXIf", block) + content[33:]
+    body = b"Exif\0\0" + block
+    return JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + JPEG[2:]
+
+
+def turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Exif 3.0, table 6: which edge of the picture the first row and the first column are."""
+    by_definition = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],  # first column is the right edge
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),  # first row is the left edge
+        6: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+        7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+        8: lambda a: a.transpose(1, 0, 2)[::-1],
+    }
+    return by_definition[orientation](image)
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_lossless_formats_give_the_exact_pixels(kind):
+    photo = decode_photo(LOSSLESS[kind])
+    np.testing.assert_array_equal(photo.pixels, IMAGE)
+    assert photo.pixels.flags.c_contiguous
+    assert photo.sha256 == hashlib.sha256(LOSSLESS[kind]).hexdigest()
+    assert (photo.bit_depth, photo.grey, photo.notes) == (8, False, ())
+
+
+def test_jpeg_equals_its_decoder():
+    np.testing.assert_array_equal(decode_photo(JPEG).pixels, simplejpeg.decode_jpeg(JPEG))
+
+
+def test_sixteen_bits_lose_the_low_byte_and_say_so():
+    deep = IMAGE.astype(np.uint16) * 256 + 77
+    photo = decode_photo(encode(".png", deep))
+    np.testing.assert_array_equal(photo.pixels, IMAGE)
+    assert photo.bit_depth == 16
+    assert "16 bit reduced to 8" in photo.notes
+
+
+@pytest.mark.parametrize("content", [encode(".png", IMAGE[..., 0]), encode(".bmp", IMAGE[..., 0])])
+def test_grey_becomes_rgb_and_is_remembered(content):
+    photo = decode_photo(content)
+    np.testing.assert_array_equal(photo.pixels, np.repeat(IMAGE[..., :1], 3, axis=2))
+    assert photo.grey
+
+
+def test_grey_jpeg_is_grey():
+    content = simplejpeg.encode_jpeg(np.ascontiguousarray(IMAGE[..., :1]), colorspace="GRAY")
+    photo = decode_photo(content)
+    assert photo.grey
+    assert (photo.pixels == photo.pixels[..., :1]).all()
+
+
+def test_cmyk_is_converted_by_the_product_of_inks():
+    inks = np.ascontiguousarray(np.dstack([IMAGE, IMAGE[..., 0]]))
+    content = simplejpeg.encode_jpeg(inks, quality=100, colorspace="CMYK", colorsubsampling="444")
+    photo = decode_photo(content)
+    stored = simplejpeg.decode_jpeg(content, colorspace="CMYK").astype(float)
+    light = stored[..., :3] * stored[..., 3:] / 255  # Adobe stores inks inverted
+    assert np.abs(photo.pixels - light).max() <= 1
+    assert "CMYK converted" in photo.notes
+
+
+def test_opaque_alpha_is_dropped_and_transparent_alpha_is_a_choice():
+    opaque = np.dstack([IMAGE, np.full(IMAGE.shape[:2], 255, np.uint8)])
+    np.testing.assert_array_equal(decode_photo(encode(".png", opaque)).pixels, IMAGE)
+    opaque[3, 4, 3] = 254
+    assert refused(encode(".png", opaque)) == "ALPHA"
+    np.testing.assert_array_equal(decode_photo(encode(".png", opaque), alpha="drop").pixels, IMAGE)
+
+
+def test_opaque_alpha_of_sixteen_bits_is_dropped():
+    deep = np.dstack([IMAGE.astype(np.uint16) * 256, np.full(IMAGE.shape[:2], 65535, np.uint16)])
+    np.testing.assert_array_equal(decode_photo(encode(".png", deep)).pixels, IMAGE)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_png_is_turned_once_as_exif_says(orientation):
+    photo = decode_photo(with_exif("png", orientation))
+    np.testing.assert_array_equal(photo.pixels, turned(IMAGE, orientation))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_jpeg_is_turned_once_as_exif_says(orientation, order):
+    photo = decode_photo(with_exif("jpeg", orientation, order))
+    np.testing.assert_array_equal(photo.pixels, turned(simplejpeg.decode_jpeg(JPEG), orientation))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 300])
+def test_an_orientation_that_means_nothing_is_ignored(orientation):
+    np.testing.assert_array_equal(decode_photo(with_exif("png", orientation)).pixels, IMAGE)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_is_turned_once(orientation):
+    content = bytearray(LOSSLESS["tiff"])
+    (at,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, at)
+    entries = [bytes(content[at + 2 + 12 * n :][:12]) for n in range(count)]
+    entries.append(struct.pack("<HHIHH", 274, 3, 1, orientation, 0))
+    entries.sort(key=lambda entry: struct.unpack_from("<H", entry)[0])
+    struct.pack_into("<I", content, 4, len(content))
+    content += struct.pack("<H", len(entries)) + b"".join(entries) + struct.pack("<I", 0)
+    np.testing.assert_array_equal(decode_photo(bytes(content)).pixels, turned(IMAGE, orientation))
+
+
+@pytest.mark.parametrize("kind", [*LOSSLESS, "jpeg"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+def test_a_cut_file_is_refused(kind, share):
+    content = {**LOSSLESS, "jpeg": JPEG}[kind]
+    assert refused(content[: int(len(content) * share)]) in ("CUT_OFF", "DAMAGED")
+
+
+def test_a_cut_jpeg_is_said_to_be_cut():
+    assert refused(JPEG[: len(JPEG) // 2]) == "CUT_OFF"
+
+
+def test_any_flipped_bit_in_the_pixels_of_a_png_is_noticed():
+    content = LOSSLESS["png"]
+    start, end = content.index(b"IDAT") + 4, content.index(b"IEND") - 8
+    for at in np.linspace(start, end - 1, 40).astype(int):
+        damaged = bytearray(content)
+        damaged[at] ^= 8
+        assert refused(bytes(damaged)) == "DAMAGED"
+
+
+def test_a_small_file_that_asks_for_gigabytes_is_refused_at_once():
+    header = struct.pack(">IIBBBBB", 65535, 65535, 8, 6, 0, 0, 0)
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(9999)))
+        + chunk(b"IEND", b"")
+    )
+    before = time.monotonic()
+    assert refused(bomb) == "TOO_LARGE"
+    assert time.monotonic() - before < 1
+
+
+def test_the_limit_of_megapixels_is_the_callers():
+    assert refused(LOSSLESS["png"], max_megapixels=0.0005) == "TOO_LARGE"
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "EMPTY"), (b"hello", "NOT_IMAGE"), (b"<!doctype html><html>", "NOT_IMAGE"),
+        (b"GIF89a" + bytes(60), "NOT_IMAGE"),
+        (bytes(1000), "NOT_IMAGE"), (b"\xff\xd8\xff", "CUT_OFF"), (b"\x89PNG\r\n\x1a\n", "CUT_OFF"),
+        (encode(".tif", IMAGE.astype(np.float32)), "MODE"),
+    ],
+)  # fmt: skip
+def test_what_is_no_photo_is_refused_by_its_kind(content, code):
+    assert refused(content) == code
+
+
+@pytest.mark.parametrize("kind", [*LOSSLESS, "jpeg"])
+def test_a_mutated_file_is_a_photo_or_a_refusal(kind):
+    whole = {**LOSSLESS, "jpeg": JPEG}[kind]
+    rng = np.random.default_rng(len(whole))
+    for _ in range(120):
+        content = bytearray(whole)
+        for at in rng.integers(0, len(content), rng.integers(1, 6)):
+            content[at] = rng.integers(0, 256)
+        if rng.random() < 0.2:
+            del content[rng.integers(0, len(content)) :]
+        with contextlib.suppress(RejectedPhoto):
+            assert isinstance(decode_photo(bytes(content), max_megapixels=10), Photo)
+
+
+def test_files_are_known_by_content_not_by_name(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(LOSSLESS["png"])
+    np.testing.assert_array_equal(read_photo(tmp_path / "photo.jpg").pixels, IMAGE)
+
+
+def test_names_of_any_bytes_are_read(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    path.write_bytes(LOSSLESS["png"])
+    np.testing.assert_array_equal(read_photo(path).pixels, IMAGE)
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "missing", "dangling"])
+def test_only_regular_files_are_opened(tmp_path, what):
+    path = tmp_path / "photo.png"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    elif what == "dangling":
+        path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(RejectedPhoto) as caught:
+        read_photo(path)
+    assert caught.value.code == "NOT_FILE"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_refused(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(LOSSLESS["png"])
+    path.chmod(0)
+    with pytest.raises(RejectedPhoto) as caught:
+        read_photo(path)
+    assert caught.value.code == "NO_ACCESS"
+
+
+def test_bad_photos_leave_the_terminal_alone(capfd):
+    for content in (
+        LOSSLESS["png"][:300],
+        LOSSLESS["tiff"][:-9],
+        LOSSLESS["webp"][:80],
+        JPEG[:300],
+    ):
+        refused(content)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_real_photos_are_read():
+    folder = Path(__file__).resolve().parents[2] / "../shared/data/photos"
+    if not folder.is_dir():
+        pytest.skip("no photos beside the checkout")
+    for path in sorted(folder.glob("*.[jp][pn]g"))[:4]:
+        assert read_photo(path).pixels.shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "photo"),
+    [("a.PNG", True), ("b.Jpeg", True), ("._a.png", False), ("a.txt", False), (".png", False), ("png", False)],
+)  # fmt: skip
+def test_names_tell_what_is_worth_opening(name, photo):
+    assert looks_like_photo(name) is photo
