@@ -1,0 +1,287 @@
+"""The losses against closed forms, and which of them moves which network in a step."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from trainer.config import Config, load_config
+from trainer.losses import (
+    LossConfig,
+    content_loss,
+    discriminator_loss,
+    generator_adversarial_loss,
+    pixel_loss,
+)
+from trainer.state import TrainState, build_state
+from trainer.steps import gan_step, psnr_step
+
+LOGITS = [-9.0, -1.5, 0.0, 0.25, 7.0]
+SETTINGS = [
+    "batch_size=2", "epoch_patches=4", "generator.features=6", "generator.blocks=1",
+    "generator.growth=4", "discriminator.features=4", "discriminator.dense=8",
+    "content.layer=conv1_2", "precision=fp32",
+]  # fmt: skip
+
+
+def gan(**weights: float) -> tuple[TrainState, Config]:
+    """A small state of stage gan whose generator's loss is made of the given terms alone."""
+    config = load_config("tiny", stage="gan", overrides=SETTINGS)
+    loss = LossConfig(**({"pixel": 0.0, "content": 0.0, "adversarial": 0.0} | weights))
+    config = msgspec.structs.replace(config, loss=loss)
+    device = torch.device("cpu")
+    state = build_state(config, stage="gan", scale=4, device=device, content_weights=None)
+    return state, config
+
+
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(7)
+    return torch.rand(2, 3, 8, 8, generator=random), torch.rand(2, 3, 32, 32, generator=random)
+
+
+def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor | None]:
+    return {
+        name: None if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in module.named_parameters()
+    }
+
+
+def snapshot(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def changed(module: torch.nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, now in module.state_dict().items() if not torch.equal(now, before[name])}
+
+
+# closed forms
+
+
+def test_pixel_loss_is_the_mean_absolute_difference():
+    sr, hr = torch.rand(2, 3, 5, 4), torch.rand(2, 3, 5, 4)
+    wanted = np.abs(sr.double().numpy() - hr.double().numpy()).mean()
+    assert pixel_loss(sr, hr).item() == pytest.approx(wanted, rel=1e-6)
+    assert pixel_loss(torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)).item() == 1
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+def test_content_loss_is_a_mean_and_so_knows_no_batch_channels_or_size(criterion):
+    for shape in ((1, 2, 3, 4), (5, 64, 8, 2)):
+        sr, hr = torch.randn(shape), torch.randn(shape)
+        difference = sr.double().numpy() - hr.double().numpy()
+        wanted = (difference**2).mean() if criterion == "l2" else np.abs(difference).mean()
+        assert content_loss(sr, hr, criterion=criterion).item() == pytest.approx(wanted, rel=1e-6)
+        apart = content_loss(torch.zeros(shape), torch.full(shape, 3.0), criterion=criterion)
+        assert apart.item() == {"l1": 3, "l2": 9}[criterion]
+
+
+@pytest.mark.parametrize("logit", LOGITS)
+def test_adversarial_losses_are_logarithms_of_the_sigmoid(logit):
+    real = 1 / (1 + math.exp(-logit))
+    fake = 1 / (1 + math.exp(logit))  # 1 - real without cancellation
+    at, zero = torch.tensor([logit]), torch.zeros(1)
+    assert generator_adversarial_loss(at).item() == pytest.approx(-math.log(real), rel=1e-5)
+    log_half = math.log(0.5)
+    assert discriminator_loss(at, zero).item() == pytest.approx(
+        -math.log(real) - log_half, rel=1e-5
+    )
+    assert discriminator_loss(zero, at).item() == pytest.approx(
+        -math.log(fake) - log_half, rel=1e-5
+    )
+
+
+def test_adversarial_losses_are_means_over_the_batch():
+    at = torch.tensor(LOGITS)
+    each = [generator_adversarial_loss(torch.tensor([logit])).item() for logit in LOGITS]
+    assert generator_adversarial_loss(at).item() == pytest.approx(np.mean(each), rel=1e-6)
+
+
+def test_adversarial_losses_stay_finite_where_a_sigmoid_would_not():
+    far = torch.tensor([-200.0, 200.0])
+    assert generator_adversarial_loss(far).item() == pytest.approx(100)
+    assert discriminator_loss(far, far).item() == pytest.approx(200)
+
+
+def test_the_generators_loss_does_not_saturate_while_the_discriminator_wins():
+    logit = torch.tensor([-20.0], requires_grad=True)
+    generator_adversarial_loss(logit).backward()
+    assert logit.grad.item() == pytest.approx(-1, abs=1e-6)  # log(1 - D) would leave 2e-9
+
+
+def test_losses_of_bf16_predictions_are_computed_in_float32():
+    half = torch.full((4096,), 1.0, dtype=torch.bfloat16)
+    features = half.view(1, 1, 64, 64)
+    for loss in (
+        pixel_loss(features, torch.zeros(1, 1, 64, 64)),
+        content_loss(features, features, criterion="l2"),
+        generator_adversarial_loss(half),
+        discriminator_loss(half, half),
+    ):
+        assert loss.dtype == torch.float32
+
+
+# what the step of stage gan does with them
+
+
+@pytest.mark.parametrize("term", ["pixel", "content", "adversarial"])
+def test_each_loss_alone_reaches_every_weight_of_the_generator(term):
+    state, config = gan(**{term: 1.0})
+    before = snapshot(state.generator)
+    losses = gan_step(state, config, *images(), False)
+    assert losses["generator"].item() == pytest.approx(losses[term].item())
+    found = gradients(state.generator)
+    for name, gradient in found.items():
+        assert gradient is not None, name
+        assert gradient.isfinite().all(), name
+        assert gradient.abs().max() > 0, name
+    assert changed(state.generator, before) == found.keys()
+
+
+def test_without_any_loss_the_generator_gets_no_gradient():
+    """The tests above see the loss and not something else."""
+    state, config = gan()
+    gan_step(state, config, *images(), False)
+    assert all(gradient.abs().max() == 0 for gradient in gradients(state.generator).values())
+
+
+def test_the_adversarial_gradient_is_that_of_the_non_saturating_loss():
+    state, config = gan(adversarial=1.0)
+    other, _ = gan(adversarial=1.0)
+    lr, hr = images()
+    discriminator = other.adversary.discriminator.eval()
+    logits = discriminator(other.generator(lr))
+    (-torch.log(torch.sigmoid(logits))).mean().backward()
+    gan_step(state, config, lr, hr, False)
+    wanted = gradients(other.generator)
+    for name, gradient in gradients(state.generator).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-7)
+
+
+def test_the_generators_gradient_is_the_weighted_sum_of_its_terms():
+    weights = {"pixel": 1.0, "content": 0.5, "adversarial": 0.005}
+    total: dict[str, torch.Tensor] = {}
+    for term, weight in weights.items():
+        state, config = gan(**{term: 1.0})
+        gan_step(state, config, *images(), False)
+        for name, gradient in gradients(state.generator).items():
+            total[name] = total.get(name, 0) + weight * gradient
+    state, config = gan(**weights)
+    losses = gan_step(state, config, *images(), False)
+    for name, gradient in gradients(state.generator).items():
+        torch.testing.assert_close(gradient, total[name], rtol=1e-3, atol=1e-6)
+    summed = sum(weight * losses[term].item() for term, weight in weights.items())
+    assert losses["generator"].item() == pytest.approx(summed, rel=1e-5)
+
+
+def test_each_half_of_the_step_moves_its_own_network_alone(monkeypatch):
+    state, config = gan(pixel=1.0, content=1.0, adversarial=1.0)
+    generator, discriminator = state.generator, state.adversary.discriminator
+    seen: dict[str, object] = {}
+    moves = {"generator": state.optimizer.step, "discriminator": state.adversary.optimizer.step}
+
+    def generator_moves():
+        seen["discriminator's gradient in the generator's half"] = gradients(discriminator)
+        before = snapshot(discriminator)
+        moves["generator"]()
+        seen["discriminator moved"] = changed(discriminator, before)
+        seen["generator"] = snapshot(generator)
+        seen["gradient"] = gradients(generator)
+
+    def discriminator_moves():
+        now = gradients(generator)
+        seen["gradient grew"] = [
+            name for name, old in seen["gradient"].items() if not torch.equal(now[name], old)
+        ]
+        seen["discriminator's gradient"] = gradients(discriminator)
+        moves["discriminator"]()
+
+    monkeypatch.setattr(state.optimizer, "step", generator_moves)
+    monkeypatch.setattr(state.adversary.optimizer, "step", discriminator_moves)
+    content = snapshot(state.adversary.content)
+    at_start = snapshot(discriminator)
+    gan_step(state, config, *images(), False)
+
+    in_generators_half = seen["discriminator's gradient in the generator's half"]
+    assert len(in_generators_half) == 24
+    assert all(gradient is None for gradient in in_generators_half.values())
+    assert not seen["discriminator moved"]
+    assert not seen["gradient grew"]
+    assert not changed(generator, seen["generator"])
+    assert all(gradient.abs().max() > 0 for gradient in seen["discriminator's gradient"].values())
+    assert changed(discriminator, at_start) >= dict(discriminator.named_parameters()).keys()
+    assert not changed(state.adversary.content, content)
+    assert all(parameter.grad is None for parameter in state.adversary.content.parameters())
+
+
+def test_the_second_step_starts_from_no_old_gradient():
+    """Two steps on a standing generator leave the gradient of one."""
+    found = []
+    for steps in (1, 2):
+        state, config = gan(pixel=1.0)
+        for group in state.optimizer.param_groups:
+            group["lr"] = 0.0
+        for _ in range(steps):
+            gan_step(state, config, *images(), False)
+        found.append(gradients(state.generator))
+    for name, once in found[0].items():
+        torch.testing.assert_close(found[1][name], once)
+
+
+def test_the_discriminator_learns_to_tell_and_the_generator_to_fool_it():
+    lr, hr = images()
+    hr = hr.round()  # nothing that the generator makes
+    state, config = gan(adversarial=1.0)
+    for optimizer, rate in ((state.optimizer, 0.0), (state.adversary.optimizer, 2e-3)):
+        optimizer.param_groups[0]["lr"] = rate
+    losses = [gan_step(state, config, lr, hr, False) for _ in range(40)]
+    assert losses[-1]["discriminator"] < losses[0]["discriminator"] - 0.01
+    assert losses[-1]["d_real"] > losses[-1]["d_fake"]
+    for optimizer, rate in ((state.optimizer, 2e-3), (state.adversary.optimizer, 0.0)):
+        optimizer.param_groups[0]["lr"] = rate
+    more = [gan_step(state, config, lr, hr, False) for _ in range(40)]
+    assert more[-1]["adversarial"] < more[0]["adversarial"] - 0.01
+
+
+def test_the_step_reports_the_means_it_promises():
+    state, config = gan(pixel=1.0)
+    losses = gan_step(state, config, *images(), False)
+    assert losses.keys() == {
+        "pixel", "content", "adversarial", "generator", "discriminator", "d_real", "d_fake",
+    }  # fmt: skip
+    for name, value in losses.items():
+        assert value.shape == (), name
+        assert value.dtype == torch.float32, name
+        assert not value.requires_grad, name
+    assert 0 < losses["d_real"] < 1
+    assert 0 < losses["d_fake"] < 1
+
+
+def test_bf16_gives_the_gradient_of_float32_about():
+    found = []
+    for bf16 in (False, True):
+        state, config = gan(pixel=1.0, content=1.0, adversarial=0.005)
+        losses = gan_step(state, config, *images(), bf16)
+        assert losses["generator"].dtype == torch.float32
+        found.append(torch.cat([p.grad.flatten() for p in state.generator.parameters()]))
+        assert found[-1].dtype == torch.float32
+    likeness = torch.nn.functional.cosine_similarity(found[0], found[1], dim=0)
+    assert likeness > 0.98
+
+
+def test_stage_psnr_has_the_pixel_loss_alone():
+    config = load_config("tiny", stage="psnr", overrides=SETTINGS)
+    device = torch.device("cpu")
+    state = build_state(config, stage="psnr", scale=4, device=device, content_weights=None)
+    other = build_state(config, stage="psnr", scale=4, device=device, content_weights=None)
+    lr, hr = images()
+    (other.generator(lr) - hr).abs().mean().backward()
+    losses = psnr_step(state, config, lr, hr, False)
+    assert losses.keys() == {"pixel"}
+    assert state.adversary is None
+    wanted = gradients(other.generator)
+    for name, gradient in gradients(state.generator).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-7)
