@@ -6,6 +6,7 @@ valid region only. Y is BT.601 luma (16..235) in floating point, not rounded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ def luma(rgb: npt.NDArray[Any]) -> Plane:
 def psnr(a: Plane, b: Plane) -> float:
     """Peak signal-to-noise ratio in dB of arrays with values in 0..255."""
     error = float(np.mean((a - b) ** 2))
-    return min(EQUAL_PSNR, 10 * np.log10(255**2 / error)) if error else EQUAL_PSNR
+    return min(EQUAL_PSNR, 10 * math.log10(255**2 / error)) if error else EQUAL_PSNR
 
 
 def ssim(a: Plane, b: Plane) -> float:

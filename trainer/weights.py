@@ -40,7 +40,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Write a safetensors file, whole or not at all, with a digest of its content in the metadata."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     described = {**metadata, "digest": content_digest(stored)}
-    files.write_file(path, safetensors.torch.save(stored, metadata=described))
+    files.write_file(path, _with_sorted_header(safetensors.torch.save(stored, metadata=described)))
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """The same file with its JSON header in one order: the library's differs from call to call."""
+    (length,) = struct.unpack_from("<Q", content)
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format pads with spaces, so that tensors lie aligned
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -95,7 +105,7 @@ def load_generator(path: Path, *, device: torch.device) -> Loaded:
         DamagedData: the file is damaged.
     """
     tensors, metadata = load_tensors(path)
-    config, scale = describe(tensors, path=path)
+    config, scale = describe(tensors, path=path, scale=metadata.get("scale"))
     module = build_generator(config, scale=scale)
     module.load_state_dict(tensors)
     module.eval().requires_grad_(False).to(device)
@@ -108,8 +118,8 @@ def load_matching(path: Path, config: GeneratorConfig, *, scale: int) -> dict[st
     Raises:
         UsageError: they are of another architecture or scale.
     """
-    tensors, _ = load_tensors(path)
-    found, found_scale = describe(tensors, path=path)
+    tensors, metadata = load_tensors(path)
+    found, found_scale = describe(tensors, path=path, scale=metadata.get("scale"))
     if (
         found_scale == scale
         and found.upsampler == "nearest_conv"
@@ -128,8 +138,14 @@ def load_matching(path: Path, config: GeneratorConfig, *, scale: int) -> dict[st
     return tensors
 
 
-def describe(tensors: Mapping[str, Tensor], *, path: Path) -> tuple[GeneratorConfig, int]:
-    """The architecture and scale that a state dict belongs to."""
+def describe(
+    tensors: Mapping[str, Tensor], *, path: Path, scale: str | None
+) -> tuple[GeneratorConfig, int]:
+    """The architecture and scale that a state dict belongs to.
+
+    One enlargement by a nearest-neighbour layer can be x2 or x3: the metadata's `scale` says which,
+    and without it x2 is taken.
+    """
     try:
         features = tensors["conv_first.weight"].shape[0]
         blocks = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("body."))
@@ -146,13 +162,11 @@ def describe(tensors: Mapping[str, Tensor], *, path: Path) -> tuple[GeneratorCon
             upsampler="nearest_conv" if ups[0] == features else "pixelshuffle",
             norm="batch" if "body.0.rdb1.norm1.weight" in tensors else "none",
         )
-        if ups[0] == 9 * features:
-            scale = 3
-        else:
-            scale = next(
-                scale for scale, stages in STAGES.items() if len(stages) == len(ups) and scale != 3
-            )
-        expected = {name: value.shape for name, value in _skeleton(config, scale).items()}
+        triple = ups[0] == 9 * features or (len(ups) == 1 and scale == "3")
+        factor = (
+            3 if triple else next(s for s, n in STAGES.items() if len(n) == len(ups) and s != 3)
+        )
+        expected = {name: value.shape for name, value in _skeleton(config, factor).items()}
     except (KeyError, ValueError, IndexError, StopIteration):
         raise UsageError(
             f"{path}: holds no RRDBNet weights with BasicSR's names; use another file"
@@ -165,7 +179,7 @@ def describe(tensors: Mapping[str, Tensor], *, path: Path) -> tuple[GeneratorCon
         raise UsageError(
             f"{path}: does not fit an RRDBNet at {', '.join(odd[:5])}; use another file"
         )
-    return config, scale
+    return config, factor
 
 
 def _skeleton(config: GeneratorConfig, scale: int) -> dict[str, Tensor]:
