@@ -52,11 +52,16 @@ def cores() -> int:
     " layout. May be given several times.",
 )  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the shards.")
-@click.option("--hr-size", default=128, show_default=True, help="Side of an HR patch, pixels.")
-@click.option("--scale", default="4", show_default=True, type=click.Choice([*map(str, SCALES)]))
 @click.option(
-    "--patches-per-image", type=click.IntRange(1), metavar="N",
-    help="Random patches of each photo, fewer of a small one.  [default: 200]",
+    "--hr-size", default=128, show_default=True, metavar="N", help="Side of an HR patch, pixels.",
+)  # fmt: skip
+@click.option(
+    "--scale", default="4", show_default=True, type=click.Choice([*map(str, SCALES)]),
+    help="How many times larger HR is than LR.",
+)  # fmt: skip
+@click.option(
+    "--patches-per-image", type=click.IntRange(1), metavar="N", show_default="200",
+    help="Random patches of each photo, fewer of a small one.",
 )  # fmt: skip
 @click.option(
     "--grid", type=click.IntRange(1), metavar="STRIDE", help="A patch every STRIDE pixels instead.",
@@ -69,8 +74,12 @@ def cores() -> int:
     "--alpha", type=click.Choice(["refuse", "drop"]), default="refuse", show_default=True,
     help="What to do with photos that have transparent pixels.",
 )  # fmt: skip
-@click.option("--max-megapixels", default=200.0, show_default=True, help="Refuse larger photos.")
-@click.option("--seed", default=0, show_default=True, help="Of positions, order and split.")
+@click.option(
+    "--max-megapixels", default=200.0, show_default=True, metavar="N", help="Refuse larger photos.",
+)  # fmt: skip
+@click.option(
+    "--seed", default=0, show_default=True, metavar="N", help="Of positions, order and split.",
+)  # fmt: skip
 @click.option(
     "--val-fraction", type=Share(), default="5%", show_default=True,
     help="Share of the photos that validate (at least one, unless 0), where the folders do not say.",
@@ -79,14 +88,17 @@ def cores() -> int:
     "--val-list", type=click.Path(path_type=Path), metavar="FILE",
     help="Names of the photos that validate, one a line.",
 )  # fmt: skip
-@click.option("--samples-per-shard", default=4096, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--samples-per-shard", default=4096, show_default=True, type=click.IntRange(1), metavar="N",
+    help="Patch pairs in one tar; about 120 MB.",
+)  # fmt: skip
 @click.option(
     "--max-rejects", type=Share(), default="5%", show_default=True,
     help="Fail if more of the photos cannot be used.",
 )  # fmt: skip
 @click.option(
-    "--workers", type=click.IntRange(0), default=None, metavar="N",
-    help="Processes; the shards are the same for any number. 0 works in this one.  [default: cores]",
+    "--workers", type=click.IntRange(0), default=None, metavar="N", show_default="cores",
+    help="Processes; the shards are the same for any number. 0 works in this one.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the data set that is there.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")

@@ -18,8 +18,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 
 
 @click.group(
-    context_settings=console.SETTINGS,
-    epilog="\b\nExample:\n  inspect-shards verify shards/",
+    cls=console.group_class("inspect-shards verify shards/"), context_settings=console.SETTINGS
 )
 @click.version_option(__version__, prog_name="inspect-shards")
 def main() -> None:

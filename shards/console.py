@@ -46,13 +46,32 @@ class _Command(click.Command):
         return [*params, debug, help_option]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Example"):
-            for line in self.example.splitlines():
-                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+        _write_example(self.example, formatter)
 
     def invoke(self, ctx: click.Context) -> object:
         with reporting_errors(debug=ctx.params.pop("debug")):
             return super().invoke(ctx)
+
+
+class _Group(click.Group):
+    """A command with subcommands, and an example under its help."""
+
+    example = ""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_example(self.example, formatter)
+
+
+def _write_example(example: str, formatter: click.HelpFormatter) -> None:
+    """Lines as they are typed, never wrapped."""
+    with formatter.section("Example"):
+        for line in example.splitlines():
+            formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+def group_class(example: str) -> type[click.Group]:
+    """The `cls=` of a click group: adds an example under its help."""
+    return type("Group", (_Group,), {"example": example})
 
 
 def command_class(example: str) -> type[click.Command]:

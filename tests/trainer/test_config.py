@@ -1,115 +1,288 @@
+"""Configurations: presets load, mistakes are named, what is written reads back as it was."""
+
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shards.errors import ConfigError
-from trainer.config import STAGES, Config, flat, load_config, presets, stages_to_toml
+from trainer.config import (
+    STAGES,
+    Config,
+    differences,
+    find,
+    flat,
+    load_config,
+    presets,
+    presets_folder,
+    stages_to_toml,
+    to_toml,
+)
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+FOLDER = Path(__file__).resolve().parents[2] / "configs"
+PRESETS = sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def refusal(source: str, *overrides: str, stage="psnr") -> str:
+    with pytest.raises(ConfigError) as refused:
+        load_config(source, stage=stage, overrides=overrides)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+# presets
+
+
+def test_the_presets_are_those_of_the_checkout():
+    assert {"usrgan", "tiny"} <= set(PRESETS)
+    assert presets() == PRESETS
+    assert presets_folder() == FOLDER
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_preset_loads_and_survives_its_own_printout(path, stage, tmp_path):
-    assert path.stem in presets()
-    configs = {name: load_config(path.stem, stage=name) for name in STAGES}
-    (tmp_path / "printed.toml").write_text(stages_to_toml(configs))
-    assert load_config(str(tmp_path / "printed.toml"), stage=stage) == configs[stage]
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_loads_by_name_and_by_path(preset, stage):
+    config = load_config(preset, stage=stage)
+    assert config == load_config(str(FOLDER / f"{preset}.toml"), stage=stage)
+    assert config.total_patches > 0
 
 
-def test_the_default_preset_carries_the_papers_numbers():
-    for stage in STAGES:
-        settings = flat(load_config("usrgan", stage=stage))
-        papers = {
-            "epochs": 200, "epoch_patches": 2368, "batch_size": 32, "optim.lr": 1e-4,
-            "loss.pixel": 1.0, "loss.content": 1.0, "loss.adversarial": 0.005,
-            "generator.blocks": 23, "generator.features": 64, "generator.growth": 32,
-            "generator.upsampler": "pixelshuffle", "generator.norm": "batch",
-            "content.features": "vgg19", "ema.halflife_patches": 0.0,
-        }  # fmt: skip
-        assert {name: settings[name] for name in papers} == papers
-        assert load_config("usrgan", stage=stage).iterations_per_epoch == 74
+@pytest.mark.parametrize("stage", STAGES)
+def test_usrgan_carries_every_number_of_the_paper(stage):
+    config = load_config("usrgan", stage=stage)
+    held = flat(config)
+    stated = {
+        "loss.pixel": 1.0, "loss.content": 1.0, "loss.adversarial": 0.005,  # §4
+        "optim.lr": 1e-4, "optim.schedule": "constant",  # §4: Adam, 1e-4
+        "epochs": 200, "batch_size": 32, "epoch_patches": 2368,  # §4, §5.1
+        "generator.features": 64, "generator.blocks": 23,  # §3.2
+        "generator.upsampler": "pixelshuffle", "generator.norm": "batch",  # §3.2
+        "discriminator.features": 64, "content.features": "vgg19",  # §3.2
+        "content.criterion": "l2",  # eq. 2
+        "ema.halflife_patches": 0.0, "optim.warmup_patches": 0,  # the paper has none
+    }  # fmt: skip
+    assert {name: held[name] for name in stated} == stated
+    assert config.iterations_per_epoch == 74
+    assert config.total_patches == 200 * 74 * 32 == 473_600
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_structs_defaults_are_the_papers_preset(stage):
+    assert differences(load_config("usrgan", stage=stage), Config()) == {}
+
+
+def test_usrgan_writes_every_setting_out():
+    table = tomllib.loads((FOLDER / "usrgan.toml").read_text())
+    written = {
+        f"{name}.{key}" if isinstance(value, dict) else name
+        for name, value in table.items()
+        for key in (value if isinstance(value, dict) else [""])
+    }
+    assert written == flat(Config()).keys()
+
+
+# tables of one stage
+
+
+def test_a_stages_table_overrides_the_shared_settings_for_that_stage_alone(tmp_path):
+    source = write(
+        tmp_path,
+        "epochs = 7\n[optim]\nlr = 1e-3\nbeta1 = 0.5\n[gan]\nepochs = 3\n[gan.optim]\nlr = 2e-5\n",
+    )
+    psnr, gan = (load_config(source, stage=stage) for stage in STAGES)
+    assert (psnr.epochs, psnr.optim.lr, psnr.optim.beta1) == (7, 1e-3, 0.5)
+    assert (gan.epochs, gan.optim.lr, gan.optim.beta1) == (3, 2e-5, 0.5)
+
+
+def test_set_overrides_the_stages_table_too(tmp_path):
+    source = write(tmp_path, "[gan.optim]\nlr = 2e-5\nbeta1 = 0.3\n")
+    config = load_config(source, stage="gan", overrides=["optim.lr=3e-4"])
+    assert (config.optim.lr, config.optim.beta1) == (3e-4, 0.3)
+
+
+def test_a_mistake_in_the_other_stages_table_is_found_now(tmp_path):
+    source = write(tmp_path, "[gan.optim]\nlrate = 1e-3\n")
+    assert "unknown key optim.lrate" in refusal(source, stage="psnr")
+
+
+def test_a_stage_that_is_no_table_is_refused(tmp_path):
+    assert "[gan] is a table" in refusal(write(tmp_path, "gan = 3\n"))
+
+
+# --set
 
 
 @pytest.mark.parametrize(
     ("override", "name", "value"),
     [
+        ("epochs=3", "epochs", 3),
         ("optim.lr=2e-4", "optim.lr", 2e-4),
-        ("epochs=7", "epochs", 7),
-        ("generator.norm=none", "generator.norm", "none"),
-        ("generator.norm='none'", "generator.norm", "none"),
+        ("optim.lr = 1", "optim.lr", 1.0),
         ("data.augment=false", "data.augment", False),
-        ("optim.lr=1", "optim.lr", 1.0),
+        ("generator.norm=none", "generator.norm", "none"),
+        ('generator.norm="none"', "generator.norm", "none"),
+        ("content.layer=conv1_2", "content.layer", "conv1_2"),
+        (" batch_size =16", "batch_size", 16),
+        ("checkpoint.every_patches=1_000", "checkpoint.every_patches", 1000),
     ],
 )
-def test_set_overrides_one_setting(override, name, value):
-    settings = flat(load_config("usrgan", stage="psnr", overrides=[override]))
-    assert settings[name] == value
-    assert type(settings[name]) is type(value)
+def test_set_reads_values_of_every_type(override, name, value):
+    held = flat(load_config("usrgan", stage="psnr", overrides=[override]))
+    assert held[name] == value
+    assert type(held[name]) is type(value)
+    assert differences(
+        load_config("usrgan", stage="psnr", overrides=[override]), Config()
+    ).keys() == {name}
 
 
-def test_a_stages_own_table_wins_and_set_wins_over_it(tmp_path):
-    path = tmp_path / "mine.toml"
-    path.write_text("epochs = 3\n[gan]\nepochs = 5\n[gan.optim]\nlr = 1e-5\n")
-    assert load_config(str(path), stage="psnr").epochs == 3
-    assert load_config(str(path), stage="gan").epochs == 5
-    assert load_config(str(path), stage="gan").optim.lr == 1e-5
-    assert load_config(str(path), stage="gan", overrides=["epochs=9"]).epochs == 9
+def test_the_last_set_counts():
+    config = load_config("usrgan", stage="psnr", overrides=["epochs=3", "seed=1", "epochs=4"])
+    assert (config.epochs, config.seed) == (4, 1)
+
+
+@pytest.mark.parametrize("override", ["epochs", "=3", "", " = 3"])
+def test_a_set_without_key_or_value_is_refused(override):
+    message = refusal("usrgan", override)
+    assert message.startswith(f"--set {override}: ")
+    assert "key=value" in message
+
+
+# mistakes
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("mistake", "nearest"),
     [
-        (
-            "[loss]\nadverserial = 1.0",
-            "unknown key loss.adverserial; did you mean loss.adversarial?",
-        ),
-        ("lr = 1.0", "unknown key lr; did you mean optim.lr?"),
-        ("epochs = 'many'", "epochs: Expected `int`"),
-        ("epochs = 0", "epochs = 0: must be more than 0"),
-        ("[optim]\nlr = -1.0", "must not be negative"),
-        ("[optim]\nlr = inf", "must be finite"),
-        ("[optim]\nlr = nan", "must not be negative"),
-        ("[optim]\nbeta1 = 1.0", "must be below 1"),
-        ("batch_size = 64\nepoch_patches = 32", "an epoch needs one step"),
-        ("[generator]\nnorm = 'layer'", "generator.norm"),
-        ("optim = 3", "optim is a table"),
-        ("[gan.loss]\npixle = 1.0", "did you mean loss.pixel?"),
-        ("epochs = ", "is not valid TOML"),
+        ("generator.fetures=8", "generator.features"),
+        ("batchsize=8", "batch_size"),
+        ("lr=1e-3", "optim.lr"),
+        ("loss.adverserial=1", "loss.adversarial"),
+        ("optim.epochs=1", "epochs"),
+        ("data.num_workers=1", "data.workers"),
     ],
 )
-@pytest.mark.parametrize("stage", STAGES)
-def test_what_cannot_be_is_refused_in_the_users_words(tmp_path, text, words, stage):
-    path = tmp_path / "mine.toml"
-    path.write_text(text)
-    with pytest.raises(ConfigError) as caught:
-        load_config(str(path), stage=stage)
-    assert words in str(caught.value)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_an_unknown_key_is_refused_and_the_nearest_one_named(mistake, nearest, tmp_path):
+    name, value = mistake.split("=")
+    hint = f"unknown key {name}; did you mean {nearest}?"
+    assert refusal("usrgan", mistake) == f"--set {mistake}: {hint}"
+    source = write(tmp_path, f"{name} = {value}\n")
+    assert refusal(source) == f"{source}: {hint}"
+
+
+def test_an_unknown_key_like_no_other_points_at_the_list_of_keys():
+    assert "--print-config" in refusal("usrgan", "xyzzy=1")
+
+
+@pytest.mark.parametrize("text", ["[optimm]\n", "[gan.optimm]\n", "[generator.norm]\n"])
+def test_an_empty_table_that_is_no_table_is_refused(text, tmp_path):
+    source = write(tmp_path, text)
+    assert str(source) in refusal(source, stage="gan")
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
-    [("epochs", "write key=value"), ("epoch=3", "did you mean epochs?"), ("optim=3", "optim is a table")],
-)  # fmt: skip
-def test_a_wrong_set_is_named(override, words):
-    with pytest.raises(ConfigError, match="--set") as caught:
-        load_config("tiny", stage="psnr", overrides=[override])
-    assert words in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("source", "words"), [("tniy", "did you mean tiny"), ("no.toml", "no such file")]
+    [
+        ("generator=8", "generator is a table, not 8; write generator.KEY"),
+        ("epochs=many", "epochs: Expected `int`, got `str`"),
+        ("epochs=2.5", "epochs: Expected `int`"),
+        ("epochs=true", "epochs: Expected `int`, got `bool`"),
+        ("generator.norm=layer", "generator.norm: Invalid enum value 'layer'"),
+        ("precision=fp16", "precision: Invalid enum value 'fp16'"),
+        ("generator.architecture=swinir", "generator.architecture: Invalid"),
+        ("epochs=2020-01-01", "epochs: Expected `int`"),
+        ("epochs=[1]", "epochs: Expected `int`, got `array`"),
+        ("epochs=0", "epochs = 0: must be more than 0"),
+        ("batch_size=0", "batch_size = 0: must be more than 0"),
+        ("generator.blocks=0", "generator.blocks = 0: must be more than 0"),
+        ("generator.growth=0", "generator.growth = 0: must be more than 0"),
+        ("discriminator.dense=0", "discriminator.dense = 0: must be more than 0"),
+        ("optim.lr=0", "optim.lr = 0.0: must be more than 0"),
+        ("optim.lr=-1", "optim.lr = -1.0: must not be negative"),
+        ("seed=-1", "seed = -1: must not be negative"),
+        ("optim.lr=nan", "optim.lr = nan"),
+        ("loss.content=inf", "loss.content = inf: must be finite"),
+        ("optim.beta2=1", "optim.beta1 and optim.beta2 must be below 1"),
+        ("batch_size=4096", "batch_size 4096 is more than epoch_patches 2368"),
+    ],
 )
-def test_a_missing_preset_is_named(source, words):
-    with pytest.raises(ConfigError, match=words):
-        load_config(source, stage="psnr")
+def test_a_value_that_cannot_be_is_refused_in_the_users_words(override, words):
+    assert words in refusal("usrgan", override)
 
 
-def test_progress_is_counted_in_whole_batches():
-    config = Config(epochs=3, epoch_patches=100, batch_size=32)
-    assert config.iterations_per_epoch == 3
-    assert config.total_patches == 288
+def test_settings_that_fit_only_together_are_checked_after_all_overrides():
+    overrides = ["batch_size=4096", "epoch_patches=8192"]
+    assert load_config("usrgan", stage="psnr", overrides=overrides).iterations_per_epoch == 2
+
+
+def test_a_missing_preset_names_the_nearest():
+    assert "did you mean tiny?" in refusal("tinny")
+    assert "usrgan" in refusal("zzz")
+    assert "there is no such file" in refusal("nowhere/mine.toml")
+
+
+def test_a_file_that_is_no_toml_is_refused_by_line(tmp_path):
+    message = refusal(write(tmp_path, "epochs = 1\nseed = = 2\n"))
+    assert "not valid TOML" in message
+    assert "line 2" in message
+    path = tmp_path / "latin.toml"
+    path.write_bytes(b"# \xe9\n")
+    assert "not valid TOML" in refusal(str(path))
+
+
+def test_a_path_is_taken_as_it_is(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text("epochs = 5\n")
+    assert find(str(path)) == path
+    assert load_config(str(path), stage="psnr") == msgspec.structs.replace(Config(), epochs=5)
+
+
+# what is written
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_resolved_configuration_reads_back_as_it_was(preset, stage, tmp_path):
+    config = load_config(
+        preset, stage=stage, overrides=["optim.lr=1.5e-7", "data.augment=false", "loss.pixel=1e22"]
+    )
+    assert load_config(write(tmp_path, to_toml(config)), stage=stage) == config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_both_stages_in_one_file_read_back_as_they_were(preset, tmp_path):
+    configs = {stage: load_config(preset, stage=stage) for stage in STAGES}
+    source = write(tmp_path, stages_to_toml(configs))
+    assert {stage: load_config(source, stage=stage) for stage in STAGES} == configs
+
+
+def test_one_file_holds_each_setting_once_unless_the_stages_differ():
+    configs = {stage: load_config("tiny", stage=stage) for stage in STAGES}
+    table = tomllib.loads(stages_to_toml(configs))
+    psnr, gan = table.pop("psnr"), table.pop("gan")
+    apart = differences(configs["psnr"], configs["gan"])
+    assert psnr.keys() == gan.keys() == {name.split(".")[0] for name in apart}
+    assert gan["epochs"] == configs["gan"].epochs
+    assert "epochs" not in table
+    assert table["batch_size"] == configs["gan"].batch_size
+
+
+def test_a_string_with_quotes_and_backslashes_reads_back(tmp_path):
+    odd = msgspec.structs.replace(
+        Config(), content=msgspec.structs.replace(Config().content, layer='a "b" \\c')
+    )
+    assert load_config(write(tmp_path, to_toml(odd)), stage="psnr") == odd
+
+
+def test_differences_name_ours_then_theirs():
+    ours = load_config("usrgan", stage="psnr", overrides=["optim.lr=1e-3"])
+    assert differences(ours, Config()) == {"optim.lr": (1e-3, 1e-4)}

@@ -32,6 +32,7 @@ from shards.errors import UsageError
     "preset",
     default="usrgan",
     show_default=True,
+    metavar="PRESET|FILE",
     help="Name of a preset, or a TOML file.",
 )
 @click.option(
@@ -53,11 +54,13 @@ from shards.errors import UsageError
     help="torchvision's VGG-19 weights for the content loss.  [default: $USRGAN_VGG19, or fetched]",
 )
 @click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where to compute; auto takes a GPU if there is one.",
+)  # fmt: skip
 @click.option(
-    "--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of this machine."
-)
+    "--gpus", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+    help="GPUs of this machine.",
+)  # fmt: skip
 @click.option("--print-config", is_flag=True, help="Print the resolved settings as TOML and end.")
 @click.option("--dry-run", is_flag=True, help="Check everything, train nothing, write nothing.")
 @click.option(

@@ -29,16 +29,17 @@ if TYPE_CHECKING:
 @click.option("--model", type=click.Path(path_type=Path), help="Weights, .safetensors.")
 @click.option("--overwrite", is_flag=True, help="Upscale again what is there already.")
 @click.option(
-    "--tile", type=click.IntRange(16), default=256, show_default=True,
+    "--tile", type=click.IntRange(16), default=256, show_default=True, metavar="N",
     help="Side of a tile, pixels; smaller needs less memory.",
 )  # fmt: skip
 @click.option(
-    "--overlap", type=click.IntRange(0), default=32, show_default=True,
+    "--overlap", type=click.IntRange(0), default=32, show_default=True, metavar="N",
     help="Pixels that neighbouring tiles share, at most a quarter of a tile.",
 )  # fmt: skip
 @click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where to compute; auto takes a GPU if there is one.",
+)  # fmt: skip
 @click.option(
     "--report", type=click.Path(path_type=Path), metavar="FILE", help="Write the results as JSON."
 )

@@ -1,0 +1,120 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from shards import __version__
+from shards.manifest import Manifest, SampleInfo, dataset_digest, encode_info
+from tests.docs.regenerate import COMMANDS, FOLDER, help_text
+
+ROOT = Path(__file__).parents[2]
+FORMAT = (ROOT / "docs/shard-format.md").read_text()
+
+
+def example(title: str) -> str:
+    """The fenced block under `### Example: TITLE`."""
+    found = re.search(rf"### Example: {title}\n.*?```\w*\n(.*?)```", FORMAT, re.DOTALL)
+    assert found, title
+    return found[1]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_texts_are_the_committed_ones(name):
+    path = FOLDER / f"{name.replace(' ', '-')}.txt"
+    assert path.read_text() == help_text(name), "run: python -m tests.docs.regenerate"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_an_example_of_itself(name):
+    text = help_text(name)
+    assert name in text.partition("Example:")[2]
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if " " not in name])
+def test_every_command_knows_its_version_and_h(name):
+    shown = CliRunner().invoke(COMMANDS[name], ["--version"])
+    assert (shown.exit_code, shown.stdout.strip()) == (0, f"{name}, version {__version__}")
+    assert CliRunner().invoke(COMMANDS[name], ["-h"]).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["export-sr", "bench-sr"])
+def test_commands_that_come_later_say_so(name):
+    result = CliRunner().invoke(COMMANDS[name], ["anything", "--json"])
+    assert result.exit_code == 2
+    assert "comes with a later version" in result.stderr
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from click.testing import CliRunner; import trainer.cli as t, pipeline.cli as p, shards.cli as s\n"
+        "for c in (t.train_main, t.eval_main, t.upscale_main, p.main, s.main):\n"
+        "    assert CliRunner().invoke(c, ['--help']).exit_code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_example_manifest_is_one():
+    manifest = msgspec.json.decode(example("manifest.json"), type=Manifest)
+    assert manifest.format == 1
+    assert manifest.dataset_sha256 == dataset_digest(manifest.splits)
+    assert set(json.loads(example("manifest.json"))) == set(Manifest.__struct_fields__)
+
+
+def test_dataset_sha256_is_computed_as_documented():
+    manifest = json.loads(example("manifest.json"))
+    lines = ["usrgan shards format 1\n"]
+    for split in sorted(manifest["splits"]):
+        for shard in manifest["splits"][split]["shards"]:
+            lines.append(f"{split} {shard['name']} {shard['samples']} {shard['sha256']}\n")
+    assert hashlib.sha256("".join(lines).encode()).hexdigest() == manifest["dataset_sha256"]
+
+
+def test_the_example_json_of_a_sample_is_byte_for_byte_what_is_written():
+    text = example("KEY.json").strip()
+    assert encode_info(msgspec.json.decode(text, type=SampleInfo)).decode() == text
+
+
+def test_the_documented_index_arrays_are_those_of_a_shard(tmp_path):
+    from tests.shards.conftest import make_dataset
+
+    folder = make_dataset(tmp_path / "shards")
+    with np.load(folder / "index/train-000000.npz") as stored:
+        documented = re.findall(
+            r"^\| `(\w+)` \| `(\w+)` \| `\[([NSP ]*)\]` \|", FORMAT, re.MULTILINE
+        )
+        assert {name for name, _, _ in documented} == set(stored.files)
+        for name, kind, shape in documented:
+            assert stored[name].ndim == len(shape.split()), name
+            assert stored[name].dtype == np.dtype(kind) or kind == "str", name
+    listed = set(re.findall(r"^(\S+) {2,}", example("files of a data set"), re.MULTILINE))
+    written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    written -= {"train-000001.tar", "train-000001.tar.idx", "index/train-000001.npz"}
+    assert listed - {"rejects.jsonl"} == written
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md")), ids=str
+)
+def test_links_between_documents_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_readme_maps_every_module():
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs/architecture.md").read_text()
+    for package in ("pipeline", "shards", "trainer"):
+        for path in (ROOT / package).rglob("*.py"):
+            if path.stem != "__init__":
+                assert path.stem in text, path
