@@ -37,7 +37,10 @@ test-gpu: .venv/ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: usrgan needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
 	@command -v cc >/dev/null || { echo "error: pillow-simd is built from source: install a C compiler and $(PYTHON)'s headers" >&2; exit 2; }
+	rm -rf .venv
 	$(PYTHON) -m venv .venv
+	# older pips do not know build settings in requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=23.1"
 	CC="$(PILLOW_CC)" $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	# webdataset's own image decoder wants a PIL that reads PNG; only the test of that recipe sees it

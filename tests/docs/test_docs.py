@@ -75,9 +75,11 @@ def test_the_example_manifest_is_one():
 def test_dataset_sha256_is_computed_as_documented():
     manifest = json.loads(example("manifest.json"))
     lines = ["usrgan shards format 1\n"]
-    for split in sorted(manifest["splits"]):
-        for shard in manifest["splits"][split]["shards"]:
-            lines.append(f"{split} {shard['name']} {shard['samples']} {shard['sha256']}\n")
+    lines += [
+        f"{split} {shard['name']} {shard['samples']} {shard['sha256']}\n"
+        for split in sorted(manifest["splits"])
+        for shard in manifest["splits"][split]["shards"]
+    ]
     assert hashlib.sha256("".join(lines).encode()).hexdigest() == manifest["dataset_sha256"]
 
 
