@@ -90,12 +90,14 @@ def build_content_features(config: ContentConfig, *, weights: Path | None) -> VG
                     nn.init.kaiming_normal_(module.weight)
     if config.features == "vgg19":
         stored = _read_vgg19(weights) if weights else _fetch_vgg19()
-        wanted = network.state_dict().keys()
-        missing = [name for name in wanted if name not in stored]
-        if missing:
-            raise UsageError(
-                f"{weights or VGG19_URL}: has no {missing[0]}; name torchvision's VGG-19 with --vgg FILE"
-            )
+        wanted = network.state_dict()
+        for name, value in wanted.items():
+            found = stored.get(name)
+            if not isinstance(found, Tensor) or found.shape != value.shape:
+                raise UsageError(
+                    f"{weights or VGG19_URL}: has no {name} of shape {tuple(value.shape)};"
+                    " name torchvision's VGG-19 with --vgg FILE"
+                )
         network.load_state_dict({name: stored[name] for name in wanted})
     return network.eval().requires_grad_(False)
 
@@ -123,7 +125,7 @@ def _fetch_vgg19() -> dict[str, Tensor]:
         fetched: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
             VGG19_URL, map_location="cpu", check_hash=True, weights_only=True
         )
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: the download has another digest
         raise UsageError(
             f"content.features: VGG-19 cannot be fetched ({getattr(error, 'reason', error)});"
             " give the file with --vgg FILE or $USRGAN_VGG19,"
