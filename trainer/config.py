@@ -18,6 +18,7 @@ from shards.errors import ConfigError
 from trainer.data import DataConfig
 from trainer.losses import ContentConfig, LossConfig
 from trainer.models import DiscriminatorConfig, GeneratorConfig
+from trainer.networks.rrdb import COLOURS
 from trainer.optim import EmaConfig, OptimConfig
 from trainer.validate import ValidationConfig
 
@@ -245,6 +246,13 @@ def _check_values(config: Config, *, where: str) -> None:
             raise ConfigError(f"{where}: {name} = {value}: must be more than 0")
         if isinstance(value, float) and value in (float("inf"),):
             raise ConfigError(f"{where}: {name} = {value}: must be finite")
+    if config.seed >= 2**63:
+        raise ConfigError(f"{where}: seed = {config.seed}: must be below 2^63")
+    if config.generator.features < COLOURS:
+        raise ConfigError(
+            f"{where}: generator.features = {config.generator.features}: must be at least {COLOURS},"
+            " one for each colour"
+        )
     if config.batch_size > config.epoch_patches:
         raise ConfigError(
             f"{where}: batch_size {config.batch_size} is more than epoch_patches {config.epoch_patches};"

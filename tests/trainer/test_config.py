@@ -65,7 +65,7 @@ def test_usrgan_carries_every_number_of_the_paper(stage):
         "loss.pixel": 1.0, "loss.content": 1.0, "loss.adversarial": 0.005,  # §4
         "optim.lr": 1e-4, "optim.schedule": "constant",  # §4: Adam, 1e-4
         "epochs": 200, "batch_size": 32, "epoch_patches": 2368,  # §4, §5.1
-        "generator.features": 64, "generator.blocks": 23,  # §3.2
+        "generator.features": 64, "generator.blocks": 23, "generator.growth": 32,  # §3.2
         "generator.upsampler": "pixelshuffle", "generator.norm": "batch",  # §3.2
         "discriminator.features": 64, "content.features": "vgg19",  # §3.2
         "content.criterion": "l2",  # eq. 2
@@ -130,6 +130,7 @@ def test_a_stage_that_is_no_table_is_refused(tmp_path):
         ("optim.lr = 1", "optim.lr", 1.0),
         ("data.augment=false", "data.augment", False),
         ("generator.norm=none", "generator.norm", "none"),
+        ("generator.norm='none'", "generator.norm", "none"),
         ('generator.norm="none"', "generator.norm", "none"),
         ("content.layer=conv1_2", "content.layer", "conv1_2"),
         (" batch_size =16", "batch_size", 16),
@@ -212,6 +213,8 @@ def test_an_empty_table_that_is_no_table_is_refused(text, tmp_path):
         ("optim.lr=nan", "optim.lr = nan"),
         ("loss.content=inf", "loss.content = inf: must be finite"),
         ("optim.beta2=1", "optim.beta1 and optim.beta2 must be below 1"),
+        ("seed=9223372036854775808", "must be below 2^63"),
+        ("generator.features=2", "generator.features = 2: must be at least 3"),
         ("batch_size=4096", "batch_size 4096 is more than epoch_patches 2368"),
     ],
 )
@@ -222,6 +225,12 @@ def test_a_value_that_cannot_be_is_refused_in_the_users_words(override, words):
 def test_settings_that_fit_only_together_are_checked_after_all_overrides():
     overrides = ["batch_size=4096", "epoch_patches=8192"]
     assert load_config("usrgan", stage="psnr", overrides=overrides).iterations_per_epoch == 2
+
+
+def test_progress_is_counted_in_whole_batches():
+    config = Config(epochs=3, epoch_patches=100, batch_size=32)
+    assert config.iterations_per_epoch == 3
+    assert config.total_patches == 288
 
 
 def test_a_missing_preset_names_the_nearest():
