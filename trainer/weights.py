@@ -24,6 +24,8 @@ from trainer.models import GeneratorConfig, build_generator
 from trainer.networks.rrdb import STAGES, to_pixelshuffle
 
 LARGEST_HEADER = 100 * 2**20
+DIGEST = "sha256"
+"""Name in the metadata of the digest over everything else."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Loaded:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, whole or not at all, with a digest of its content in the metadata."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    described = {**metadata, "digest": content_digest(stored)}
+    described = {**metadata, DIGEST: content_digest(stored, metadata)}
     files.write_file(path, _with_sorted_header(safetensors.torch.save(stored, metadata=described)))
 
 
@@ -78,18 +80,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         (length,) = struct.unpack_from("<Q", content)
         if length > LARGEST_HEADER:
             raise DamagedData("its header is impossibly long")
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         tensors = safetensors.torch.load(content)
-        if "digest" in metadata and metadata["digest"] != content_digest(tensors):
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        described = {name: value for name, value in metadata.items() if name != DIGEST}
+        if DIGEST in metadata and metadata[DIGEST] != content_digest(tensors, described):
             raise DamagedData("its content does not have the digest that was written with it")
     except (DamagedData, safetensors.SafetensorError, struct.error, ValueError) as error:
         raise DamagedData(f"{path}: is damaged ({error}); use another file") from None
     return tensors, metadata
 
 
-def content_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and raw bytes, in the order of names."""
-    digest = hashlib.sha256()
+def content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over metadata, names, types, shapes and raw bytes, in the order of names."""
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

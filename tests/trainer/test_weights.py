@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
+import struct
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from shards.errors import DamagedData, UsageError
 from trainer.models import GeneratorConfig, build_generator
-from trainer.weights import load_generator, load_matching, load_tensors, save_tensors
+from trainer.weights import DIGEST, load_generator, load_matching, load_tensors, save_tensors
 
 CPU = torch.device("cpu")
 SMALL = GeneratorConfig(features=8, blocks=2, growth=4, norm="none")
@@ -97,3 +101,171 @@ def test_the_same_weights_give_the_same_file(tmp_path):
     for name in ("a", "b"):
         save_tensors(tmp_path / f"{name}.safetensors", tensors, {"x": "1", "y": "2"})
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def save_small(path, **changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """A small generator's file; `conv_hr__bias=None` takes a tensor away."""
+    tensors = build_generator(SMALL, scale=4).state_dict()
+    for name, value in changes.items():
+        tensors.pop(name.replace("__", "."), None)
+        if value is not None:
+            tensors[name.replace("__", ".")] = value
+    save_tensors(path, tensors, {"preset": "test"})
+    return tensors
+
+
+def test_every_type_comes_back_bit_for_bit(tmp_path):
+    nan_with_payload = torch.tensor([0x7FC12345], dtype=torch.int32).view(torch.float32)
+    tensors = {
+        "half": torch.randn(3, 2).half(),
+        "bf16": torch.randn(5).bfloat16(),
+        "float": torch.cat((torch.randn(4), nan_with_payload, torch.tensor([-0.0, torch.inf]))),
+        "double": torch.randn(2, 2, dtype=torch.float64),
+        "count": torch.tensor(7),
+        "bytes": torch.randint(0, 256, (9,), dtype=torch.uint8),
+        "flags": torch.tensor([True, False]),
+        "scalar": torch.tensor(0.5),
+        "empty": torch.zeros(0, 3),
+        "channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "part": torch.randn(8, 8)[::2, 1:3],
+        "grad": torch.nn.Parameter(torch.randn(3)),
+    }
+    save_tensors(tmp_path / "all.safetensors", tensors, {"what": 'ünïcode "quoted"\n'})
+    found, metadata = load_tensors(tmp_path / "all.safetensors")
+    assert metadata.pop(DIGEST)
+    assert metadata == {"what": 'ünïcode "quoted"\n'}
+    assert found.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert found[name].dtype == value.dtype, name
+        assert found[name].shape == value.shape, name
+        bits = [
+            each.detach().contiguous().flatten().view(torch.uint8) for each in (found[name], value)
+        ]
+        assert torch.equal(*bits), name
+
+
+def test_the_library_reads_our_files_and_tensors_lie_aligned(tmp_path):
+    path = tmp_path / "net.safetensors"
+    tensors = save_small(path)
+    with safe_open(path, "pt") as opened:
+        assert set(opened.keys()) == tensors.keys()
+        assert torch.equal(opened.get_tensor("conv_last.bias"), tensors["conv_last.bias"])
+        assert opened.metadata()["preset"] == "test"
+    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+    assert length % 8 == 0
+
+
+def test_no_flipped_bit_changes_a_value_unnoticed(tmp_path):
+    path = tmp_path / "few.safetensors"
+    save_tensors(
+        path, {"a": torch.randn(4), "b": torch.arange(3)}, {"patches_seen": "96", "x": "y"}
+    )
+    whole = path.read_bytes()
+    wanted, metadata = load_tensors(path)
+    refusals, taken = [], 0
+    for bit in range(0, 8 * len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            found, described = load_tensors(path)
+        except DamagedData as error:
+            refusals.append(str(error))
+            continue
+        taken += 1
+        # only the name of the digest itself may be hit: then nothing else is
+        assert DIGEST not in described or described == metadata
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+        assert described["patches_seen"] == "96"
+        assert described["x"] == "y"
+    assert taken <= 8 * len(DIGEST)
+    assert all(message.startswith(f"{path}: is damaged (") for message in refusals)
+    assert not any("\n" in message for message in refusals)
+
+
+@pytest.mark.parametrize("header", [b"[]", b"7", b"null", b'{"__metadata__":[]}', b"{}x", b"\xff"])
+def test_a_header_that_is_no_table_is_damage(tmp_path, header):
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(DamagedData, match="is damaged"):
+        load_tensors(path)
+
+
+def test_an_impossibly_long_header_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "long.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    with pytest.raises(DamagedData, match="impossibly long"):
+        load_tensors(path)
+
+
+def test_a_folder_is_no_weight_file(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "odd"),
+    [
+        ({"conv_hr__bias": None}, "conv_hr.bias"),
+        ({"conv_extra__bias": torch.zeros(1)}, "conv_extra.bias"),
+        ({"conv_last__weight": torch.zeros(4, 8, 3, 3)}, "conv_last.weight"),
+        ({"body__1__rdb2__conv3__weight": torch.zeros(4, 16, 1, 1)}, "body.1.rdb2.conv3.weight"),
+    ],
+)
+def test_wrong_names_and_shapes_are_refused_by_name(tmp_path, changes, odd):
+    path = tmp_path / "net.safetensors"
+    save_small(path, **changes)
+    with pytest.raises(UsageError) as refused:
+        load_generator(path, device=CPU)
+    assert str(refused.value).startswith(f"{path}: does not fit an RRDBNet at {odd};")
+    assert "\n" not in str(refused.value)
+
+
+def test_names_with_a_wrappers_prefix_are_refused(tmp_path):
+    path = tmp_path / "net.safetensors"
+    tensors = build_generator(SMALL, scale=4).state_dict()
+    save_tensors(path, {f"module.{name}": value for name, value in tensors.items()}, {})
+    with pytest.raises(UsageError, match="holds no RRDBNet weights"):
+        load_generator(path, device=CPU)
+
+
+def test_a_pickle_is_refused_whatever_it_is_called(tmp_path):
+    state = build_generator(SMALL, scale=4).state_dict()
+    for name, words in (("net.pth", "pickled weights"), ("net.safetensors", "is damaged")):
+        torch.save(state, tmp_path / name)
+        with pytest.raises((UsageError, DamagedData), match=words):
+            load_generator(tmp_path / name, device=CPU)
+
+
+def test_a_loaded_generator_is_ready_to_upscale(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    tensors = {name: value.half() for name, value in save_small(path).items()}
+    save_tensors(path, tensors, {"stage": "gan"})
+    loaded = load_generator(path, device=CPU)
+    assert loaded.name == "mine"
+    assert loaded.metadata["stage"] == "gan"
+    assert not loaded.module.training
+    for name, value in loaded.module.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, tensors[name].float()), name
+    assert not any(parameter.requires_grad for parameter in loaded.module.parameters())
+
+
+def test_matching_weights_come_as_they_are(tmp_path):
+    path = tmp_path / "net.safetensors"
+    tensors = save_small(path)
+    taken = load_matching(path, SMALL, scale=4)
+    assert taken.keys() == tensors.keys()
+    assert all(torch.equal(value, tensors[name]) for name, value in taken.items())
+
+
+def test_the_digest_covers_the_metadata(tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_small(path)
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    assert header["__metadata__"]["preset"] == "test"
+    path.write_bytes(content.replace(b'"preset":"test"', b'"preset":"best"'))
+    with pytest.raises(DamagedData, match="digest"):
+        load_tensors(path)
