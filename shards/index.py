@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,11 @@ import numpy.typing as npt
 from shards.errors import DamagedData
 from shards.manifest import ShardEntry
 from shards.tar import PARTS, Member
+
+# what zipfile and numpy raise at a damaged file; RuntimeError is a flipped "encrypted" or "method"
+_DAMAGE = (
+    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -113,7 +119,7 @@ def load_npz(path: Path) -> ShardIndex:
         )
     except FileNotFoundError:
         raise DamagedData(f"{path}: is missing; run prep-shards again") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise DamagedData(f"{path}: is damaged ({error}); run prep-shards again") from None
     samples = len(index.key)
     for name in ("offset", "size", "crc32"):

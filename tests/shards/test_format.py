@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import struct
 import subprocess
 import zlib
 from pathlib import Path
 
 import cv2
+import isal
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from shards import png
+from shards import index, png, resize, tar
 from shards.cli import main
 from shards.errors import DamagedData, UsageError
 from shards.manifest import SampleInfo, encode_info, load_manifest
@@ -32,6 +34,13 @@ def problems(folder: Path, *, deep: bool = False) -> list[str]:
     return [
         found.file for found in verify(folder, load_manifest(folder), deep=deep, advance=silent)
     ]
+
+
+def one_line(error: Exception) -> str:
+    message = str(error)
+    assert message
+    assert "\n" not in message
+    return message
 
 
 # PNG
@@ -55,14 +64,51 @@ def test_png_of_another_writer_is_read():
 def test_any_flipped_bit_of_a_png_is_noticed_or_harmless():
     image = make_patch(4)
     content = png.encode_rgb(image)
+    refused = 0
     for at in range(len(content)):
         damaged = bytearray(content)
         damaged[at] ^= 1 << at % 8
         try:
             decoded = png.decode_rgb(bytes(damaged))
         except DamagedData:
+            refused += 1
             continue
         np.testing.assert_array_equal(decoded, image)
+    assert refused >= len(content) - 4  # the checksum of IEND says nothing about pixels
+
+
+def test_png_is_one_idat_with_filter_up_on_every_row():
+    content = png.encode_rgb(make_patch(1)[:8, :8])
+    head = struct.pack(">I4sIIBBBBB", 13, b"IHDR", 8, 8, 8, 2, 0, 0, 0)
+    assert content[8:29] == head
+    assert zlib.decompress(content[41:-16])[0::25] == b"\x02" * 8
+
+
+FIRST_RELEASE = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000002000000020802000000fdd49a7300000012494441"
+    "54785e636210d1b0094861aa00030015000401f035b2e90000000049454e44ae426082"
+)
+FIRST_RELEASE_PIXELS = np.arange(0, 240, 20, dtype=np.uint8).reshape(2, 2, 3)
+
+
+def test_a_png_of_the_first_release_is_read():
+    np.testing.assert_array_equal(png.decode_rgb(FIRST_RELEASE), FIRST_RELEASE_PIXELS)
+
+
+@pytest.mark.skipif(isal.__version__ != "1.9.1", reason="the bytes are those of isal 1.9.1")
+def test_png_bytes_are_those_of_the_first_release():
+    assert png.encode_rgb(FIRST_RELEASE_PIXELS) == FIRST_RELEASE
+    assert hashlib.sha256(png.encode_rgb(make_patch(1))).hexdigest() == (
+        "dbbfdbfbbcc70449adc8f74a462c0f830a0cff5557f322ac4e1d6cd4e5cfdce6"
+    )
+
+
+def test_a_header_that_lies_about_the_size_is_an_error_and_costs_no_memory():
+    head = png.encode_rgb(make_patch(1))
+    size = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    lying = head[:16] + size + struct.pack(">I", zlib.crc32(b"IHDR" + size)) + head[33:]
+    with pytest.raises(DamagedData, match="bytes of pixels instead of"):
+        png.decode_rgb(lying)
 
 
 # round trip
@@ -140,26 +186,95 @@ def test_the_card_shows_readers_nothing_but_tars(dataset):
 # damage
 
 
-@pytest.mark.parametrize("number", range(60))
-def test_a_flipped_bit_anywhere_in_a_shard_is_an_error_and_never_a_wrong_pair(dataset_copy, number):
+def places(content: bytes, idx: bytes) -> dict[str, list[range]]:
+    """Where the headers, data and padding of a shard lie, and its end."""
+    starts = [int(offset) for offset in np.frombuffer(idx, "<u8")]
+    found: dict[str, list[range]] = {"header": [], "data": [], "padding": []}
+    for start in starts[:-1]:
+        for member in tar.parse_sample(memoryview(content), start):
+            found["header"].append(range(member.header_at, member.data_at))
+            found["data"].append(range(member.data_at, member.data_at + member.size))
+            found["padding"].append(range(member.data_at + member.size, member.end))
+    return found | {"end": [range(starts[-1], len(content))]}
+
+
+@pytest.mark.parametrize("number", range(15))
+@pytest.mark.parametrize("kind", ["header", "data", "padding", "end"])
+def test_a_flipped_bit_anywhere_in_a_shard_is_found_and_never_a_wrong_pair(
+    dataset_copy, kind, number
+):
     path = dataset_copy / "train-000001.tar"
     content = bytearray(path.read_bytes())
-    end = int(np.frombuffer((dataset_copy / "train-000001.tar.idx").read_bytes(), "<u8")[-1])
-    at = int(np.random.default_rng(number).integers(0, end))
-    content[at] ^= 1 << number % 8
+    rng = np.random.default_rng(number)
+    ranges = places(bytes(content), (dataset_copy / "train-000001.tar.idx").read_bytes())[kind]
+    where = [area for area in ranges if len(area)][number % len([a for a in ranges if len(a)])]
+    content[int(rng.integers(where.start, where.stop))] ^= 1 << int(rng.integers(8))
     path.write_bytes(content)
     split = open_dataset(dataset_copy).split("train")
-    named = 0
+    refused = []
     for position in range(10, 20):
         try:
             pair = split[position]
         except DamagedData as error:
-            named += "train-000001.tar" in str(error)
-            continue
-        assert pair.key == position
-        np.testing.assert_array_equal(pair.hr, make_patch(position))
-    assert named <= 1
+            refused.append((position, one_line(error)))
+        else:
+            assert pair.key == position
+            np.testing.assert_array_equal(pair.hr, make_patch(position))
+            np.testing.assert_array_equal(pair.lr, resize.downscale(make_patch(position), scale=4))
+    split.close()
+    assert all(f"train-000001.tar: sample {key:012d}: " in line for key, line in refused)
+    assert len(refused) == (kind in ("header", "data"))  # the rest holds nothing of a pair
     assert problems(dataset_copy) == ["train-000001.tar"]
+
+
+def test_a_shard_cut_while_it_is_open_is_an_error(dataset_copy):
+    split = open_dataset(dataset_copy).split("train")
+    os.truncate(dataset_copy / "train-000001.tar", 700)
+    np.testing.assert_array_equal(split[9].hr, make_patch(9))
+    with pytest.raises(DamagedData, match=r"train-000001.tar: sample 000000000010: .* cut off"):
+        split[10]
+    with pytest.raises(DamagedData, match=r"train-000001.tar: sample 000000000019: "):
+        split[19]
+    split.close()
+
+
+def test_a_damaged_index_is_the_same_index_or_an_error(dataset_copy):
+    path = dataset_copy / "index/train-000001.npz"
+    content = path.read_bytes()
+    whole = index.load_npz(path)
+    damaged = [content[:length] for length in range(0, len(content), 50)]
+    for at in range(0, len(content), 3):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << at * 5 % 8
+        damaged.append(bytes(flipped))
+    refused = []
+    for broken in damaged:
+        path.write_bytes(broken)
+        try:
+            found = index.load_npz(path)
+        except DamagedData as error:
+            refused.append(one_line(error))
+            continue
+        for field in index.ShardIndex.__dataclass_fields__:
+            assert np.array_equal(getattr(found, field), getattr(whole, field)), field
+    assert all(line.startswith(f"{path}: ") for line in refused)
+    assert len(refused) > len(damaged) / 2  # the others hit dates and the like
+
+
+def test_a_manifest_with_a_flipped_bit_never_breaks_verify(dataset_copy):
+    path = dataset_copy / "manifest.json"
+    content = path.read_bytes()
+    refused = []
+    for at in range(len(content)):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << at * 5 % 8
+        path.write_bytes(flipped)
+        try:
+            problems(dataset_copy)
+        except (DamagedData, UsageError) as error:
+            refused.append(one_line(error))
+    assert all(line.startswith(f"{path}: ") for line in refused)
+    assert len(refused) > len(content) / 2  # the others hit what is only told, like the options
 
 
 def test_two_swapped_samples_are_an_error(dataset_copy):
@@ -186,15 +301,18 @@ def test_two_swapped_samples_are_an_error(dataset_copy):
 def test_a_cut_file_is_named_when_the_data_set_is_opened(dataset_copy, name, words):
     path = dataset_copy / name
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DamagedData, match=words):
+    with pytest.raises(DamagedData, match=words) as caught:
         open_dataset(dataset_copy).split("train")
+    assert one_line(caught.value).startswith(f"{path}: ")
+    assert "prep-shards" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["train-000001.tar", "index/train-000001.npz"])
 def test_a_missing_file_is_named(dataset_copy, name):
     (dataset_copy / name).unlink()
-    with pytest.raises(DamagedData, match="is missing"):
+    with pytest.raises(DamagedData, match="is missing") as caught:
         open_dataset(dataset_copy).split("train")
+    assert one_line(caught.value).startswith(f"{dataset_copy / name}: ")
 
 
 @pytest.mark.parametrize(
@@ -232,8 +350,9 @@ def test_deep_verify_sees_an_lr_of_a_wrong_size(tmp_path):
 def test_a_manifest_that_cannot_be_is_refused(dataset_copy, change, error, words):
     path = dataset_copy / "manifest.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) as caught:
         load_manifest(dataset_copy)
+    assert one_line(caught.value).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize(
@@ -248,8 +367,9 @@ def test_a_folder_without_manifest_is_explained(tmp_path, leave, words):
     for name in leave:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=words) as caught:
         open_dataset(tmp_path)
+    assert one_line(caught.value).startswith(f"{tmp_path}: ")
 
 
 def test_a_newer_manifest_field_is_read_over(dataset_copy):
@@ -287,9 +407,32 @@ def test_a_missing_folder_is_exit_code_2(tmp_path):
     assert "there is no such folder" in inspect("ls", tmp_path / "nowhere", code=2).stderr
 
 
-def test_png_bytes_are_those_of_the_first_release():
-    content = png.encode_rgb(make_patch(1)[:8, :8])
-    head = struct.pack(">I4sIIBBBBB", 13, b"IHDR", 8, 8, 8, 2, 0, 0, 0)
-    assert content[8:29] == head
-    raw = zlib.decompress(content[41:-16])
-    assert raw[0::25] == b"\x02" * 8
+def test_verify_deep_exits_1_for_what_only_decoding_shows(tmp_path):
+    folder = make_dataset(tmp_path / "odd", lr_side=32)
+    inspect("verify", folder)
+    broken = inspect("verify", "--deep", "--json", folder, code=1)
+    found = json.loads(broken.stdout)
+    assert (found["samples"], found["shards"]) == (25, 3)
+    assert {problem["file"] for problem in found["problems"]} == {
+        "train-000000.tar", "train-000001.tar", "val-000000.tar",
+    }  # fmt: skip
+    assert all("lr is 32x32 instead of 16x16" in p["problem"] for p in found["problems"])
+
+
+def test_a_tar_that_the_manifest_does_not_know_is_a_problem(dataset_copy):
+    (dataset_copy / "train-000002.tar").write_bytes(b"")
+    assert problems(dataset_copy) == ["train-000002.tar"]
+
+
+def test_a_damaged_manifest_is_exit_code_1_and_a_newer_one_2(dataset_copy):
+    path = dataset_copy / "manifest.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"format": 2}))
+    assert "install a newer usrgan" in inspect("ls", dataset_copy, code=2).stderr
+    path.write_text("{")
+    assert "is damaged" in inspect("verify", dataset_copy, code=1).stderr
+
+
+def test_a_split_that_is_not_there_is_named(dataset):
+    with pytest.raises(UsageError, match="has no split 'test'; it has train, val"):
+        open_dataset(dataset).split("test")
