@@ -62,7 +62,7 @@ def folder_set(hr: Path, lr: Path | None, *, scale: int) -> ImageSet:
     """A folder of HR pictures, with a folder of LR pictures or LR made here.
 
     Raises:
-        UsageError: a folder is missing or empty, or LR pictures are missing.
+        UsageError: a folder is missing or empty, LR pictures are missing, or names are not unique.
     """
     truths = _listed(hr, option="--hr")
     lows = _partners(truths, lr, scale=scale) if lr else dict.fromkeys(truths)
@@ -166,7 +166,17 @@ def _listed(folder: Path, *, option: str) -> list[Path]:
     paths = sorted(path for path in folder.iterdir() if looks_like_photo(path.name))
     if not paths:
         raise UsageError(f"{option} {folder}: holds no pictures (PNG, JPEG, WebP, TIFF, BMP)")
+    _check_stems(paths, option=f"{option} {folder}")
     return paths
+
+
+def _check_stems(paths: Sequence[Path], *, option: str) -> None:
+    """Pairs and strips go by stem, so two files of one stem would be taken for each other."""
+    first: dict[str, Path] = {}
+    for path in paths:
+        other = first.setdefault(path.stem, path)
+        if other is not path:
+            raise UsageError(f"{option}: {other.name} and {path.name} have one name; remove one")
 
 
 def _partners(truths: Sequence[Path], lr: Path, *, scale: int) -> dict[Path, Path | None]:
@@ -185,7 +195,12 @@ def _partners(truths: Sequence[Path], lr: Path, *, scale: int) -> dict[Path, Pat
 
 
 def _read_pair(path: Path, low: Path | None, *, scale: int) -> Picture:
-    hr = resize.crop_to_multiple(_read(path), scale=scale)
+    whole = _read(path)
+    hr = resize.crop_to_multiple(whole, scale=scale)
+    if not hr.size:
+        raise UsrganError(
+            f"{path}: {whole.shape[1]}x{whole.shape[0]} is too small to score at x{scale}; remove it"
+        )
     if low is None:
         lr = resize.downscale(np.ascontiguousarray(hr), scale=scale)
     else:

@@ -23,6 +23,7 @@ DEFAULT_TILE = 256
 DEFAULT_OVERLAP = 32
 WRITABLE = {".png", ".jpg", ".jpeg", ".webp"}
 JPEG_QUALITY = 95
+TRANSPARENT = "has transparent pixels, which come later; flatten it"
 
 
 class Task(NamedTuple):
@@ -47,12 +48,21 @@ def plan(inputs: Sequence[str], output: Path, *, recursive: bool) -> list[Task]:
     """All pictures that the inputs name, each with its place below `output`.
 
     Raises:
-        UsageError: an input is missing or empty, or two pictures would get the same place.
+        UsageError: an input is missing or empty, the output is an input or a file that is no
+            picture, or two pictures would get the same place.
     """
     one_file = output.suffix.lower() in WRITABLE and not output.is_dir()
     if looks_like_photo(output.name) and not one_file and not output.is_dir():
         raise UsageError(f"-o {output}: write .png, .jpg or .webp, or name a folder")
-    found = [pair for text in inputs for pair in _expand(text, recursive=recursive)]
+    if output.is_file() and not one_file:
+        raise UsageError(f"-o {output}: is a file; name a folder, or a .png, .jpg or .webp file")
+    if any(Path(text).is_dir() and Path(text).resolve() == output.resolve() for text in inputs):
+        raise UsageError(
+            f"-o {output}: is the input folder, where a picture would replace itself; name another folder"
+        )
+    found = [
+        pair for text in inputs for pair in _expand(text, recursive=recursive, leave_out=output)
+    ]
     if one_file:
         if len(found) != 1:
             raise UsageError(f"-o {output}: is one file for {len(found)} pictures; name a folder")
@@ -117,7 +127,8 @@ def _upscale(task: Task, upscaler: Callable[[RGB8], RGB8], *, overwrite: bool) -
         files.make_folder(task.target.parent)
         files.write_file(task.target, _encode(sr, photo, suffix=task.target.suffix.lower()))
     except UsrganError as error:
-        return Result(source, target, "failed", str(error))
+        transparent = isinstance(error, RejectedPhoto) and error.code == "ALPHA"
+        return Result(source, target, "failed", TRANSPARENT if transparent else str(error))
     return Result(source, target, "done", "", sr.shape[1], sr.shape[0])
 
 
@@ -140,12 +151,23 @@ def _encode(sr: RGB8, photo: Photo, *, suffix: str) -> bytes:
     return content.tobytes()
 
 
-def _expand(text: str, *, recursive: bool) -> Iterator[tuple[Path, Path]]:
-    """The pictures of one input, each with its path below the output folder."""
+def _expand(text: str, *, recursive: bool, leave_out: Path) -> Iterator[tuple[Path, Path]]:
+    """The pictures of one input, each with its path below the output folder.
+
+    Folders are searched without `leave_out`: where the output lies inside the input, a second run
+    would upscale what the first one made.
+    """
     path = Path(text)
     if path.is_dir():
         listed = sorted(path.rglob("*") if recursive else path.iterdir())
-        pictures = [each for each in listed if looks_like_photo(each.name) and not each.is_dir()]
+        made = leave_out.resolve()
+        pictures = [
+            each
+            for each in listed
+            if looks_like_photo(each.name)
+            and not each.is_dir()
+            and not each.parent.resolve().is_relative_to(made)
+        ]
         if not pictures:
             hint = "" if recursive else ", or look in its subfolders with -r"
             raise UsageError(f"{path}: holds no pictures; name another folder{hint}")
@@ -157,4 +179,4 @@ def _expand(text: str, *, recursive: bool) -> Iterator[tuple[Path, Path]]:
         if not matches:
             raise UsageError(f"{text}: there is no such file or folder")
         for match in matches:
-            yield from _expand(match, recursive=recursive)
+            yield from _expand(match, recursive=recursive, leave_out=leave_out)

@@ -59,6 +59,12 @@ def test_the_border_does_not_count():
     assert score(framed, A, crop=3) != score(B, A, crop=3)
 
 
+def test_it_makes_no_difference_which_image_is_the_truth():
+    one, other = score(A, B, crop=4), score(B, A, crop=4)
+    for name in ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"):
+        assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-12)
+
+
 def test_luma_of_black_and_white_is_16_and_235():
     assert luma(np.array([[[0, 0, 0], [255, 255, 255]]])) == pytest.approx(
         np.array([[16.0, 235.0]])

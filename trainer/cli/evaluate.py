@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -73,13 +74,25 @@ def eval_main(
     ]
     if shards is not None:
         sets.append(shards_set(shards, scale=factor))
+    names = [found.name for found in sets]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if strips and twice:
+        raise UsageError(
+            f"--strips {strips}: two sets are called {twice}; write their strips in two runs"
+        )
     for found in sets:
         with console.progress(found.name, total=found.images, unit="images") as advance:
             rows += evaluate(found, entries, scale=factor, strips=strips, advance=advance)
     warnings = missed_anchors(rows, scale=factor)
+    rows = [_printable(row) for row in rows]
     if as_json:
         console.print_json(
-            {"protocol": PROTOCOL, "scale": factor, "rows": rows, "warnings": warnings}
+            {
+                "protocol": PROTOCOL,
+                "scale": factor,
+                "rows": rows,
+                "warnings": [console.printable(warning) for warning in warnings],
+            }
         )
     else:
         _print_table(rows, PROTOCOL)
@@ -100,16 +113,31 @@ def _upscalers(
     chosen = choose_device(device)
     factor = int(scale) if scale else None
     found: list[tuple[str, Upscaler]] = []
-    for path in models:
+    for path, label in zip(models, _labels(models), strict=True):
         loaded = load_generator(path, device=chosen)
         if factor not in (None, loaded.scale):
-            raise UsageError(f"--model {path}: upscales x{loaded.scale}, the others x{factor}")
+            other = f"--scale is {factor}" if scale else f"the one before x{factor}"
+            raise UsageError(
+                f"--model {path}: upscales x{loaded.scale}, but {other}; score each scale in a run of its own"
+            )
         factor = loaded.scale
         upscaler = picture_upscaler(
             loaded, tile=DEFAULT_TILE, overlap=DEFAULT_OVERLAP, device=chosen
         )
-        found.append((_label(path), upscaler))
+        found.append((label, upscaler))
     return found, factor or 4
+
+
+def _labels(models: tuple[Path, ...]) -> list[str]:
+    """A name of its own for each row: short, or the path where short names clash."""
+    for path in models:
+        if models.count(path) > 1:
+            raise UsageError(f"--model {path}: is given twice; name it once")
+    short = ["bicubic", *map(_label, models)]
+    return [
+        label if short.count(label) == 1 else str(path)
+        for path, label in zip(models, short[1:], strict=True)
+    ]
 
 
 def _label(path: Path) -> str:
@@ -119,6 +147,19 @@ def _label(path: Path) -> str:
         at = len(parts) - 1 - parts[::-1].index("checkpoints")
         return f"{parts[at - 1]}/{path.stem.split('-')[0]}"
     return path.stem
+
+
+def _printable(row: Row) -> Row:
+    """The row with names that any terminal and JSON can hold: file names are bytes."""
+    images: list[dict[str, str | float]] = [
+        each | {"image": console.printable(str(each["image"]))} for each in row.per_image
+    ]
+    return msgspec.structs.replace(
+        row,
+        set=console.printable(row.set),
+        model=console.printable(row.model),
+        per_image=images,
+    )
 
 
 def _print_table(rows: list[Row], protocol: str) -> None:

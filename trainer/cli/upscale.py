@@ -64,10 +64,14 @@ def upscale_main(
     from trainer.upscale import picture_upscaler, plan, upscale_all
     from trainer.weights import load_generator
 
+    if report is not None and report.is_dir():
+        raise UsageError(f"--report {report}: is a folder; name a .json file")
     tasks = plan(inputs, output, recursive=recursive)
     chosen = choose_device(device)
     loaded = load_generator(model, device=chosen)
     upscaler = picture_upscaler(loaded, tile=tile, overlap=overlap, device=chosen)
+    if report is not None:
+        files.make_folder(report.parent)
     results: list[Result] = []
     with (
         console.stop_requests() as stopping,
@@ -96,6 +100,7 @@ def _finish(results: list[Result], report: Path | None, *, as_json: bool) -> Non
         status: sum(result.status == status for result in results)
         for status in ("done", "skipped", "failed")
     }
+    results = [_printable(result) for result in results]
     described = {**counts, "pictures": results}
     if report is not None:
         files.write_file(report, msgspec.json.format(msgspec.json.encode(described), indent=2))
@@ -107,3 +112,13 @@ def _finish(results: list[Result], report: Path | None, *, as_json: bool) -> Non
                 click.echo(f"{result.output}  {result.width}x{result.height}")
         if counts["skipped"]:
             click.echo(f"{counts['skipped']} were there already (--overwrite does them again)")
+
+
+def _printable(result: Result) -> Result:
+    """The result with paths that any terminal and JSON can hold: file names are bytes."""
+    return msgspec.structs.replace(
+        result,
+        input=console.printable(result.input),
+        output=console.printable(result.output),
+        reason=console.printable(result.reason),
+    )

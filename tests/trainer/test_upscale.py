@@ -1,0 +1,152 @@
+"""`upscale-sr` where the output lies in the input, names are odd, and pictures are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from shards import png
+from shards.photos import read_photo
+from tests.trainer.conftest import make_patch
+from trainer.cli import upscale_main
+from trainer.models import GeneratorConfig, build_generator
+from trainer.weights import load_generator, save_tensors
+
+SMALL = make_patch(1)[:20, :24].copy()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    net = build_generator(GeneratorConfig(features=8, blocks=1, growth=4, norm="none"), scale=4)
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_tensors(path, net.state_dict(), {"scale": "4"})
+    return path
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(upscale_main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def picture(name: str) -> Path:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png.encode_rgb(SMALL))
+    return path
+
+
+def test_a_picture_is_what_the_generator_makes_of_it(model):
+    run(picture("p.png"), "-o", "big.png", "--model", model)
+    module = load_generator(model, device=torch.device("cpu")).module
+    lr = torch.from_numpy(SMALL).permute(2, 0, 1)[None].float() / 255
+    expected = np.rint(module(lr)[0].clamp(0, 1).permute(1, 2, 0).numpy() * 255)
+    made = read_photo(Path("big.png")).pixels
+    assert np.abs(made - expected).max() <= 1
+
+
+def test_an_output_inside_the_input_is_not_upscaled_again(model):
+    picture("in/a.png")
+    picture("in/sub/b.png")
+    command = ["in", "-r", "-o", "in/out", "--model", model, "--json"]
+    assert json.loads(run(*command).stdout)["done"] == 2
+    again = json.loads(run(*command).stdout)
+    assert (again["done"], again["skipped"]) == (0, 2)
+    assert sorted(map(str, Path("in/out").rglob("*.png"))) == ["in/out/a.png", "in/out/sub/b.png"]
+
+
+def test_the_input_folder_is_no_output_folder(model):
+    Path("in").mkdir()
+    Path("in/a.jpg").write_bytes(cv2.imencode(".jpg", SMALL)[1].tobytes())
+    failed = run("in", "-o", "in", "--model", model, code=2)
+    assert "-o in: is the input folder" in failed.stderr.splitlines()[-1]
+    assert os.listdir("in") == ["a.jpg"]
+
+
+def test_an_output_that_is_some_other_file_is_refused(model):
+    Path("notes").write_text("mine")
+    failed = run(picture("a.png"), "-o", "notes", "--model", model, code=2)
+    assert "-o notes: is a file" in failed.stderr.splitlines()[-1]
+    assert Path("notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("form", ["--json", "--report=report.json", None])
+def test_a_name_that_is_not_utf8_is_upscaled_and_escaped(model, form):
+    odd = picture(os.fsdecode(b"in/caf\xe9.png"))
+    result = run("in", "-o", "out", "--model", model, *([form] if form else []))
+    assert (Path("out") / odd.name).is_file()
+    if form:
+        text = result.stdout if form == "--json" else Path("report.json").read_text()
+        assert json.loads(text)["pictures"][0]["output"] == r"out/caf\xe9.png"
+    else:
+        assert r"out/caf\xe9.png" in result.stdout
+
+
+def test_transparent_pixels_are_refused_in_words_that_help_here(model):
+    rgba = np.dstack([SMALL, np.full(SMALL.shape[:2], 128, np.uint8)])
+    Path("a.png").write_bytes(cv2.imencode(".png", rgba)[1].tobytes())
+    result = run("a.png", "-o", "big.png", "--model", model, "--json", code=1)
+    (entry,) = json.loads(result.stdout)["pictures"]
+    assert "transparent" in entry["reason"]
+    assert "--alpha" not in result.output
+    assert not Path("big.png").exists()
+
+
+def test_the_report_says_what_became_of_each_picture(model):
+    picture("in/a.png")
+    Path("in/b.png").write_bytes(b"")
+    picture("out/c.png")
+    picture("in/c.png")
+    run("in", "-o", "out", "--model", model, "--report", "new/folder/report.json", code=1)
+    report = json.loads(Path("new/folder/report.json").read_text())
+    assert [report[status] for status in ("done", "skipped", "failed")] == [1, 1, 1]
+    made, refused, there = report["pictures"]
+    assert made == {
+        "input": "in/a.png", "output": "out/a.png", "status": "done", "reason": "",
+        "width": 4 * 24, "height": 4 * 20,
+    }  # fmt: skip
+    assert (refused["input"], refused["status"], refused["reason"]) == (
+        "in/b.png",
+        "failed",
+        "is empty",
+    )
+    assert (there["output"], there["status"]) == ("out/c.png", "skipped")
+    assert "already" in there["reason"]
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_work(model):
+    Path("report").mkdir()
+    failed = run(picture("a.png"), "-o", "out", "--model", model, "--report", "report", code=2)
+    assert "--report report: is a folder" in failed.stderr.splitlines()[-1]
+    assert not Path("out").exists()
+
+
+def test_what_a_format_cannot_hold_is_a_failure_that_names_the_picture(model):
+    Path("wide.png").write_bytes(png.encode_rgb(np.zeros((1, 4100, 3), np.uint8)))
+    failed = run("wide.png", "-o", "wide.webp", "--model", model, code=1)
+    assert "wide.png: cannot be written as .webp; choose .png" in failed.stderr
+    assert not Path("wide.webp").exists()
+
+
+def test_a_failed_write_leaves_what_was_there(model, monkeypatch):
+    before = picture("big.png").read_bytes()
+    monkeypatch.setenv("USRGAN_FAULT", "enospc@1")
+    monkeypatch.setattr("shards.files._operations", iter(range(1, 100)))
+    failed = run(picture("a.png"), "-o", "big.png", "--model", model, "--overwrite", code=1)
+    assert "the disk is full" in failed.stderr
+    assert Path("big.png").read_bytes() == before
+    assert sorted(os.listdir()) == ["a.png", "big.png"]
