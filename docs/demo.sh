@@ -6,7 +6,9 @@ demo=$1 photos=$2
 held_out=(astronaut coffee)
 train=(brick camera chelsea grass gravel hubble_deep_field ihc motorcycle_left motorcycle_right retina rocket)
 
-step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+bold='' plain=''
+if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; fi
+step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 
 mkdir -p "$demo/photos/train" "$demo/photos/held-out"
 for name in "${train[@]}"; do cp "$photos/$name".* "$demo/photos/train/"; done

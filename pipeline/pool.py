@@ -6,11 +6,11 @@ the units that were under way run again, alone, so that the one which kills its 
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
-import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -124,12 +124,16 @@ def _processes(workers: int) -> ProcessPoolExecutor:
 def _begin() -> None:
     """A worker leaves Ctrl-C to the parent, dies with it, and uses one core."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        parent_died = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(parent_died, signal.SIGKILL)
-        if os.getppid() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
+
+
+def _die_with_parent() -> None:
+    """Idle workers would wait for work for ever: each holds the pipe open that tells the others."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _ask(stopping: Callable[[], bool]) -> None:

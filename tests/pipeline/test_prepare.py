@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -119,32 +120,33 @@ def test_a_full_disk_is_one_line_and_the_rerun_goes_on(photos, tmp_path, operati
 def test_a_run_with_workers_that_is_killed_leaves_no_process_and_goes_on(photos, tmp_path):
     out = tmp_path / "out"
     run = subprocess.Popen(
-        command(photos, out, 2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(photos, out, 2),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     limit = time.monotonic() + 60
-    while (
-        not list(out.glob("_work/chunk-*.npz")) and time.monotonic() < limit and run.poll() is None
-    ):
+    while not list(out.glob("_work/chunk-*.npz")) and time.monotonic() < limit:
         time.sleep(0.005)
+    assert len(_session(run.pid)) > 2
     run.kill()
     run.wait()
-    while _children_of(out) and time.monotonic() < limit:
+    while _session(run.pid) and time.monotonic() < limit:
         time.sleep(0.05)
-    assert not _children_of(out)
+    assert _session(run.pid) == []
     make(photos, out)
     make(photos, tmp_path / "whole")
     assert tree(out) == tree(tmp_path / "whole")
 
 
-def _children_of(out: Path) -> list[str]:
-    """Processes that hold a file below `out` open."""
+def _session(leader: int) -> list[int]:
+    """The living processes that a run has started, itself too."""
     found = []
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if str(out) in str(link.readlink()):
-                found.append(str(link))
-        except OSError:
-            continue
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(int(path.parent.name))
     return found
 
 
