@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -29,7 +30,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, failing, fault, operatio
     failing(fault, operation)
     with pytest.raises(WriteFailed) as caught:
         files.write_file(path, b"after")
-    assert str(path.parent) in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == (b"before" if operation < 5 else b"after")  # 5: the folder's fsync
     assert os.listdir(tmp_path) == ["file"]
@@ -70,8 +71,10 @@ def test_an_error_inside_the_block_leaves_no_temporary(tmp_path):
 
 
 def test_a_missing_folder_is_one_line(tmp_path):
-    with pytest.raises(WriteFailed, match="cannot be written"):
+    with pytest.raises(WriteFailed, match="cannot be written") as caught:
         files.write_file(tmp_path / "nowhere/file", b"x")
+    assert str(caught.value).startswith(f"{tmp_path / 'nowhere/file'}: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_locked_folder_is_refused_and_freed_by_death(tmp_path):
@@ -105,3 +108,76 @@ def test_remove_takes_folders_and_missing_things(tmp_path):
     files.remove(tmp_path / "folder")
     files.remove(tmp_path / "folder")
     assert os.listdir(tmp_path) == []
+
+
+def test_remove_takes_a_link_and_not_what_it_points_to(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    files.remove(tmp_path / "link")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("fault", ["enospc", "eio"])
+@pytest.mark.parametrize(
+    "act", [files.make_folder, files.remove, lambda p: files.append_line(p, "b")]
+)
+def test_a_failed_step_is_one_line_that_names_the_path(tmp_path, failing, fault, act):
+    path = tmp_path / "new"
+    failing(fault, 1)
+    with pytest.raises(WriteFailed) as caught:
+        act(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_append_leaves_the_log_as_it_was(tmp_path, failing):
+    files.append_line(tmp_path / "log", "one")
+    failing("eio", 1)
+    with pytest.raises(WriteFailed, match="log: cannot be written"):
+        files.append_line(tmp_path / "log", "two")
+    assert (tmp_path / "log").read_bytes() == b"one\n"
+
+
+def test_a_full_disk_in_mid_stream_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+
+    def fill() -> None:
+        with files.replacing(path) as stream:
+            stream.write(b"aft")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(WriteFailed, match="file: the disk is full"):
+        fill()
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_name_is_taken_only_after_the_content_is_durable(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.exists()))
+    with files.replacing(path) as stream:
+        stream.write(b"content")
+        assert not path.exists()
+    assert seen == [False, True]  # the file while it has no name, then the folder that names it
+
+
+def test_sweeping_takes_temporaries_and_nothing_else(tmp_path):
+    for name in (".train-000000.tar.77.tmp", ".manifest.json.8.tmp", ".lock", "a.tmp", "train.tar"):
+        (tmp_path / name).write_bytes(b"x")
+    files.sweep_temps(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".lock", "a.tmp", "train.tar"]
+
+
+def test_a_lock_is_freed_by_an_error_in_its_run(tmp_path):
+    with pytest.raises(ZeroDivisionError), files.locked(tmp_path / "new", holder="a"):
+        raise ZeroDivisionError
+    with (
+        files.locked(tmp_path / "new", holder="b"),
+        pytest.raises(UsageError, match=rf"new: b \(pid {os.getpid()}\) is writing here") as caught,
+        files.locked(tmp_path / "new", holder="c"),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
