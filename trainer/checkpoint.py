@@ -45,7 +45,7 @@ def best_file(run: Path, metric: str, stage: Stage) -> Path:
 
 
 def save_last(run: Path, state: TrainState, config: Config, *, dataset_sha256: str) -> Path:
-    """Write everything to go on from here, then drop all but the newest `keep` of this stage."""
+    """Write everything to go on from here, then drop what is older than the newest `keep`."""
     position = Position(
         stage=state.stage,
         patches_seen=state.patches_seen,
@@ -57,7 +57,8 @@ def save_last(run: Path, state: TrainState, config: Config, *, dataset_sha256: s
     files.make_folder(folder)
     path = folder / f"{state.stage}-{state.patches_seen:012d}.safetensors"
     save_tensors(path, state_tensors(state), {"position": msgspec.json.encode(position).decode()})
-    for old in _saved(run, state.stage)[max(config.checkpoint.keep, 1) :]:
+    saved = _saved(run, state.stage)  # damaged ones that were passed over may stand before `path`
+    for old in saved[saved.index(path) + max(config.checkpoint.keep, 1) :]:
         files.remove(old)
     return path
 

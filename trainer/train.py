@@ -62,6 +62,8 @@ def train(
 
     results = []
     with files.locked(run, holder="train-sr"):
+        for folder in (run, run / "samples", *(run / "checkpoints").glob("*")):
+            files.sweep_temps(folder)
         for stage, config in stages.items():
             start = init
             if stage == "gan" and load_last(run, "gan", warn=warn) is None:

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import itertools
+import os
+import signal
+import warnings
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
 
-from shards.errors import DamagedData, UsageError
-from trainer.checkpoint import check_same_run, load_last, save_last
+from shards import files
+from shards.errors import DamagedData, UsageError, WriteFailed
+from tests.trainer.test_resume import train
+from trainer.checkpoint import best_file, check_same_run, load_last, save_best, save_last
 from trainer.config import Config, load_config
 from trainer.state import TrainState, build_state, restore, state_tensors
 from trainer.steps import gan_step
+from trainer.weights import load_generator, save_tensors
 
 SETTINGS = [
     "generator.features=8", "generator.blocks=1", "generator.growth=4", "discriminator.features=4",
@@ -145,3 +152,199 @@ def test_the_position_lists_every_setting(tmp_path):
     assert loaded is not None
     assert len(loaded[1].config) > 30
     assert msgspec.to_builtins(loaded[1])["stage"] == "gan"
+
+
+def test_what_is_loaded_has_the_bits_types_and_places_of_what_was_saved(tmp_path):
+    state = trained()
+    wanted = {name: value.clone() for name, value in state_tensors(state).items()}
+    save_last(tmp_path, state, config(), dataset_sha256="ab")
+    loaded = load_last(tmp_path, "gan", warn=pytest.fail)
+    assert loaded is not None
+    torch.rand(3)  # restoring has to bring the random state back, too
+    other = fresh()
+    restore(other, loaded[0])
+    found = state_tensors(other)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name].dtype == value.dtype, name
+        assert torch.equal(found[name].cpu(), value.cpu()), name
+        assert found[name].stride() == value.stride(), name
+    assert {value.dtype for value in wanted.values()} >= {torch.float32, torch.int64, torch.uint8}
+
+
+@pytest.mark.parametrize(("keep", "held"), [(0, 1), (1, 1), (2, 2), (3, 3), (9, 4)])
+def test_keep_says_how_many_are_held_and_never_none(tmp_path, keep, held):
+    settings = load_config("tiny", stage="gan", overrides=[*SETTINGS, f"checkpoint.keep={keep}"])
+    state = trained(1)
+    paths = []
+    for patches in (8, 999, 1000, 10**9):
+        state.patches_seen = patches
+        paths.append(save_last(tmp_path, state, settings, dataset_sha256="ab"))
+    assert sorted(paths[0].parent.iterdir()) == paths[-held:]
+
+
+def test_saving_drops_nothing_of_the_other_stage(tmp_path):
+    others = saved(tmp_path, 8, 16)
+    state = build_state(
+        config(), stage="psnr", scale=4, device=torch.device("cpu"), content_weights=None
+    )
+    for patches in (8, 16, 24):
+        state.patches_seen = patches
+        save_last(tmp_path, state, config(), dataset_sha256="ab")
+    assert all(path.exists() for path in others)
+    for stage, newest in (("gan", 16), ("psnr", 24)):
+        loaded = load_last(tmp_path, stage, warn=pytest.fail)
+        assert loaded is not None
+        assert (loaded[1].stage, loaded[1].patches_seen) == (stage, newest)
+
+
+def test_damaged_newer_ones_do_not_push_out_the_one_just_saved(tmp_path):
+    for path in saved(tmp_path, 8, 16, 24)[1:]:
+        path.write_bytes(b"x")
+    fallen_back = saved(tmp_path, 12)[0]
+    assert fallen_back.exists()
+    loaded = load_last(tmp_path, "gan", warn=lambda _: None)
+    assert loaded is not None
+    assert loaded[1].patches_seen == 12
+
+
+@pytest.mark.parametrize("position", [None, "", "{}", '{"stage": "gan", "patches_seen": "many"}'])
+def test_a_file_without_a_position_is_passed_over_like_a_damaged_one(tmp_path, position):
+    newest = saved(tmp_path, 8, 16)[1]
+    metadata = {} if position is None else {"position": position}
+    save_tensors(newest, {"a": torch.zeros(1)}, metadata)
+    told: list[str] = []
+    loaded = load_last(tmp_path, "gan", warn=told.append)
+    assert loaded is not None
+    assert loaded[1].patches_seen == 8
+    assert len(told) == 1
+
+
+def test_no_flipped_bit_of_the_position_is_believed(tmp_path):
+    path = saved(tmp_path, 8)[0]
+    whole = path.read_bytes()
+    start = whole.index(b"patches_seen")
+    for bit in range(8 * start, 8 * (start + 40), 5):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedData, match="none of its 1 checkpoints"):
+            load_last(tmp_path, "gan", warn=lambda _: None)
+
+
+def test_the_best_weights_are_the_averages_and_ready_to_upscale(tmp_path):
+    state = trained()
+    path = save_best(tmp_path, state, metric="psnr_y", metadata={"stage": "gan", "scale": "4"})
+    assert path == best_file(tmp_path, "psnr_y", "gan")
+    assert path.parts[-3:] == ("checkpoints", "best-psnr_y", "gan.safetensors")
+    loaded = load_generator(path, device=torch.device("cpu"))
+    assert (loaded.scale, loaded.metadata["stage"]) == (4, "gan")
+    assert state.average is not None
+    found = loaded.module.state_dict()
+    for name, value in state.average.state_dict().items():
+        assert torch.equal(found[name], value), name
+    assert not torch.equal(found["conv_last.weight"], state.generator.conv_last.weight)
+
+
+# crashes
+
+OPERATIONS = 12
+"""More file operations than a save has; the tests see where it ends."""
+
+
+def save_with_fault(run: Path, state: TrainState, fault: str) -> None:
+    files._operations = itertools.count(1)
+    os.environ["USRGAN_FAULT"] = fault
+    save_last(run, state, config(), dataset_sha256="ab")
+
+
+def killed(run: Path, state: TrainState, number: int) -> bool:
+    """Save in a process that is killed at its file operation `number`; False if it has fewer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child computes nothing
+        child = os.fork()
+    if child == 0:
+        try:
+            save_with_fault(run, state, f"kill@{number}")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL), status
+    return status == signal.SIGKILL
+
+
+@pytest.mark.parametrize("before", [(), (8,), (8, 16)])
+def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path, before):
+    state = trained(1)
+    outcomes = []
+    for number in range(1, OPERATIONS + 1):
+        run = tmp_path / str(number)
+        run.mkdir()
+        for patches in before:
+            state.patches_seen = patches
+            save_last(run, state, config(), dataset_sha256="ab")
+        state.patches_seen = 24
+        was_killed = killed(run, state, number)
+        loaded = load_last(run, "gan", warn=pytest.fail)
+        outcomes.append(0 if loaded is None else loaded[1].patches_seen)
+        if not was_killed:
+            break
+        # the next save works as if nothing had been
+        again = save_last(run, state, config(), dataset_sha256="ab")
+        assert sum(path.suffix == ".safetensors" for path in again.parent.iterdir()) <= 2
+        loaded = load_last(run, "gan", warn=pytest.fail)
+        assert loaded is not None
+        assert loaded[1].patches_seen == 24
+    old, new = before[-1] if before else 0, 24
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {old, new}
+    assert 5 < len(outcomes) < OPERATIONS
+
+
+@pytest.mark.parametrize("fault", ["enospc", "eio"])
+def test_a_refused_file_operation_is_one_line_and_loses_nothing(tmp_path, fault, monkeypatch):
+    monkeypatch.setenv("USRGAN_FAULT", "")  # put back afterwards
+    monkeypatch.delenv("USRGAN_FAULT")
+    state = trained(1)
+    refusals = 0
+    for number in range(1, OPERATIONS + 1):
+        run = tmp_path / str(number)
+        run.mkdir()
+        for patches in (8, 16):
+            state.patches_seen = patches
+            save_last(run, state, config(), dataset_sha256="ab")
+        state.patches_seen = 24
+        try:
+            save_with_fault(run, state, f"{fault}@{number}")
+        except WriteFailed as error:
+            refusals += 1
+            message = str(error)
+        else:
+            break
+        finally:
+            monkeypatch.delenv("USRGAN_FAULT")
+        assert message.startswith(str(run))
+        assert "\n" not in message
+        assert ("disk is full" in message) == (fault == "enospc")
+        assert not list(run.rglob(".*.tmp"))
+        loaded = load_last(run, "gan", warn=pytest.fail)
+        assert loaded is not None
+        assert loaded[1].patches_seen in (16, 24)
+    assert 4 < refusals < OPERATIONS
+
+
+def test_temporaries_of_a_killed_run_are_swept_when_it_goes_on(tmp_path, tiny_shards):
+    run = tmp_path / "run"
+    left = [
+        run / ".config.toml.123.tmp",
+        run / "samples" / ".psnr-000000000016.png.123.tmp",
+        run / "checkpoints" / "last" / ".psnr-000000000016.safetensors.123.tmp",
+        run / "checkpoints" / "best-psnr_y" / ".psnr.safetensors.123.tmp",
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    train(tiny_shards, run, "--stage", "psnr", "--set", "epochs=1")
+    assert not [path for path in left if path.exists()]
+    assert best_file(run, "psnr_y", "psnr").is_file()
