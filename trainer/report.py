@@ -54,7 +54,7 @@ def write_report(run: Path) -> Path:
         f"<h1>{html.escape(name)}</h1>",
         _summary(run),
         _evaluation(run),
-        _pictures("Held-out photos", sorted((run / "strips").glob("*.png"))),
+        _pictures("Held-out photos", sorted((run / "strips").glob("*.png")), _columns(run)),
         *(_stage(run, stage, [row for row in rows if row["stage"] == stage]) for stage in STAGES),
         _settings(run),
     ]
@@ -98,6 +98,15 @@ def _evaluation(run: Path) -> str:
     return ""
 
 
+def _columns(run: Path) -> str:
+    """What the strips show from left to right, by the rows of the evaluation."""
+    with contextlib.suppress(OSError, json.JSONDecodeError, KeyError):
+        rows = json.loads((run / "evaluation.json").read_text())["rows"]
+        models = list(dict.fromkeys(row["model"] for row in rows))
+        return ", ".join([*models, "the truth"])
+    return ""
+
+
 def _stage(run: Path, stage: str, rows: Rows) -> str:
     if not rows:
         return ""
@@ -111,9 +120,7 @@ def _stage(run: Path, stage: str, rows: Rows) -> str:
     )
     best = _best(rows)
     charts = "".join(_charts(rows))
-    shown = _pictures(
-        "", samples[-1:], "Held-out patches at the end: bicubic, the generator's, the truth."
-    )
+    shown = _pictures("", samples[-1:], "held-out patches: bicubic, the generator's, the truth")
     return f"<h2>{TITLES[stage]}</h2><p class=what>{text}</p>{best}<div class=charts>{charts}</div>{shown}"
 
 
@@ -157,7 +164,7 @@ def _pictures(title: str, paths: list[Path], caption: str = "") -> str:
     figures = "".join(
         f"<figure><img alt='{html.escape(path.stem)}' src='data:image/png;base64,"
         f"{base64.b64encode(path.read_bytes()).decode()}'>"
-        f"<figcaption>{html.escape(caption or path.stem)}</figcaption></figure>"
+        f"<figcaption>{html.escape(f'{path.stem}: {caption}' if caption else path.stem)}</figcaption></figure>"
         for path in paths
     )
     return (f"<h2>{html.escape(title)}</h2>" if title else "") + figures

@@ -85,7 +85,11 @@ def uninterrupted(tiny_shards, tmp_path_factory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("operation", [15, 60, 95, 140, 170])
+FEW = [15, 60, 95, 140, 170]
+ALL = [pytest.param(n, marks=pytest.mark.slow) for n in range(1, 180) if n not in FEW]
+
+
+@pytest.mark.parametrize("operation", [*FEW, *ALL])
 def test_training_killed_at_an_operation_resumes_bit_equal(
     tiny_shards, tmp_path, uninterrupted, operation
 ):
