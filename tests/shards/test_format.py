@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -103,12 +104,21 @@ def test_png_bytes_are_those_of_the_first_release():
     )
 
 
-def test_a_header_that_lies_about_the_size_is_an_error_and_costs_no_memory():
+def test_a_header_that_lies_about_the_size_is_an_error_and_costs_no_memory(monkeypatch):
+    asked = []
+    real = png.isal_zlib.decompress
+
+    def decompress(content: memoryview, *, bufsize: int) -> bytes:
+        asked.append(bufsize)
+        return real(content, bufsize=min(bufsize, 2**24))
+
+    monkeypatch.setattr(png.isal_zlib, "decompress", decompress)
     head = png.encode_rgb(make_patch(1))
     size = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     lying = head[:16] + size + struct.pack(">I", zlib.crc32(b"IHDR" + size)) + head[33:]
     with pytest.raises(DamagedData, match="bytes of pixels instead of"):
         png.decode_rgb(lying)
+    assert asked[0] < 1100 * len(lying)
 
 
 # round trip
@@ -225,6 +235,32 @@ def test_a_flipped_bit_anywhere_in_a_shard_is_found_and_never_a_wrong_pair(
     assert all(f"train-000001.tar: sample {key:012d}: " in line for key, line in refused)
     assert len(refused) == (kind in ("header", "data"))  # the rest holds nothing of a pair
     assert problems(dataset_copy) == ["train-000001.tar"]
+
+
+def test_a_changed_number_in_the_json_of_a_sample_is_an_error(dataset_copy):
+    path = dataset_copy / "train-000000.tar"
+    content = path.read_bytes()
+    assert content.count(b'"x":4') == 10
+    path.write_bytes(content.replace(b'"x":4', b'"x":8', 1))
+    with pytest.raises(DamagedData, match="sample 000000000000: json has a wrong checksum"):
+        open_dataset(dataset_copy).split("train")[0]
+    assert problems(dataset_copy) == ["train-000000.tar"]
+
+
+@pytest.mark.parametrize("field", ["key", "offset", "size", "crc32"])
+def test_verify_names_an_index_with_one_wrong_number(dataset_copy, field):
+    path = dataset_copy / "index/train-000001.npz"
+    with np.load(path) as stored:
+        fields = dict(stored)
+    fields[field].flat[4] += 1
+    np.savez_compressed(path, **fields)
+    found = verify(dataset_copy, load_manifest(dataset_copy), deep=False, advance=silent)
+    assert found == [("train-000001.tar", "index/train-000001.npz does not fit it")]
+    split = open_dataset(dataset_copy).split("train")
+    for position in range(20):
+        with contextlib.suppress(DamagedData):
+            np.testing.assert_array_equal(split[position].hr, make_patch(position))
+    split.close()
 
 
 def test_a_shard_cut_while_it_is_open_is_an_error(dataset_copy):

@@ -209,7 +209,7 @@ def test_a_file_cut_anywhere_is_refused(kind):
     content = CUTTABLE[kind]
     assert isinstance(decode_photo(content), Photo)
     codes = {refused(content[:length]) for length in range(32, len(content))}
-    assert codes <= {"CUT_OFF", "DAMAGED"}
+    assert codes == {"DAMAGED" if "tiff" in kind else "CUT_OFF"}
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
