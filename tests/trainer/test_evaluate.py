@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from shards import png
 from shards.photos import read_photo
 from tests.trainer.conftest import make_patch
 from trainer.cli import eval_main
-from trainer.evaluate import STRIP_SIDE
+from trainer.evaluate import STRIP_SIDE, Row, missed_anchors
 from trainer.models import GeneratorConfig, build_generator
 from trainer.weights import save_tensors
 
@@ -56,7 +57,11 @@ def weights(name: str) -> Path:
         (["run/checkpoints/last/psnr", "run/checkpoints/last/gan"], ["run/psnr", "run/gan"]),
         (
             ["run/checkpoints/best-psnr_y/gan", "run/checkpoints/best-ssim_y/gan"],
-            [f"run/checkpoints/best-{by}/gan.safetensors" for by in ("psnr_y", "ssim_y")],
+            ["run/best-psnr_y/gan", "run/best-ssim_y/gan"],
+        ),
+        (
+            ["run/checkpoints/last/gan-000000000064", "run/checkpoints/last/gan-000000000128"],
+            [f"run/checkpoints/last/gan-000000000{n}.safetensors" for n in ("064", "128")],
         ),
         (["a/gan", "b/gan", "c/psnr"], ["a/gan.safetensors", "b/gan.safetensors", "psnr"]),
         (["bicubic"], ["bicubic.safetensors"]),
@@ -67,6 +72,16 @@ def test_rows_of_two_models_never_have_one_name(names, labels):
     options = [f"--model={weights(f'{name}.safetensors')}" for name in names]
     rows = json.loads(run("--hr", "Mine/HR", *options, "--json").stdout)["rows"]
     assert [row["model"] for row in rows] == ["bicubic", *labels]
+
+
+def test_the_table_tells_long_names_apart():
+    picture("Mine/HR/p.png")
+    folders = [f"a/rather/long/path/to/weights/{which}" for which in ("first", "second")]
+    options = [f"--model={weights(f'{folder}/gan.safetensors')}" for folder in folders]
+    shown = run("--hr", "Mine/HR", *options).stdout
+    assert "…" not in shown
+    assert "first" in shown
+    assert "second" in shown
 
 
 def test_a_model_given_twice_is_refused():
@@ -132,6 +147,24 @@ def test_only_a_missed_anchor_at_x4_is_a_warning():
     for scale, count in ((4, 1), (2, 0)):
         found = json.loads(run("--hr", "Set14/HR", "--scale", scale, "--json").stdout)
         assert len(found["warnings"]) == count
+
+
+@pytest.mark.parametrize(
+    ("psnr", "ssim", "missed"),
+    [
+        (28.43, 0.8111, False),
+        (28.449, 0.8120, False),
+        (28.411, 0.8102, False),
+        (28.46, 0.8111, True),
+        (28.40, 0.8111, True),
+        (28.43, 0.8123, True),
+        (28.43, 0.8099, True),
+    ],
+)
+def test_an_anchor_is_missed_beyond_two_hundredths_of_a_db_or_a_thousandth(psnr, ssim, missed):
+    row = Row("Set5", "bicubic", 5, psnr, ssim, 26.0, 0.77, [])
+    assert bool(missed_anchors([row], scale=4)) == missed
+    assert not missed_anchors([msgspec.structs.replace(row, model="run/gan")], scale=4)
 
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"

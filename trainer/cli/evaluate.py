@@ -129,24 +129,28 @@ def _upscalers(
 
 
 def _labels(models: tuple[Path, ...]) -> list[str]:
-    """A name of its own for each row: short, or the path where short names clash."""
+    """A name of its own for each row, as short as that allows."""
     for path in models:
         if models.count(path) > 1:
             raise UsageError(f"--model {path}: is given twice; name it once")
-    short = ["bicubic", *map(_label, models)]
+    choices = [_label_choices(path) for path in models]
+    by_length = [["bicubic", *level] for level in zip(*choices, strict=True)]
     return [
-        label if short.count(label) == 1 else str(path)
-        for path, label in zip(models, short[1:], strict=True)
+        next(
+            label for label, all_of in zip(own, by_length, strict=True) if all_of.count(label) == 1
+        )
+        for own in choices
     ]
 
 
-def _label(path: Path) -> str:
-    """What the table calls a model: RUN/STAGE for a file of a run folder, else the file's stem."""
+def _label_choices(path: Path) -> tuple[str, str, str]:
+    """RUN/STAGE and RUN/CHECKPOINT/STAGE for a file of a run folder, else the stem; then the path."""
     parts = path.resolve().parts
-    if "checkpoints" in parts[:-1]:
-        at = len(parts) - 1 - parts[::-1].index("checkpoints")
-        return f"{parts[at - 1]}/{path.stem.split('-')[0]}"
-    return path.stem
+    if "checkpoints" not in parts[:-1]:
+        return path.stem, path.stem, str(path)
+    at = len(parts) - 1 - parts[::-1].index("checkpoints")
+    run, stage = parts[at - 1], path.stem.split("-")[0]
+    return f"{run}/{stage}", "/".join((run, *parts[at + 1 : -1], stage)), str(path)
 
 
 def _printable(row: Row) -> Row:
@@ -165,7 +169,7 @@ def _printable(row: Row) -> Row:
 def _print_table(rows: list[Row], protocol: str) -> None:
     table = Table(box=None, header_style="bold")
     for title in ("set", "model"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")  # two names that differ at their end stay two
     for title in ("images", "PSNR-Y", "SSIM-Y", "PSNR-RGB", "SSIM-RGB"):
         table.add_column(title, justify="right")
     for row in rows:
