@@ -177,6 +177,24 @@ def test_a_fresh_pixel_shuffle_starts_without_checkerboard(scale):
     assert cells.std() > 1e-3
 
 
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("upsampler", ["pixelshuffle", "nearest_conv"])
+def test_a_fresh_generator_is_an_enlargement_with_a_little_noise(upsampler, norm, scale):
+    module = RRDBNet(scale=scale, features=16, blocks=2, growth=8, upsampler=upsampler, norm=norm)
+    lr = torch.rand(2, 3, 16, 16)
+    sr = module.train()(lr)
+    wanted = lr.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    assert (sr - wanted).abs().mean() < 0.15  # of a grey picture: 0.25
+    for colour in range(3):
+        likeness = [
+            torch.corrcoef(torch.stack((sr[:, colour].flatten(), wanted[:, other].flatten())))[0, 1]
+            for other in range(3)
+        ]
+        assert likeness[colour] > 0.8
+        assert max(likeness) == likeness[colour]
+
+
 # the discriminator
 
 
