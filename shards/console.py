@@ -79,12 +79,18 @@ def command_class(example: str) -> type[click.Command]:
     return type("Command", (_Command,), {"example": example})
 
 
-def command(name: str, *, example: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a function one of usrgan's commands, with `--version`, `--debug` and an example."""
+def command(
+    name: str, *, example: str, any_options: bool = False
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function one of usrgan's commands, with `--version`, `--debug` and an example.
+
+    With `any_options` it takes options that it does not know, as arguments.
+    """
 
     def wrap(function: Callable[..., None]) -> click.Command:
         versioned = click.version_option(__version__, prog_name=name)(function)
-        return click.command(name, cls=command_class(example), context_settings=SETTINGS)(versioned)
+        settings = SETTINGS | {"ignore_unknown_options": any_options}
+        return click.command(name, cls=command_class(example), context_settings=settings)(versioned)
 
     return wrap
 

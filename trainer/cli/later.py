@@ -7,11 +7,11 @@ import click
 from shards import console
 from shards.errors import UsageError
 
-ANYTHING = {"ignore_unknown_options": True, "allow_extra_args": True}
-
 
 @console.command(
-    "export-sr", example="export-sr runs/usrgan/checkpoints/last --format onnx -o model.onnx"
+    "export-sr",
+    example="export-sr runs/usrgan/checkpoints/best-psnr_y/gan.safetensors --format onnx -o model.onnx",
+    any_options=True,
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def export_main(arguments: tuple[str, ...]) -> None:
@@ -22,7 +22,7 @@ def export_main(arguments: tuple[str, ...]) -> None:
     )
 
 
-@console.command("bench-sr", example="bench-sr train --json")
+@console.command("bench-sr", example="bench-sr train --json", any_options=True)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench_main(arguments: tuple[str, ...]) -> None:
     """Measure throughput beside its floor and a peer (comes with a later version)."""
