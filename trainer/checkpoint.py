@@ -86,6 +86,11 @@ def load_last(
     return None
 
 
+def has_last(run: Path, stage: Stage) -> bool:
+    """Whether a stage has been begun."""
+    return bool(_saved(run, stage))
+
+
 def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha256: str) -> None:
     """Refuse to go on with other data or other settings than the checkpoint was made with.
 
@@ -97,10 +102,12 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
             f"{run}: was trained on data set {position.dataset_sha256[:12]}, --shards is"
             f" {dataset_sha256[:12]}; name those shards, or another --out"
         )
-    free = ("epochs", "data.workers", "checkpoint.", "validation.")
+    free = ["data.workers", "checkpoint.", "validation."]
+    if config.optim.schedule == "constant":
+        free.append("epochs")  # a cosine over other epochs is another learning rate from the start
     for name, now in flat(config).items():
         before = position.config.get(name)
-        if before != now and not name.startswith(free):
+        if before != now and not name.startswith(tuple(free)):
             raise UsageError(
                 f"{run}: was trained with {name} = {before}, now it is {now};"
                 " use the same settings, or another --out"

@@ -84,7 +84,7 @@ def load_config(source: str, *, stage: Stage, overrides: Sequence[str] = ()) -> 
         _check_keys(checked, where=str(path))
     table = _merged(table, overlays[stage])
     for override in overrides:
-        table = _merged(table, _parse_override(override))
+        table = _merged(table, _parse_override(override, stage=stage))
     return _convert(table, where=str(path))
 
 
@@ -182,18 +182,20 @@ def _read(path: Path) -> Table:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _parse_override(text: str) -> Table:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+def _parse_override(text: str, *, stage: Stage) -> Table:
+    """The setting of one `--set`; none if its key names the other stage (`gan.optim.lr=2e-4`)."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not key:
         raise ConfigError(f"--set {text}: write key=value, for example --set optim.lr=2e-4")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        parsed = value.strip()  # a bare word is a string
+        parsed = value  # a bare word is a string
+    wanted, _, rest = key.partition(".")
     table: Table = {}
-    _put(table, key.strip(), parsed)
+    _put(table, rest if wanted in STAGES else key, parsed)
     _check_keys(table, where=f"--set {text}")
-    return table
+    return {} if wanted in STAGES and wanted != stage else table
 
 
 def _merged(base: Table, over: Table) -> Table:

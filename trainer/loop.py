@@ -85,9 +85,7 @@ def train_stage(job: Job) -> TrainState:
     elif job.init is not None:
         start_from(state, load_matching(job.init, config.generator, scale=manifest.scale))
     if state.patches_seen >= config.total_patches:
-        job.say(
-            f"stage {job.stage}: done before ({state.patches_seen:,} patches); raise epochs to go on"
-        )
+        job.say(f"stage {job.stage}: done before ({state.patches_seen:,} patches)")
         return state
     stream = batches(
         train,

@@ -12,7 +12,7 @@ import torch
 from shards import files
 from shards.errors import UsageError
 from shards.reader import open_dataset
-from trainer.checkpoint import best_file, load_last
+from trainer.checkpoint import best_file, has_last
 from trainer.config import PAPER, Config, Stage, load_config
 from trainer.data import steps_per_pass
 from trainer.loop import Job, train_stage
@@ -66,7 +66,7 @@ def train(
             files.sweep_temps(folder)
         for stage, config in stages.items():
             start = init
-            if stage == "gan" and load_last(run, "gan", warn=warn) is None:
+            if stage == "gan" and not has_last(run, "gan"):
                 start = init if "psnr" not in stages and init else _gan_start(run, None)
             job = Job(
                 run=run,

@@ -124,7 +124,13 @@ def test_no_checkpoint_is_a_fresh_start(tmp_path):
 
 @pytest.mark.parametrize(
     ("override", "free"),
-    [("optim.lr=1", False), ("seed=3", False), ("epochs=99", True), ("data.workers=7", True)],
+    [
+        ("optim.lr=1", False),
+        ("seed=3", False),
+        ("epochs=99", True),
+        ("data.workers=7", True),
+        ("validation.patches=3", True),
+    ],
 )
 def test_only_free_settings_may_change_in_a_run(tmp_path, override, free):
     saved(tmp_path, 8)

@@ -146,6 +146,15 @@ def test_set_reads_values_of_every_type(override, name, value):
     ).keys() == {name}
 
 
+def test_a_set_for_one_stage_leaves_the_other_alone():
+    overrides = ["optim.lr=1e-3", "gan.optim.lr=2e-4"]
+    assert load_config("usrgan", stage="psnr", overrides=overrides).optim.lr == 1e-3
+    assert load_config("usrgan", stage="gan", overrides=overrides).optim.lr == 2e-4
+    for stage in STAGES:
+        with pytest.raises(ConfigError, match=r"did you mean optim\.lr"):
+            load_config("usrgan", stage=stage, overrides=["psnr.optim.lrr=1"])
+
+
 def test_the_last_set_counts():
     config = load_config("usrgan", stage="psnr", overrides=["epochs=3", "seed=1", "epochs=4"])
     assert (config.epochs, config.seed) == (4, 1)

@@ -146,6 +146,12 @@ def test_more_epochs_go_on_where_the_run_ended(tiny_shards, tmp_path):
     assert weights(run) == weights(tmp_path / "long")
 
 
+def test_other_epochs_under_a_cosine_are_refused(tiny_shards, tmp_path):
+    train(tiny_shards, tmp_path / "run", "--stage", "psnr")
+    more = ["--stage", "psnr", "--set", "epochs=5"]
+    assert "epochs = 3, now it is 5" in train(tiny_shards, tmp_path / "run", *more, code=2).stderr
+
+
 def test_changed_settings_are_refused(tiny_shards, tmp_path):
     run = tmp_path / "run"
     train(tiny_shards, run, "--stage", "psnr")

@@ -40,7 +40,7 @@ from shards.errors import UsageError
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override one setting (repeatable).",
+    help="Override one setting (repeatable); psnr.KEY or gan.KEY for one stage alone.",
 )
 @click.option(
     "--init",
