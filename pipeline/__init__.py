@@ -6,6 +6,7 @@ patches   one photo to its patch pairs
 spill     the patch pairs of a few photos on scratch, sorted by rank
 plan      split, order and shards of the whole data set
 pool      processes that may die without taking the run along
+folder    the output folder: empty, unfinished, finished, or somebody else's
 prepare   the run: scan, cut, plan, pack, publish; goes on where a killed one stopped
 cli       `prep-shards`
 """

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
+from pipeline.folder import check_folder
 from pipeline.options import SCALES, Options
-from pipeline.prepare import Job, Report, Watch, check_folder, prepare, survey
+from pipeline.prepare import Job, Report, Watch, prepare, survey
 from pipeline.scan import Scan, describe
 from shards import console
 from shards.errors import UsageError

@@ -10,14 +10,15 @@ from pathlib import Path
 import msgspec
 
 from pipeline import pool
-from pipeline.options import Options, check_options, described, differences, libraries
+from pipeline.folder import begin_work, check_folder, clear_dataset, finished_dataset, promise_of
+from pipeline.options import Options, check_options, described, libraries
 from pipeline.pack import pack_shard, save_plan
 from pipeline.plan import Plan, make_plan
-from pipeline.scan import Found, Scan, describe, listing_sha256, matching, scan
+from pipeline.scan import Found, Scan, describe, matching, scan
 from pipeline.spill import load_spill, open_photo, write_spill
 from shards import files, resize, writer
 from shards.errors import TooManyRejects, UsageError, UsrganError
-from shards.manifest import NAME, Manifest, Option, Photos, Resize, ShardEntry, Split, load_manifest
+from shards.manifest import Manifest, Option, Photos, Resize, ShardEntry, Split
 
 CHUNKS = 4096
 """At most so many spills: a shard is merged out of all of them."""
@@ -89,14 +90,14 @@ def prepare(job: Job, watch: Watch) -> Report:
     check_folder(job.out)
     with files.locked(job.out, holder="prep-shards"):
         if job.overwrite:
-            _clear(job.out)
-        promise = _promise(job, found)
-        done = _finished(job.out, promise)
+            clear_dataset(job.out)
+        promise = promise_of(job.options, found)
+        done = finished_dataset(job.out, promise)
         if done:
             files.remove(job.out / "_work")
             return _report(job, done, already_done=True)
         work = job.out / "_work"
-        _begin(work, promise)
+        begin_work(work, promise)
         chunks = _cut(job, work, found.photos, watch)
         plan = make_plan(work, chunks, job.options, val_names)
         _write_rejects(job.out, plan)
@@ -106,69 +107,6 @@ def prepare(job: Job, watch: Watch) -> Report:
         manifest = writer.publish(job.out, _manifest(job, found, plan, promise, entries))
         files.remove(work)
     return _report(job, manifest, already_done=False)
-
-
-def check_folder(out: Path) -> None:
-    """Refuse a folder whose own files a data set would replace.
-
-    Raises:
-        UsageError: naming the file.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: is a file; name a folder")
-    if not out.is_dir() or (out / NAME).exists() or (out / "_work").is_dir():
-        return
-    ours = ("README.md", "rejects.jsonl", "index", ".nv-meta", "*.wids.json", "*.tar", "*.tar.idx")
-    for pattern in ours:
-        for path in out.glob(pattern):
-            raise UsageError(
-                f"--out {out}: holds {path.name}, which is not of a data set; name an empty folder"
-            )
-
-
-def _promise(job: Job, found: Scan) -> dict[str, Option]:
-    """All that the bytes depend on, flat, to compare a folder with this call."""
-    return {
-        **described(job.options),
-        **{f"library {name}": version for name, version in libraries().items()},
-        "photos": listing_sha256(found),
-    }
-
-
-def _finished(out: Path, promise: dict[str, Option]) -> Manifest | None:
-    """The manifest of this very data set, or None if it is not there yet."""
-    if not (out / NAME).exists():
-        return None
-    manifest = load_manifest(out)
-    before = {
-        **manifest.options,
-        **{f"library {name}": version for name, version in manifest.libraries.items()},
-        "photos": manifest.photos.listing_sha256,
-    }
-    if changed := differences(before, promise):
-        raise UsageError(
-            f"--out {out}: holds another data set ({changed}); name another folder or add --overwrite"
-        )
-    return manifest
-
-
-def _begin(work: Path, promise: dict[str, Option]) -> None:
-    """Start or go on: the scratch folder is of one promise."""
-    files.make_folder(work)
-    for folder in (work, work.parent, work.parent / "index", work.parent / ".nv-meta"):
-        files.sweep_temps(folder)
-    path = work / "promise.json"
-    if path.exists():
-        try:
-            before = json.loads(path.read_bytes())
-        except ValueError:
-            before = {}
-        if changed := differences(before, promise):
-            raise UsageError(
-                f"--out {work.parent}: an unfinished run differs ({changed}); repeat its options or add --overwrite"
-            )
-    else:
-        files.write_file(path, json.dumps(promise, indent=2, sort_keys=True).encode())
 
 
 def _cut(job: Job, work: Path, photos: Sequence[Found], watch: Watch) -> int:
@@ -302,13 +240,3 @@ def _counted(out: Path) -> dict[str, int]:
     path = out / "rejects.jsonl"
     lines = path.read_bytes().splitlines() if path.exists() else []
     return dict(sorted(Counter(json.loads(line)["code"] for line in lines).items()))
-
-
-def _clear(out: Path) -> None:
-    """Remove a data set, its manifest first, and nothing else."""
-    files.remove(out / NAME)
-    for pattern in ("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar*", "*.wids.json"):
-        for path in sorted(out.glob(pattern)):
-            files.remove(path)
-    for name in ("index", ".nv-meta", "rejects.jsonl", "README.md", "_work"):
-        files.remove(out / name)

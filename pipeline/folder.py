@@ -1,0 +1,85 @@
+"""The output folder: empty, unfinished, finished, or somebody else's; and the promise that it holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline.options import Options, described, differences, libraries
+from pipeline.scan import Scan, listing_sha256
+from shards import files
+from shards.errors import UsageError
+from shards.manifest import NAME, Manifest, Option, load_manifest
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a folder whose own files a data set would replace.
+
+    Raises:
+        UsageError: naming the file.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file; name a folder")
+    if not out.is_dir() or (out / NAME).exists() or (out / "_work").is_dir():
+        return
+    ours = ("README.md", "rejects.jsonl", "index", ".nv-meta", "*.wids.json", "*.tar", "*.tar.idx")
+    for pattern in ours:
+        for path in out.glob(pattern):
+            raise UsageError(
+                f"--out {out}: holds {path.name}, which is not of a data set; name an empty folder"
+            )
+
+
+def promise_of(options: Options, found: Scan) -> dict[str, Option]:
+    """All that the bytes depend on, flat, to compare a folder with this call."""
+    return {
+        **described(options),
+        **{f"library {name}": version for name, version in libraries().items()},
+        "photos": listing_sha256(found),
+    }
+
+
+def finished_dataset(out: Path, promise: dict[str, Option]) -> Manifest | None:
+    """The manifest of this very data set, or None if it is not there yet."""
+    if not (out / NAME).exists():
+        return None
+    manifest = load_manifest(out)
+    before = {
+        **manifest.options,
+        **{f"library {name}": version for name, version in manifest.libraries.items()},
+        "photos": manifest.photos.listing_sha256,
+    }
+    if changed := differences(before, promise):
+        raise UsageError(
+            f"--out {out}: holds another data set ({changed}); name another folder or add --overwrite"
+        )
+    return manifest
+
+
+def begin_work(work: Path, promise: dict[str, Option]) -> None:
+    """Start or go on: the scratch folder is of one promise."""
+    files.make_folder(work)
+    for folder in (work, work.parent, work.parent / "index", work.parent / ".nv-meta"):
+        files.sweep_temps(folder)
+    path = work / "promise.json"
+    if path.exists():
+        try:
+            before = json.loads(path.read_bytes())
+        except ValueError:
+            before = {}
+        if changed := differences(before, promise):
+            raise UsageError(
+                f"--out {work.parent}: an unfinished run differs ({changed}); repeat its options or add --overwrite"
+            )
+    else:
+        files.write_file(path, json.dumps(promise, indent=2, sort_keys=True).encode())
+
+
+def clear_dataset(out: Path) -> None:
+    """Remove a data set, its manifest first, and nothing else."""
+    files.remove(out / NAME)
+    for pattern in ("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar*", "*.wids.json"):
+        for path in sorted(out.glob(pattern)):
+            files.remove(path)
+    for name in ("index", ".nv-meta", "rejects.jsonl", "README.md", "_work"):
+        files.remove(out / name)
