@@ -11,6 +11,7 @@ import msgspec
 from shards import resize
 from shards.errors import UsageError
 from shards.manifest import Option
+from shards.resize import Kernel
 
 SCALES = (2, 3, 4, 8)
 
@@ -25,6 +26,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Random patches of a photo (fewer of a small one: `patches.positions`); 0 with a grid."""
     grid: int = 0
     """Distance of the patches of a regular grid, pixels; 0 for random positions."""
+    kernel: Kernel = "pillow"
+    """Whose antialiased bicubic makes LR."""
     lr_from: Literal["image", "patch"] = "image"
     """Downscale the whole photo and cut (the paper's decoupled way), or each patch by itself."""
     alpha: Literal["refuse", "drop"] = "refuse"

@@ -61,12 +61,16 @@ def cut_photo(image: RGB8, pixels: str, options: Options) -> Iterator[Cut]:
     """
     scale, size = options.scale, options.hr_size
     hr = resize.crop_to_multiple(image, scale=scale)
-    lr = resize.downscale(hr, scale=scale) if options.lr_from == "image" else None
+    lr = (
+        resize.downscale(hr, scale=scale, kernel=options.kernel)
+        if options.lr_from == "image"
+        else None
+    )
     luma = np.asarray(cv2.cvtColor(hr, cv2.COLOR_RGB2GRAY), np.uint8)
     for x, y in positions(hr.shape[1], hr.shape[0], pixels, options):
         patch = np.ascontiguousarray(hr[y : y + size, x : x + size])
         if lr is None:
-            small = resize.downscale(patch, scale=scale)
+            small = resize.downscale(patch, scale=scale, kernel=options.kernel)
         else:
             left, top, side = x // scale, y // scale, size // scale
             small = np.ascontiguousarray(lr[top : top + side, left : left + side])

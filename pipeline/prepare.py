@@ -200,7 +200,7 @@ def _manifest(
         scale=job.options.scale,
         hr_size=job.options.hr_size,
         codec="png",
-        resize=Resize("pillow", *resize.implementation()),
+        resize=Resize(job.options.kernel, *resize.implementation(job.options.kernel)),
         options=described(job.options),
         libraries=libraries(),
         photos=Photos(

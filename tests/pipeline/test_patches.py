@@ -6,7 +6,7 @@ from PIL import Image
 
 from pipeline.options import Options, check_options
 from pipeline.patches import PER_AREA, cut_photo, detail, pixel_sha256, positions, rank
-from shards import png
+from shards import png, resize
 from shards.errors import UsageError
 from tests.pipeline.conftest import make_photo
 
@@ -30,6 +30,14 @@ def test_lr_is_pillows_antialiased_bicubic_of_the_whole_photo(scale):
         np.testing.assert_array_equal(
             png.decode_rgb(cut.lr), whole[cut.y // scale :, cut.x // scale :][:24, :24]
         )
+
+
+def test_the_matlab_kernel_is_cut_from_the_whole_photo_too():
+    photo = make_photo(5, height=200, width=240)
+    whole = resize.downscale(photo, scale=4, kernel="matlab")
+    for cut in cut_photo(photo, pixel_sha256(photo), Options(patches_per_image=5, kernel="matlab")):
+        expected = whole[cut.y // 4 :, cut.x // 4 :][:32, :32]
+        np.testing.assert_array_equal(png.decode_rgb(cut.lr), expected)
 
 
 def test_lr_from_patch_sees_nothing_around_the_patch():
