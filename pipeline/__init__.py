@@ -3,6 +3,7 @@
 options   what decides the bytes of a data set, checked
 scan      which photos there are, in which published layout
 patches   one photo to its patch pairs
+similar   photos that look alike: copies, mirrored ones, test pictures
 spill     the patch pairs of a few photos on scratch, sorted by rank
 plan      split, order and shards of the whole data set
 pool      processes that may die without taking the run along

@@ -94,6 +94,14 @@ def cores() -> int:
     help="Names of the photos that validate, one a line.",
 )  # fmt: skip
 @click.option(
+    "--similar", type=click.Choice(["drop", "keep"]), default="drop", show_default=True,
+    help="Of photos that look alike (resized, recompressed, mirrored) take the largest, or all.",
+)  # fmt: skip
+@click.option(
+    "--exclude-like", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
+    help="Leave out photos that resemble a picture of this test set (repeatable).",
+)  # fmt: skip
+@click.option(
     "--samples-per-shard", default=4096, show_default=True, type=click.IntRange(1), metavar="N",
     help="Patch pairs in one tar; about 120 MB.",
 )  # fmt: skip
@@ -112,7 +120,7 @@ def main(
     sources: tuple[Path, ...], out: Path, hr_size: int, scale: str,
     patches_per_image: int | None, grid: int | None, kernel: str, lr_from: str, alpha: str,
     max_megapixels: float, seed: int, val_fraction: float, val_list: Path | None,
-    samples_per_shard: int, max_rejects: float, workers: int | None, *,
+    similar: str, exclude_like: tuple[Path, ...], samples_per_shard: int, max_rejects: float, workers: int | None, *,
     overwrite: bool, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Cut photos into LR/HR patch pairs and write them as tar shards.
@@ -136,12 +144,14 @@ def main(
         samples_per_shard=samples_per_shard,
         val_fraction=val_fraction,
         val_list=_names(val_list) if val_list else (),
+        similar="keep" if similar == "keep" else "drop",
     )
     job = Job(
         sources=sources,
         out=out,
         options=options,
         workers=cores() if workers is None else workers,
+        exclude_like=exclude_like,
         max_rejects=max_rejects,
         overwrite=overwrite,
     )

@@ -39,6 +39,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the photos that validate, where neither the folders nor a list say which."""
     val_list: tuple[str, ...] = ()
     """Names of the photos that validate."""
+    similar: Literal["drop", "keep"] = "drop"
+    """Of photos that look alike, take one, or all of them in one split."""
+    exclude_like: str = ""
+    """Digest of the test pictures that no photo may resemble."""
 
 
 def check_options(options: Options) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.options import Options
+from pipeline.similar import Look, groups, resembling
 from pipeline.spill import ROW, Outcome, Rows, load_spill
 from shards.errors import UsrganError
 from shards.writer import shard_name
@@ -55,7 +56,14 @@ class Plan(NamedTuple):
     shards: list[Shard]
 
 
-def make_plan(work: Path, chunks: int, options: Options, val_names: set[str]) -> Plan:
+def make_plan(
+    work: Path,
+    chunks: int,
+    options: Options,
+    *,
+    val_names: set[str],
+    tests: Sequence[tuple[str, Look]],
+) -> Plan:
     """Join all spills: drop copies, split by photo, order by rank, cut into shards.
 
     Args:
@@ -63,11 +71,19 @@ def make_plan(work: Path, chunks: int, options: Options, val_names: set[str]) ->
         chunks: how many there are.
         options: seed, shares and sizes.
         val_names: the photos that a list or a folder makes validate; if none, a share does.
+        tests: names and looks of the pictures that no photo may resemble.
     """
     spills = [_load(work, chunk) for chunk in range(chunks)]
     outcomes = [outcome for _, found in spills for outcome in found]
     kept, rejects = _without_copies(outcomes, val_names)
-    splits = _split(kept, options, val_names)
+    kept, excluded = _without_test_pictures(kept, tests)
+    alike = groups(_looks(kept))
+    similar: list[Reject] = []
+    if options.similar == "drop":
+        kept, similar = _without_similar(kept, alike, val_names)
+        alike = []
+    rejects += excluded + similar
+    splits = _split(kept, alike, options, val_names)
     photos = [Source(photo.name, photo.sha256, splits[photo.name]) for photo in kept]
     rows = _placed(spills, photos)
     pixels = np.array([photo.pixels for photo in kept])
@@ -102,13 +118,66 @@ def _without_copies(
     return sorted(kept.values(), key=lambda outcome: outcome.name), rejects
 
 
-def _split(photos: Sequence[Outcome], options: Options, val_names: set[str]) -> dict[str, str]:
-    """`train` or `val` for each photo, by name, or the share with the lowest digests."""
-    chosen = val_names
-    if not val_names and options.val_fraction and len(photos) > 1:
-        count = max(1, round(options.val_fraction * len(photos)))
-        chosen = {photo.name for photo in sorted(photos, key=lambda p: _lot(p, options))[:count]}
-    return {photo.name: "val" if photo.name in chosen else "train" for photo in photos}
+def _without_test_pictures(
+    photos: Sequence[Outcome], tests: Sequence[tuple[str, Look]]
+) -> tuple[list[Outcome], list[Reject]]:
+    """The photos that resemble none of the test pictures: those would make the scores lie."""
+    like = resembling(_looks(photos), [look for _, look in tests])
+    rejects = [
+        Reject(photos[number].name, "EXCLUDED", f"resembles the test picture {tests[other][0]}")
+        for number, other in like.items()
+    ]
+    return [photo for number, photo in enumerate(photos) if number not in like], rejects
+
+
+def _without_similar(
+    photos: Sequence[Outcome], alike: Sequence[Sequence[int]], val_names: set[str]
+) -> tuple[list[Outcome], list[Reject]]:
+    """The largest of each group of photos that look alike; of a group that validates, only those."""
+    rejects = []
+    for group in alike:
+        members = sorted((photos[n] for n in group), key=lambda photo: (-photo.area, photo.name))
+        kept = [photo for photo in members if photo.name in val_names] or members[:1]
+        rejects += [
+            Reject(photo.name, "SIMILAR", f"shows the same as {kept[0].name}")
+            for photo in members
+            if photo not in kept
+        ]
+    dropped = {reject.src for reject in rejects}
+    return [photo for photo in photos if photo.name not in dropped], rejects
+
+
+def _split(
+    photos: Sequence[Outcome],
+    alike: Sequence[Sequence[int]],
+    options: Options,
+    val_names: set[str],
+) -> dict[str, str]:
+    """`train` or `val` for each photo, by name, or the share with the lowest digests.
+
+    Photos that look alike go together.
+    """
+    together = {number: min(group) for group in alike for number in group}
+    leaders = [together.get(number, number) for number in range(len(photos))]
+    chosen = {leaders[n] for n, photo in enumerate(photos) if photo.name in val_names}
+    units = sorted(set(leaders), key=lambda leader: _lot(photos[leader], options))
+    if not val_names and options.val_fraction and len(units) > 1:
+        wanted, count = max(1, round(options.val_fraction * len(photos))), 0
+        for leader in units[:-1]:
+            if count >= wanted:
+                break
+            chosen.add(leader)
+            count += leaders.count(leader)
+    return {
+        photo.name: "val" if leader in chosen else "train"
+        for photo, leader in zip(photos, leaders, strict=True)
+    }
+
+
+def _looks(photos: Sequence[Outcome]) -> list[Look]:
+    looks = [photo.look for photo in photos if photo.look is not None]
+    assert len(looks) == len(photos)
+    return looks
 
 
 def _lot(photo: Outcome, options: Options) -> bytes:

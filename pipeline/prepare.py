@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from pipeline.options import Options, check_options, described, libraries
 from pipeline.pack import pack_shard, save_plan
 from pipeline.plan import Plan, make_plan
 from pipeline.scan import Found, Scan, describe, matching, scan
+from pipeline.similar import Look, looks_below
 from pipeline.spill import load_spill, open_photo, write_spill
 from shards import files, resize, writer
 from shards.errors import TooManyRejects, UsageError, UsrganError
@@ -22,6 +24,7 @@ from shards.manifest import Manifest, Option, Photos, Resize, ShardEntry, Split
 
 CHUNKS = 4096
 """At most so many spills: a shard is merged out of all of them."""
+NO_FAULT = ("DUPLICATE", "SIMILAR", "EXCLUDED")
 Advance = Callable[[int, str], None]
 
 
@@ -33,6 +36,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     options: Options
     workers: int
     """Processes; 0 works in this one."""
+    exclude_like: tuple[Path, ...] = ()
+    """Folders of test pictures that no photo may resemble."""
     max_rejects: float = 0.05
     """Share of the photos that may be refused."""
     overwrite: bool = False
@@ -88,6 +93,8 @@ def prepare(job: Job, watch: Watch) -> Report:
     found, val_names = survey(job)
     watch.say(describe(found))
     check_folder(job.out)
+    tests = looks_below(job.exclude_like)
+    job = _with_tests(job, tests)
     with files.locked(job.out, holder="prep-shards"):
         if job.overwrite:
             clear_dataset(job.out)
@@ -99,7 +106,7 @@ def prepare(job: Job, watch: Watch) -> Report:
         work = job.out / "_work"
         begin_work(work, promise)
         chunks = _cut(job, work, found.photos, watch)
-        plan = make_plan(work, chunks, job.options, val_names)
+        plan = make_plan(work, chunks, job.options, val_names=val_names, tests=tests)
         _write_rejects(job.out, plan)
         _check_rejects(job, found, plan)
         save_plan(work, plan)
@@ -107,6 +114,15 @@ def prepare(job: Job, watch: Watch) -> Report:
         manifest = writer.publish(job.out, _manifest(job, found, plan, promise, entries))
         files.remove(work)
     return _report(job, manifest, already_done=False)
+
+
+def _with_tests(job: Job, tests: Sequence[tuple[str, Look]]) -> Job:
+    """The job with the digest of its test pictures among its options."""
+    if not tests:
+        return job
+    digest = hashlib.sha256(msgspec.json.encode(tests)).hexdigest()
+    options = msgspec.structs.replace(job.options, exclude_like=digest)
+    return msgspec.structs.replace(job, options=options)
 
 
 def _cut(job: Job, work: Path, photos: Sequence[Found], watch: Watch) -> int:
@@ -174,8 +190,8 @@ def _write_rejects(out: Path, plan: Plan) -> None:
 
 
 def _check_rejects(job: Job, found: Scan, plan: Plan) -> None:
-    """Copies are left out too, but they are no fault of a photo."""
-    refused = [reject for reject in plan.rejects if reject.code != "DUPLICATE"]
+    """Copies and the like are left out too, but they are no fault of a photo."""
+    refused = [reject for reject in plan.rejects if reject.code not in NO_FAULT]
     total = len(found.photos)
     if refused and len(refused) > job.max_rejects * total:
         first = refused[0]

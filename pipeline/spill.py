@@ -19,6 +19,7 @@ import numpy.typing as npt
 from pipeline.options import Options
 from pipeline.patches import check_size, cut_photo, pixel_sha256
 from pipeline.scan import Found
+from pipeline.similar import Look, look_of
 from shards import files
 from shards.photos import RejectedPhoto, read_photo
 
@@ -46,6 +47,8 @@ class Outcome(msgspec.Struct, frozen=True):
     val: bool = False
     sha256: str = ""
     pixels: str = ""
+    area: int = 0
+    look: Look | None = None
     code: str = ""
     reason: str = ""
 
@@ -83,7 +86,16 @@ def write_spill(
             )
             continue
         pixels = pixel_sha256(read.pixels)
-        outcomes.append(Outcome(photo.name, photo.val, sha256=read.sha256, pixels=pixels))
+        outcomes.append(
+            Outcome(
+                photo.name,
+                photo.val,
+                sha256=read.sha256,
+                pixels=pixels,
+                area=read.pixels.shape[0] * read.pixels.shape[1],
+                look=look_of(read.pixels),
+            )
+        )
         found = cut_photo(read.pixels, pixels, options)
         cuts.extend((cut.rank, number, *cut[1:]) for cut in found)
     cuts.sort(key=lambda cut: cut[:4])

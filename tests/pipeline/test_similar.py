@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import itertools
+import json
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+
+from pipeline.similar import Look, alike, groups, look_of, looks_below, resembling
+from shards import png
+from shards.errors import UsageError
+from shards.reader import open_dataset
+from tests.pipeline.conftest import make_photo
+from tests.pipeline.test_prepare import SMALL, make, prep
+
+
+def half(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    return cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+
+
+CHANGES = {
+    "half": half,
+    "recompressed": lambda image: simplejpeg.decode_jpeg(simplejpeg.encode_jpeg(image, quality=30)),
+    "mirrored": lambda image: np.ascontiguousarray(image[:, ::-1]),
+    "brighter": lambda image: (255 * (image / 255) ** 0.85).astype(np.uint8),
+    "mirrored and half": lambda image: half(np.ascontiguousarray(image[:, ::-1])),
+}
+PHOTOS = [make_photo(seed) for seed in range(30)]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_copies_look_alike(change):
+    found = [alike(look_of(CHANGES[change](photo)), look_of(photo)) for photo in PHOTOS]
+    assert sum(found) >= 29
+
+
+def test_different_photos_do_not():
+    looks = [look_of(photo) for photo in PHOTOS]
+    assert not any(alike(a, b) for a, b in itertools.combinations(looks, 2))
+
+
+def test_the_hashes_are_their_definitions():
+    image = PHOTOS[3]
+    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA).astype(int)
+    dhash = int(
+        "".join(str(int(small[r, c + 1] > small[r, c])) for r in range(8) for c in range(8)), 2
+    )
+    assert look_of(image).dhash == dhash
+    fine = cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA).astype(float)
+    spectrum = cv2.dct(fine)[:8, :8]
+    spectrum[0] *= np.sqrt(2)  # cv2's DCT is orthonormal, ours is not
+    spectrum[:, 0] *= np.sqrt(2)
+    bits = (spectrum > np.median(spectrum.flatten()[1:])).flatten()
+    phash = int("".join(str(int(bit)) for bit in bits), 2)
+    assert (look_of(image).phash ^ phash).bit_count() <= 1
+
+
+def test_bands_find_every_close_pair():
+    rng = np.random.default_rng(0)
+    base = [Look(*(int(v) for v in rng.integers(0, 2**63, 4))) for _ in range(200)]
+    for bits in range(4):
+        flips = sum(1 << int(bit) for bit in rng.choice(64, bits, replace=False))
+        moved = [Look(b.dhash ^ flips, b.phash, b.mirrored_dhash, b.mirrored_phash) for b in base]
+        assert resembling(moved, base) == {n: n for n in range(200)}
+
+
+def test_groups_join_through_a_third_photo():
+    far = 0xAAAAAAAAAAAAAAAA
+    pairs = [(0, 0), (0b111, 0), (0b111111, 0b111), (1 << 60, (1 << 40) - 1)]
+    a, b, c, d = (Look(dhash, phash, far, far) for dhash, phash in pairs)
+    assert alike(a, b)
+    assert alike(b, c)
+    assert sorted(map(sorted, groups([a, b, c, d]))) == [[0, 1, 2]]
+
+
+@pytest.fixture
+def with_copies(photos):
+    """Five photos, one of them again in half the size and one mirrored."""
+    image = make_photo(0, height=260, width=300)
+    (photos / "a-half.png").write_bytes(png.encode_rgb(half(image)))
+    (photos / "a-mirrored.png").write_bytes(png.encode_rgb(np.ascontiguousarray(image[:, ::-1])))
+    return photos
+
+
+def sources(folder, split: str) -> set[str]:
+    reader = open_dataset(folder).split(split)
+    return {reader[position].info.src for position in range(len(reader))}
+
+
+def test_the_largest_of_photos_that_look_alike_is_taken(with_copies, tmp_path):
+    report = make(with_copies, tmp_path / "out")
+    assert report["rejects"] == {"SIMILAR": 2}
+    used = sources(tmp_path / "out", "train") | sources(tmp_path / "out", "val")
+    assert {"a.png", "a-half.png", "a-mirrored.png"} & used == {"a-mirrored.png"} or "a.png" in used
+    assert "a-half.png" not in used
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_photos_that_look_alike_are_never_split(with_copies, tmp_path, seed):
+    make(
+        with_copies, tmp_path / "out", "--similar", "keep", "--seed", seed, "--val-fraction", "40%"
+    )
+    group = {"a.png", "a-half.png", "a-mirrored.png"}
+    train, val = (sources(tmp_path / "out", name) for name in ("train", "val"))
+    assert group <= train or group <= val
+    assert len(train | val) == 7
+
+
+def test_a_validating_photo_takes_its_likes_out_of_training(with_copies, tmp_path):
+    (tmp_path / "list").write_text("a-half\n")
+    make(with_copies, tmp_path / "out", "--val-list", tmp_path / "list")
+    assert sources(tmp_path / "out", "val") == {"a-half.png"}
+    assert not {"a.png", "a-mirrored.png"} & sources(tmp_path / "out", "train")
+
+
+def test_photos_like_a_test_picture_are_left_out(photos, tmp_path):
+    (tmp_path / "Set5/HR").mkdir(parents=True)
+    copy = half(make_photo(1, height=297, width=353))
+    (tmp_path / "Set5/HR/bird.png").write_bytes(png.encode_rgb(copy))
+    report = make(photos, tmp_path / "out", "--exclude-like", tmp_path / "Set5")
+    assert report["rejects"] == {"EXCLUDED": 1}
+    (line,) = (tmp_path / "out/rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["src"] == "b.png"
+    assert "Set5/HR/bird.png" in json.loads(line)["reason"]
+    other = prep("--src", photos, "--out", tmp_path / "out", *SMALL, "--workers", 0, code=2)
+    assert "exclude-like" in other.stderr
+
+
+def test_a_test_set_that_cannot_be_read_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="holds no pictures"):
+        looks_below([tmp_path])
+    (tmp_path / "x.png").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"x\.png: is empty"):
+        looks_below([tmp_path])
