@@ -76,6 +76,14 @@ def cores() -> int:
     help="Downscale the whole photo and cut, or each patch by itself.",
 )  # fmt: skip
 @click.option(
+    "--keep-flat", type=Share(), default="5%", show_default=True,
+    help="Share of the flat patches (luma deviates by less than 4 grey levels) that is kept.",
+)  # fmt: skip
+@click.option(
+    "--min-detail", default=0.0, show_default=True, metavar="N",
+    help="Leave out patches whose luma deviates by less than N grey levels.",
+)  # fmt: skip
+@click.option(
     "--alpha", type=click.Choice(["refuse", "drop"]), default="refuse", show_default=True,
     help="What to do with photos that have transparent pixels.",
 )  # fmt: skip
@@ -118,7 +126,8 @@ def cores() -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def main(
     sources: tuple[Path, ...], out: Path, hr_size: int, scale: str,
-    patches_per_image: int | None, grid: int | None, kernel: str, lr_from: str, alpha: str,
+    patches_per_image: int | None, grid: int | None, kernel: str, lr_from: str,
+    keep_flat: float, min_detail: float, alpha: str,
     max_megapixels: float, seed: int, val_fraction: float, val_list: Path | None,
     similar: str, exclude_like: tuple[Path, ...], samples_per_shard: int, max_rejects: float, workers: int | None, *,
     overwrite: bool, dry_run: bool, as_json: bool,
@@ -138,6 +147,8 @@ def main(
         grid=grid or 0,
         kernel="matlab" if kernel == "matlab" else "pillow",
         lr_from="patch" if lr_from == "patch" else "image",
+        keep_flat=keep_flat,
+        min_detail=min_detail,
         alpha="drop" if alpha == "drop" else "refuse",
         max_megapixels=max_megapixels,
         seed=seed,

@@ -14,6 +14,8 @@ from shards.manifest import Option
 from shards.resize import Kernel
 
 SCALES = (2, 3, 4, 8)
+FLAT = 4.0
+"""A patch is flat when the standard deviation of its luma is below this, grey levels."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +32,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Whose antialiased bicubic makes LR."""
     lr_from: Literal["image", "patch"] = "image"
     """Downscale the whole photo and cut (the paper's decoupled way), or each patch by itself."""
+    keep_flat: float = 0.05
+    """Share of the patches with a luma deviation below FLAT that is kept: skies and walls in moderation."""
+    min_detail: float = 0.0
+    """Luma deviation, grey levels, below which no patch is kept."""
     alpha: Literal["refuse", "drop"] = "refuse"
     """What happens to photos with transparent pixels."""
     max_megapixels: float = 200.0
@@ -65,6 +71,8 @@ def check_options(options: Options) -> None:
         )
     if not 0 <= options.val_fraction < 1:
         raise UsageError(f"--val-fraction {options.val_fraction}: use a share from 0 up to below 1")
+    if options.min_detail < 0:
+        raise UsageError(f"--min-detail {options.min_detail:g}: use 0 or more grey levels")
     if options.max_megapixels <= 0:
         raise UsageError(f"--max-megapixels {options.max_megapixels:g}: use a number above 0")
 

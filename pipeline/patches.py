@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.options import Options
+from pipeline.options import FLAT, Options
 from shards import png, resize
 from shards.photos import RejectedPhoto
 from shards.png import RGB8
@@ -68,15 +68,18 @@ def cut_photo(image: RGB8, pixels: str, options: Options) -> Iterator[Cut]:
     )
     luma = np.asarray(cv2.cvtColor(hr, cv2.COLOR_RGB2GRAY), np.uint8)
     for x, y in positions(hr.shape[1], hr.shape[0], pixels, options):
+        place = rank(options.seed, pixels, x, y)
+        spread, gradient = detail(luma[y : y + size, x : x + size])
+        if not kept(spread, place, options):
+            continue
         patch = np.ascontiguousarray(hr[y : y + size, x : x + size])
         if lr is None:
             small = resize.downscale(patch, scale=scale, kernel=options.kernel)
         else:
             left, top, side = x // scale, y // scale, size // scale
             small = np.ascontiguousarray(lr[top : top + side, left : left + side])
-        spread, gradient = detail(luma[y : y + size, x : x + size])
         yield Cut(
-            rank(options.seed, pixels, x, y),
+            place,
             x,
             y,
             spread,
@@ -84,6 +87,16 @@ def cut_photo(image: RGB8, pixels: str, options: Options) -> Iterator[Cut]:
             png.encode_rgb(patch),
             png.encode_rgb(small),
         )
+
+
+def kept(luma_std: float, place: int, options: Options) -> bool:
+    """Whether a patch is used: flat ones are thinned by lot, and none is below `min_detail`.
+
+    The lot is the low end of the rank, which the order of patches hardly depends on.
+    """
+    if luma_std < options.min_detail:
+        return False
+    return luma_std >= FLAT or place % 2**32 < options.keep_flat * 2**32
 
 
 def positions(width: int, height: int, pixels: str, options: Options) -> list[tuple[int, int]]:

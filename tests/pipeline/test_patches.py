@@ -110,6 +110,34 @@ def test_detail_agrees_with_numpy():
     assert detail(np.full((16, 16), 77, np.uint8)) == (0.0, 0.0)
 
 
+def flat_photo() -> np.ndarray:
+    """Detail on the left, a slope of one grey level on the right."""
+    photo = make_photo(6, height=256, width=1024)
+    photo[:, 512:] = np.linspace(100, 101, 512).astype(np.uint8)[:, None]
+    return photo
+
+
+def test_flat_patches_are_thinned_and_the_rest_is_untouched():
+    photo = flat_photo()
+    cuts = {}
+    for share in (1.0, 0.3, 0.0):
+        options = Options(hr_size=32, patches_per_image=400, keep_flat=share)
+        cuts[share] = set(cut_photo(photo, "p", options))
+    flat = {cut for cut in cuts[1.0] if cut.luma_std < 4}
+    assert len(flat) > 100
+    assert cuts[0.0] == cuts[1.0] - flat
+    assert cuts[0.3] - flat == cuts[0.0]
+    assert cuts[0.3] <= cuts[1.0]
+    assert 0.2 < len(cuts[0.3] & flat) / len(flat) < 0.4
+
+
+def test_patches_below_the_least_detail_are_left_out():
+    options = Options(hr_size=32, patches_per_image=400, keep_flat=1.0, min_detail=2.0)
+    cuts = list(cut_photo(flat_photo(), "p", options))
+    assert cuts
+    assert min(cut.luma_std for cut in cuts) >= 2.0
+
+
 @pytest.mark.parametrize(
     ("changes", "option"),
     [({"hr_size": 130}, "--hr-size"), ({"hr_size": 16}, "--hr-size"), ({"scale": 5}, "--scale"),
