@@ -40,6 +40,12 @@ class Look(msgspec.Struct, frozen=True):
 
 def look_of(image: RGB8) -> Look:
     """Hash an upright photo [h w 3]."""
+    height, width = image.shape[:2]
+    factor = max(1, min(height, width) // 256)  # whole factors are averaged fast
+    if factor > 1:
+        whole = image[: height - height % factor, : width - width % factor]
+        size = (width // factor, height // factor)
+        image = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.uint8)
     luma = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
     small = np.asarray(cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA), np.int64)
     fine = np.asarray(cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA), np.int64)
