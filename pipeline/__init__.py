@@ -9,5 +9,6 @@ plan      split, order and shards of the whole data set
 pool      processes that may die without taking the run along
 folder    the output folder: empty, unfinished, finished, or somebody else's
 prepare   the run: scan, cut, plan, pack, publish; goes on where a killed one stopped
+doctor    whether this installation is whole and fast: `prep-shards --doctor`
 cli       `prep-shards`
 """

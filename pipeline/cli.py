@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.folder import check_folder
-from pipeline.options import SCALES, Options
-from pipeline.prepare import Job, Report, Watch, prepare, survey
-from pipeline.scan import Scan, describe
 from shards import console
-from shards.errors import UsageError
+from shards.errors import UsageError, UsrganError
+
+if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run where PIL is broken
+    from pipeline.prepare import Job, Report
+    from pipeline.scan import Scan
 
 BYTES_PER_PAIR = 32_000
 """A 128x128 pair of a DIV2K photo as the tar holds it, for the forecast of --dry-run."""
@@ -48,16 +49,16 @@ def cores() -> int:
     "prep-shards --src photos --out shards/ --patches-per-image 50 --val-fraction 0.1",
 )
 @click.option(
-    "--src", "sources", required=True, multiple=True, type=click.Path(path_type=Path),
+    "--src", "sources", multiple=True, type=click.Path(path_type=Path),
     help="Folder of photos, searched in depth; DIV2K, Flickr2K, DF2K and LSDIR are known by their"
     " layout. May be given several times.",
 )  # fmt: skip
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the shards.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the shards.")
 @click.option(
     "--hr-size", default=128, show_default=True, metavar="N", help="Side of an HR patch, pixels.",
 )  # fmt: skip
 @click.option(
-    "--scale", default="4", show_default=True, type=click.Choice([*map(str, SCALES)]),
+    "--scale", default="4", show_default=True, type=click.Choice(["2", "3", "4", "8"]),
     help="How many times larger HR is than LR.",
 )  # fmt: skip
 @click.option(
@@ -123,14 +124,18 @@ def cores() -> int:
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the data set that is there.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option(
+    "--doctor", is_flag=True,
+    help="Check this installation: PIL's flavour and speed, packages that clash; how to mend them.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def main(
-    sources: tuple[Path, ...], out: Path, hr_size: int, scale: str,
+    sources: tuple[Path, ...], out: Path | None, hr_size: int, scale: str,
     patches_per_image: int | None, grid: int | None, kernel: str, lr_from: str,
     keep_flat: float, min_detail: float, alpha: str,
     max_megapixels: float, seed: int, val_fraction: float, val_list: Path | None,
     similar: str, exclude_like: tuple[Path, ...], samples_per_shard: int, max_rejects: float, workers: int | None, *,
-    overwrite: bool, dry_run: bool, as_json: bool,
+    overwrite: bool, dry_run: bool, doctor: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Cut photos into LR/HR patch pairs and write them as tar shards.
 
@@ -138,6 +143,17 @@ def main(
     for any number of workers and after any number of interruptions: to go on, run the same command
     again.
     """
+    if doctor:
+        _print_checks(as_json=as_json)
+        return
+    from pipeline.folder import check_folder
+    from pipeline.options import Options
+    from pipeline.prepare import Job, Watch, prepare, survey
+
+    if not sources:
+        raise UsageError("--src: name the folder of photos, for example --src DIV2K")
+    if out is None:
+        raise UsageError("--out: name the folder of the shards, for example --out shards/")
     if patches_per_image and grid:
         raise UsageError("--grid: cannot be had together with --patches-per-image; choose one")
     options = Options(
@@ -179,6 +195,22 @@ def main(
         _print_report(report)
 
 
+def _print_checks(*, as_json: bool) -> None:
+    from pipeline.doctor import examine
+
+    checks = examine()
+    if as_json:
+        console.print_json(checks)
+    else:
+        for check in checks:
+            click.echo(f"{check.state:<7} {check.what}: {check.found}")
+            if check.mend:
+                click.echo(f"        {check.mend}")
+    broken = [check.what for check in checks if check.state == "broken"]
+    if broken:
+        raise UsrganError(f"--doctor: {', '.join(broken)}: broken; the commands above mend it")
+
+
 def _names(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text("utf-8", "surrogateescape").splitlines()
@@ -191,6 +223,8 @@ def _names(path: Path) -> tuple[str, ...]:
 
 
 def _print_forecast(job: Job, found: Scan, val_names: set[str], *, as_json: bool) -> None:
+    from pipeline.scan import describe
+
     total = len(found.photos)
     share = job.options.val_fraction
     held = len(val_names) or (max(1, round(share * total)) if share else 0)

@@ -284,6 +284,7 @@ def test_dry_run_writes_nothing(photos, tmp_path):
         (["--val-list", "nowhere.txt"], "--val-list nowhere.txt"),
         (["--max-rejects", "many"], "write 5% or 0.05"),
         (["--scale", "5"], "--scale"),
+        (["--min-detail", "-1"], "--min-detail"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(photos, tmp_path, arguments, words):

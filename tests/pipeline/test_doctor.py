@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline import doctor
+from pipeline.cli import main
+from pipeline.doctor import Check, examine
+
+
+def states(checks: list[Check]) -> dict[str, str]:
+    return {check.what: check.state for check in checks}
+
+
+def test_this_installation_is_whole():
+    assert "broken" not in states(examine()).values()
+    result = CliRunner().invoke(main, ["--doctor", "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)[0]["what"] == "PIL"
+
+
+def test_two_owners_of_pil_are_broken_and_the_repair_is_printed(monkeypatch):
+    both = {"pillow": "12.1.1", "pillow-simd": "12.1.1.post0"}
+    monkeypatch.setattr(doctor, "_installed", lambda *names: both if "pillow" in names else {})
+    monkeypatch.setattr(doctor, "_pil_fast", lambda: Check("AVX2", "good", ""))
+    result = CliRunner().invoke(main, ["--doctor"])
+    assert result.exit_code == 1
+    assert "pillow 12.1.1 and pillow-simd 12.1.1.post0 share one folder" in result.stdout
+    assert "pip uninstall -y pillow pillow-simd" in result.stdout
+    assert "PIL's owner: broken" in result.stderr.splitlines()[-1]
+
+
+def test_two_opencvs_are_broken(monkeypatch):
+    both = {"opencv-python": "5.0", "opencv-python-headless": "5.0"}
+    monkeypatch.setattr(doctor, "_installed", lambda *names: both)
+    assert doctor._opencv_alone().state == "broken"
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [(b"\xc4\xe2\x7d" * 99 + b"\xc5\xfd" * 99, "good"), (b"\xc5\xfd" * 9, "slow")],
+)
+def test_machine_code_tells_whether_avx2_is_used(monkeypatch, tmp_path, code, state):
+    class Module:
+        name, suffix = "_imaging.so", ".so"
+
+        def locate(self) -> str:
+            return str(tmp_path / "_imaging.so")
+
+    (tmp_path / "_imaging.so").write_bytes(code)
+    monkeypatch.setattr(doctor, "_has_avx2", lambda: True)
+    monkeypatch.setattr(doctor, "_installed", lambda *names: {"pillow-simd": "12"})
+    monkeypatch.setattr(doctor.importlib.metadata, "files", lambda name: [Module()])
+    found = doctor._pil_fast()
+    assert found.state == state
+    assert ("-mavx2" in found.mend) == (state == "slow")
+
+
+def test_a_processor_without_avx2_misses_nothing(monkeypatch):
+    monkeypatch.setattr(doctor, "_has_avx2", lambda: False)
+    assert doctor._pil_fast().state == "good"
+
+
+def test_a_pil_that_cannot_be_imported_is_broken(monkeypatch, tmp_path):
+    (tmp_path / "PIL").mkdir()
+    (tmp_path / "PIL/__init__.py").write_text("raise ImportError('built for another version')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "--doctor"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "broken  PIL: does not work: ImportError: built for another version" in run.stdout
+    assert run.stderr.strip().endswith("PIL: broken; the commands above mend it")
