@@ -19,13 +19,12 @@ import msgspec
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from shards import __version__
 from shards.errors import Stopped, UsrganError
@@ -163,15 +162,18 @@ def progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Ad
     if err.is_terminal:
         with Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed:,}/{task.total:,}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn(
+                "{task.fields[note]}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
             console=err,
+            expand=True,
         ) as bars:
             task = bars.add_task(title, total=total, completed=done, rate="", note="")
             started = time.monotonic()
@@ -179,7 +181,9 @@ def progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Ad
             def advance(steps: int, note: str = "") -> None:
                 bars.advance(task, steps)
                 rate = (bars.tasks[0].completed - done) / max(time.monotonic() - started, 1e-3)
-                bars.update(task, rate=f"{rate:,.1f} {unit}/s", note=note)
+                bars.update(task, rate=f"{rate:,.1f} {unit}/s")
+                if note:  # the last one stays to be read
+                    bars.update(task, note=printable(note))
 
             yield advance
     else:
