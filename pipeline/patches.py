@@ -128,10 +128,11 @@ def detail(luma: npt.NDArray[np.uint8]) -> tuple[float, float]:
 
     Sums of integers, so that every processor gets the same digits.
     """
-    values = luma.astype(np.int64)
-    total, squares = int(values.sum()), int((values * values).sum())
-    steps = int(np.abs(np.diff(values, axis=0)).sum()) + int(np.abs(np.diff(values, axis=1)).sum())
-    pairs = 2 * values.size - sum(values.shape)
+    values = luma.astype(np.float64).ravel()  # whole numbers, and so are their sums below 2**53
+    total, squares = int(values.sum()), int(values @ values)
+    down, across = cv2.absdiff(luma[1:], luma[:-1]), cv2.absdiff(luma[:, 1:], luma[:, :-1])
+    steps = int(cv2.sumElems(down)[0]) + int(cv2.sumElems(across)[0])
+    pairs = 2 * values.size - sum(luma.shape)
     spread = (values.size * squares - total * total) ** 0.5 / values.size
     return round(spread, 3), round(steps / pairs, 3)
 
