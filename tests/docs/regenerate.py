@@ -27,13 +27,13 @@ COMMANDS: dict[str, click.Command] = {
 
 def help_text(name: str) -> str:
     """What `NAME --help` prints on a terminal of WIDTH columns."""
-    context = click.Context(
-        COMMANDS[name],
-        info_name=name,
-        terminal_width=WIDTH,
-        **COMMANDS[name].context_settings | {"max_content_width": WIDTH},
-    )
-    return COMMANDS[name].get_help(context) + "\n"
+    settings = {"terminal_width": WIDTH, "max_content_width": WIDTH}
+    context = None
+    for depth, part in enumerate(name.split()):  # a group hands its settings down
+        command = COMMANDS[" ".join(name.split()[: depth + 1])]
+        context = click.Context(command, context, part, **command.context_settings | settings)
+    assert context is not None
+    return context.get_help() + "\n"
 
 
 if __name__ == "__main__":

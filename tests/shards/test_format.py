@@ -7,18 +7,14 @@ import hashlib
 import itertools
 import json
 import os
-import struct
 import subprocess
-import zlib
 from pathlib import Path
 
-import cv2
-import isal
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from shards import index, png, resize, tar
+from shards import index, resize, tar
 from shards.cli import main
 from shards.errors import DamagedData, UsageError
 from shards.manifest import SampleInfo, encode_info, load_manifest
@@ -42,83 +38,6 @@ def one_line(error: Exception) -> str:
     assert message
     assert "\n" not in message
     return message
-
-
-# PNG
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (32, 32), (128, 128), (3, 250), (257, 5)])
-def test_png_returns_every_pixel_here_and_in_opencv(height, width):
-    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    content = png.encode_rgb(image)
-    np.testing.assert_array_equal(png.decode_rgb(content), image)
-    foreign = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
-    np.testing.assert_array_equal(foreign, image)
-
-
-def test_png_of_another_writer_is_read():
-    image = make_patch(3)
-    content = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
-    np.testing.assert_array_equal(png.decode_rgb(content), image)
-
-
-def test_any_flipped_bit_of_a_png_is_noticed_or_harmless():
-    image = make_patch(4)
-    content = png.encode_rgb(image)
-    refused = 0
-    for at in range(len(content)):
-        damaged = bytearray(content)
-        damaged[at] ^= 1 << at % 8
-        try:
-            decoded = png.decode_rgb(bytes(damaged))
-        except DamagedData:
-            refused += 1
-            continue
-        np.testing.assert_array_equal(decoded, image)
-    assert refused >= len(content) - 4  # the checksum of IEND says nothing about pixels
-
-
-def test_png_is_one_idat_with_filter_up_on_every_row():
-    content = png.encode_rgb(make_patch(1)[:8, :8])
-    head = struct.pack(">I4sIIBBBBB", 13, b"IHDR", 8, 8, 8, 2, 0, 0, 0)
-    assert content[8:29] == head
-    assert zlib.decompress(content[41:-16])[0::25] == b"\x02" * 8
-
-
-FIRST_RELEASE = bytes.fromhex(
-    "89504e470d0a1a0a0000000d4948445200000002000000020802000000fdd49a7300000012494441"
-    "54785e636210d1b0094861aa00030015000401f035b2e90000000049454e44ae426082"
-)
-FIRST_RELEASE_PIXELS = np.arange(0, 240, 20, dtype=np.uint8).reshape(2, 2, 3)
-
-
-def test_a_png_of_the_first_release_is_read():
-    np.testing.assert_array_equal(png.decode_rgb(FIRST_RELEASE), FIRST_RELEASE_PIXELS)
-
-
-@pytest.mark.skipif(isal.__version__ != "1.9.1", reason="the bytes are those of isal 1.9.1")
-def test_png_bytes_are_those_of_the_first_release():
-    assert png.encode_rgb(FIRST_RELEASE_PIXELS) == FIRST_RELEASE
-    assert hashlib.sha256(png.encode_rgb(make_patch(1))).hexdigest() == (
-        "dbbfdbfbbcc70449adc8f74a462c0f830a0cff5557f322ac4e1d6cd4e5cfdce6"
-    )
-
-
-def test_a_header_that_lies_about_the_size_is_an_error_and_costs_no_memory(monkeypatch):
-    asked = []
-    real = png.isal_zlib.decompress
-
-    def decompress(content: memoryview, *, bufsize: int) -> bytes:
-        asked.append(bufsize)
-        return real(content, bufsize=min(bufsize, 2**24))
-
-    monkeypatch.setattr(png.isal_zlib, "decompress", decompress)
-    head = png.encode_rgb(make_patch(1))
-    size = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    lying = head[:16] + size + struct.pack(">I", zlib.crc32(b"IHDR" + size)) + head[33:]
-    with pytest.raises(DamagedData, match="bytes of pixels instead of"):
-        png.decode_rgb(lying)
-    assert asked[0] < 1100 * len(lying)
 
 
 # round trip
