@@ -9,6 +9,7 @@ import cv2
 import msgspec
 
 from shards import resize
+from shards.codec import Codec
 from shards.errors import UsageError
 from shards.manifest import Option
 from shards.resize import Kernel
@@ -32,6 +33,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Whose antialiased bicubic makes LR."""
     lr_from: Literal["image", "patch"] = "image"
     """Downscale the whole photo and cut (the paper's decoupled way), or each patch by itself."""
+    codec: Codec = "png"
+    """How patches are stored."""
     keep_flat: float = 0.05
     """Share of the patches with a luma deviation below FLAT that is kept: skies and walls in moderation."""
     min_detail: float = 0.0

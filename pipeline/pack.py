@@ -15,6 +15,7 @@ from pipeline.options import Options
 from pipeline.plan import Plan, Shard, Source
 from pipeline.spill import Rows, spill_name
 from shards import files, writer
+from shards.codec import EXTENSIONS
 from shards.errors import DamagedData
 from shards.index import Row
 from shards.manifest import SampleInfo, ShardEntry, encode_info
@@ -44,7 +45,8 @@ def pack_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
     Raises:
         DamagedData: a spill is not what was written.
     """
-    return writer.write_shard(out, shard.name, _samples(out / "_work", shard, options))
+    samples = _samples(out / "_work", shard, options)
+    return writer.write_shard(out, shard.name, samples, extension=EXTENSIONS[options.codec])
 
 
 def _samples(work: Path, shard: Shard, options: Options) -> Iterator[tuple[Sample, Row]]:

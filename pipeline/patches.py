@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.options import FLAT, Options
-from shards import png, resize
+from shards import codec, resize
 from shards.photos import RejectedPhoto
 from shards.png import RGB8
 
@@ -84,8 +84,8 @@ def cut_photo(image: RGB8, pixels: str, options: Options) -> Iterator[Cut]:
             y,
             spread,
             gradient,
-            png.encode_rgb(patch),
-            png.encode_rgb(small),
+            codec.encode(patch, options.codec),
+            codec.encode(small, options.codec),
         )
 
 

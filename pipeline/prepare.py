@@ -215,7 +215,7 @@ def _manifest(
     return Manifest(
         scale=job.options.scale,
         hr_size=job.options.hr_size,
-        codec="png",
+        codec=job.options.codec,
         resize=Resize(job.options.kernel, *resize.implementation(job.options.kernel)),
         options=described(job.options),
         libraries=libraries(),

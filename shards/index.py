@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from shards.errors import DamagedData
 from shards.manifest import ShardEntry
-from shards.tar import PARTS, Member
+from shards.tar import Member
 
 # what zipfile and numpy raise at a damaged file; RuntimeError is a flipped "encrypted" or "method"
 _DAMAGE = (
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The index of one shard of N samples; P = 3 parts in the order of `tar.PARTS`."""
+    """The index of one shard of N samples; P = 3 parts: HR, JSON, LR."""
 
     key: npt.NDArray[np.int64]  # [N]
     offset: npt.NDArray[np.uint64]  # [N P] first byte of the data
@@ -123,7 +123,7 @@ def load_npz(path: Path) -> ShardIndex:
         raise DamagedData(f"{path}: is damaged ({error}); run prep-shards again") from None
     samples = len(index.key)
     for name in ("offset", "size", "crc32"):
-        if getattr(index, name).shape != (samples, len(PARTS)):
+        if getattr(index, name).shape != (samples, 3):
             raise DamagedData(
                 f"{path}: {name} does not fit its {samples} keys; run prep-shards again"
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from shards.codec import Codec
 from shards.errors import DamagedData, UsageError
 
 FORMAT = 1
@@ -60,7 +61,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     scale: int
     hr_size: int
-    codec: str
+    codec: Codec
     resize: Resize
     options: dict[str, Option]
     libraries: dict[str, str]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from shards import index, png, tar
+from shards import codec, index, tar
 from shards.errors import DamagedData, UsageError
 from shards.manifest import Manifest, SampleInfo, load_manifest
 from shards.png import RGB8
@@ -40,6 +40,8 @@ class SplitReader:
         self.folder = folder
         self.manifest = manifest
         self.name = name
+        self._codec = manifest.codec
+        self._parts = tar.parts(codec.EXTENSIONS[manifest.codec])
         self._shards = manifest.splits[name].shards
         self._indices = [
             _checked_index(folder, shard.name, manifest, name) for shard in self._shards
@@ -60,7 +62,7 @@ class SplitReader:
         key, hr, meta, lr = self.members(position)
         try:
             info = msgspec.json.decode(meta, type=SampleInfo)
-            pair = Pair(key, png.decode_rgb(hr), png.decode_rgb(lr), info)
+            pair = Pair(key, codec.decode(hr, self._codec), codec.decode(lr, self._codec), info)
             _check_shapes(pair, self.manifest)
         except (DamagedData, msgspec.DecodeError) as error:
             number, _ = self._locate(position)
@@ -79,9 +81,11 @@ class SplitReader:
             found = tar.parse_sample(memoryview(content), 0, base=start)
             if found[0].key != key:
                 raise DamagedData(f"holds key {found[0].key:012d} in its place")
+            if found[0].part != self._parts[0]:
+                raise DamagedData(f"holds {found[0].part} where {self._parts[0]} is expected")
             parts = [content[member.data_at - start :][: member.size] for member in found]
             for part, name, size, crc in zip(
-                parts, tar.PARTS, shard.size[row], shard.crc32[row], strict=True
+                parts, self._parts, shard.size[row], shard.crc32[row], strict=True
             ):
                 if len(part) != size or zlib.crc32(part) != crc:
                     raise DamagedData(f"{name} has a wrong checksum")

@@ -17,10 +17,7 @@ BLOCK = 512
 RECORD = 20 * BLOCK
 """A tar's length is a multiple of this; the rest is zeros."""
 
-PARTS = ("hr.png", "json", "lr.png")
-"""The members of a sample, in this order, contiguous."""
-
-_NAME = re.compile(r"(\d{12})\.(hr\.png|json|lr\.png)")
+_NAME = re.compile(r"(\d{12})\.((?:hr|lr)\.(?:png|webp|npy)|json)")
 _ZEROS = bytes(BLOCK)
 
 
@@ -41,6 +38,11 @@ class Member(NamedTuple):
     def end(self) -> int:
         """Offset of the next header."""
         return self.data_at + padded(self.size)
+
+
+def parts(extension: str) -> tuple[str, str, str]:
+    """The members of a sample, in this order, contiguous: `hr.png`, `json`, `lr.png`."""
+    return f"hr.{extension}", "json", f"lr.{extension}"
 
 
 def padded(size: int) -> int:
@@ -82,8 +84,9 @@ def parse_member(content: memoryview, at: int, *, base: int = 0) -> Member:
 def parse_sample(content: memoryview, at: int, *, base: int = 0) -> tuple[Member, Member, Member]:
     """Read the three headers of the sample that starts at `at`; they must share one key."""
     members: list[Member] = []
-    for part in PARTS:
+    for role in range(3):
         member = parse_member(content, at, base=base)
+        part = parts((members or [member])[0].part[3:])[role]
         if member.part != part or (members and member.key != members[0].key):
             expected = f"{members[0].key:012d}.{part}" if members else f"a {part}"
             raise DamagedData(

@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from shards import __version__, files, index
+from shards.codec import EXTENSIONS
 from shards.errors import DamagedData
 from shards.index import Row
 from shards.manifest import (
@@ -22,7 +23,7 @@ from shards.manifest import (
     dataset_digest,
     encode_manifest,
 )
-from shards.tar import BLOCK, PARTS, Member, padded
+from shards.tar import BLOCK, Member, padded, parts
 
 
 class Sample(NamedTuple):
@@ -39,10 +40,12 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:06d}.tar"
 
 
-def write_shard(folder: Path, name: str, samples: Iterable[tuple[Sample, Row]]) -> ShardEntry:
+def write_shard(
+    folder: Path, name: str, samples: Iterable[tuple[Sample, Row]], *, extension: str = "png"
+) -> ShardEntry:
     """Write NAME.tar, NAME.tar.idx and index/NAME.npz; the last one says that the shard is done.
 
-    Keys ascend. The same samples give the same bytes.
+    Keys ascend. The same samples give the same bytes. `extension` is that of the images' codec.
     """
     import webdataset  # here, because it brings torch along where torch is installed
 
@@ -57,14 +60,15 @@ def write_shard(folder: Path, name: str, samples: Iterable[tuple[Sample, Row]]) 
         ) as tar:
             for sample, row in samples:
                 assert not members or sample.key > members[-1][0].key, sample.key
-                parts = dict(zip(PARTS, (sample.hr, sample.meta, sample.lr), strict=True))
-                tar.write({"__key__": f"{sample.key:012d}"} | parts)
+                contents = (sample.hr, sample.meta, sample.lr)
+                named = dict(zip(parts(extension), contents, strict=True))
+                tar.write({"__key__": f"{sample.key:012d}"} | named)
                 placed = []
-                for part, content in parts.items():
+                for part, content in named.items():
                     placed.append(Member(sample.key, part, at, len(content)))
                     at += BLOCK + padded(len(content))
                 members.append((placed[0], placed[1], placed[2]))
-                checksums.append([zlib.crc32(content) for content in parts.values()])
+                checksums.append([zlib.crc32(content) for content in contents])
                 rows.append(row)
             assert tar.tarstream.offset == at, (tar.tarstream.offset, at)
     assert members, f"{name}: an empty shard breaks readers"
@@ -165,6 +169,7 @@ def _card(manifest: Manifest) -> bytes:
         for name, split in manifest.splits.items()
         if split.shards
     )
+    extension = EXTENSIONS[manifest.codec]
     hr, lr = manifest.hr_size, manifest.hr_size // manifest.scale
     rows = "".join(
         f"| {name} | {getattr(manifest.photos, name):,} | {split.samples:,} | {len(split.shards):,} |\n"
@@ -182,7 +187,7 @@ tags:
 
 # Patch pairs for ×{manifest.scale} super-resolution
 
-Each sample is `KEY.hr.png` ({hr}×{hr} RGB), `KEY.lr.png` ({lr}×{lr}, cut out of the antialiased
+Each sample is `KEY.hr.{extension}` ({hr}×{hr} RGB), `KEY.lr.{extension}` ({lr}×{lr}, cut out of the antialiased
 bicubic ×1/{manifest.scale} of the whole photo) and `KEY.json` (photo, position, detail).
 
 | split | photos | pairs | shards |

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from shards import png, resize, writer
+from shards import codec, resize, writer
 from shards.index import Row
 from shards.manifest import Manifest, Photos, Resize, SampleInfo, Split, encode_info
 from shards.writer import Sample
@@ -21,29 +21,41 @@ def make_patch(seed: int) -> np.ndarray:
     return cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_LINEAR)
 
 
-def samples(first: int, last: int, split: str, lr_side: int) -> Iterator[tuple[Sample, Row]]:
+def samples(
+    first: int, last: int, split: str, lr_side: int, codec_name: codec.Codec
+) -> Iterator[tuple[Sample, Row]]:
     for key in range(first, last):
         hr = make_patch(key)
         lr = resize.downscale(hr, scale=64 // lr_side)
         info = SampleInfo(1.5, 2.0, 4, split, f"{key % 3}.png", "ab", 4, 8)
-        sample = Sample(key, png.encode_rgb(hr), encode_info(info), png.encode_rgb(lr))
+        stored = codec.encode(hr, codec_name), codec.encode(lr, codec_name)
+        sample = Sample(key, stored[0], encode_info(info), stored[1])
         yield sample, Row(info.src, 4, 8, 2.0, 1.5)
 
 
-def make_dataset(folder: Path, *, lr_side: int = 16) -> Path:
+def make_dataset(folder: Path, *, lr_side: int = 16, codec_name: codec.Codec = "png") -> Path:
     """20 training pairs in two shards and 5 held-out pairs in one, 64x64 and 16x16."""
     folder.mkdir()
+    extension = codec.EXTENSIONS[codec_name]
     train = tuple(
         writer.write_shard(
-            folder, f"train-{n:06d}.tar", samples(10 * n, 10 * n + 10, "train", lr_side)
+            folder,
+            f"train-{n:06d}.tar",
+            samples(10 * n, 10 * n + 10, "train", lr_side, codec_name),
+            extension=extension,
         )
         for n in range(2)
     )
-    val = writer.write_shard(folder, "val-000000.tar", samples(20, 25, "val", lr_side))
+    val = writer.write_shard(
+        folder,
+        "val-000000.tar",
+        samples(20, 25, "val", lr_side, codec_name),
+        extension=extension,
+    )
     manifest = Manifest(
         scale=4,
         hr_size=64,
-        codec="png",
+        codec=codec_name,
         resize=Resize("pillow", *resize.implementation()),
         options={"seed": 0},
         libraries={},

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.shards.conftest import make_patch
+from tests.shards.conftest import make_dataset, make_patch
 
 STOCK_PILLOW = Path(sys.prefix) / "stock-pillow"
 """`make test` puts a PIL that reads PNG there; pillow-simd is built without codecs (README)."""
@@ -17,15 +17,18 @@ READ = """
 import sys, numpy, webdataset
 urls = sys.argv[2:]
 for number, sample in enumerate(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8")):
-    numpy.savez(f"{sys.argv[1]}/{number}.npz", hr=sample["hr.png"], lr=sample["lr.png"])
+    ext = next(part[3:] for part in sample if part.startswith("hr."))
+    numpy.savez(f"{sys.argv[1]}/{number}.npz", hr=sample["hr." + ext], lr=sample["lr." + ext])
     assert sample["__key__"] == f"{number:012d}"
     assert sample["json"]["scale"] == 4
 """
 
 
-def test_plain_webdataset_gives_the_same_pixels(dataset, tmp_path):
+@pytest.mark.parametrize("codec_name", ["png", "webp", "raw"])
+def test_plain_webdataset_gives_the_same_pixels(codec_name, tmp_path):
     if not STOCK_PILLOW.is_dir():
         pytest.skip("no PIL with PNG here; `make test` installs one")
+    dataset = make_dataset(tmp_path / "shards", codec_name=codec_name)
     shards = [str(path) for path in sorted(dataset.glob("*.tar"))]
     environment = {"PYTHONPATH": str(STOCK_PILLOW), "PATH": "/usr/bin:/bin"}
     subprocess.run(
