@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from shards import console
 from shards.errors import UsageError, UsrganError
 
 if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run where PIL is broken
-    from pipeline.options import Options
     from pipeline.prepare import Job, Report
     from pipeline.scan import Scan
-    from shards.codec import Codec
 
 
 class Share(click.ParamType[float]):
@@ -76,6 +75,15 @@ def cores() -> int:
     help="Downscale the whole photo and cut, or each patch by itself.",
 )  # fmt: skip
 @click.option(
+    "--lr-dir", type=click.Path(path_type=Path), metavar="DIR",
+    help="Take these LR images (DIV2K_train_LR_bicubic/X4), found by name and checked against the"
+    " photos, instead of making them.",
+)  # fmt: skip
+@click.option(
+    "--store-larger", default=0, show_default=True, metavar="N",
+    help="Store HR patches N pixels larger than --hr-size; training crops them at random, aligned.",
+)  # fmt: skip
+@click.option(
     "--codec", type=click.Choice(["png", "webp", "raw"]), default="png", show_default=True,
     help="All lossless: png every reader knows, webp is a third smaller and seventy times slower"
     " to write, raw (.npy) is twice as large and needs no decoding.",
@@ -87,6 +95,19 @@ def cores() -> int:
 @click.option(
     "--min-detail", default=0.0, show_default=True, metavar="N",
     help="Leave out patches whose luma deviates by less than N grey levels.",
+)  # fmt: skip
+@click.option(
+    "--max-blockiness", default=0.0, show_default=True, metavar="R",
+    help="Leave out photos whose JPEG blocks show: luma steps there are R times the others (1: clean,"
+    " 1.3: quality 75, 1.6: quality 50). 0 takes all.",
+)  # fmt: skip
+@click.option(
+    "--pre-scale", type=click.Choice(["1", "0.5", "0.25"]), default="1", show_default=True,
+    help="Downscale photos whose JPEG blocks show (above 1.3) by this first.",
+)  # fmt: skip
+@click.option(
+    "--icc", type=click.Choice(["convert", "ignore"]), default="convert", show_default=True,
+    help="Turn photos with a colour profile to sRGB, or take their values as they are.",
 )  # fmt: skip
 @click.option(
     "--alpha", type=click.Choice(["refuse", "drop"]), default="refuse", show_default=True,
@@ -103,8 +124,8 @@ def cores() -> int:
     help="Share of the photos that validate (at least one, unless 0), where the folders do not say.",
 )  # fmt: skip
 @click.option(
-    "--val-list", type=click.Path(path_type=Path), metavar="FILE",
-    help="Names of the photos that validate, one a line.",
+    "--val-list", metavar="FILE|GLOB",
+    help="The photos that validate: a file of names, one a line, or a pattern such as 'kodim*'.",
 )  # fmt: skip
 @click.option(
     "--similar", type=click.Choice(["drop", "keep"]), default="drop", show_default=True,
@@ -134,12 +155,10 @@ def cores() -> int:
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def main(
-    sources: tuple[Path, ...], out: Path | None, hr_size: int, scale: str,
-    patches_per_image: int | None, grid: int | None, kernel: str, lr_from: str, codec: Codec,
-    keep_flat: float, min_detail: float, alpha: str,
-    max_megapixels: float, seed: int, val_fraction: float, val_list: Path | None,
-    similar: str, exclude_like: tuple[Path, ...], samples_per_shard: int, max_rejects: float, workers: int | None, *,
-    overwrite: bool, dry_run: bool, doctor: bool, as_json: bool,
+    sources: tuple[Path, ...], out: Path | None, patches_per_image: int | None, grid: int | None,
+    lr_dir: Path | None, val_list: str | None, exclude_like: tuple[Path, ...], max_rejects: float,
+    workers: int | None, *,
+    overwrite: bool, dry_run: bool, doctor: bool, as_json: bool, **settings: object,
 ) -> None:  # fmt: skip
     """Cut photos into LR/HR patch pairs and write them as tar shards.
 
@@ -160,35 +179,21 @@ def main(
         raise UsageError("--out: name the folder of the shards, for example --out shards/")
     if patches_per_image and grid:
         raise UsageError("--grid: cannot be had together with --patches-per-image; choose one")
-    options = Options(
-        hr_size=hr_size,
-        scale=int(scale),
-        patches_per_image=0 if grid else patches_per_image or 200,
-        grid=grid or 0,
-        kernel="matlab" if kernel == "matlab" else "pillow",
-        lr_from="patch" if lr_from == "patch" else "image",
-        codec=codec,
-        keep_flat=keep_flat,
-        min_detail=min_detail,
-        alpha="drop" if alpha == "drop" else "refuse",
-        max_megapixels=max_megapixels,
-        seed=seed,
-        samples_per_shard=samples_per_shard,
-        val_fraction=val_fraction,
-        val_list=_names(val_list) if val_list else (),
-        similar="keep" if similar == "keep" else "drop",
-    )
+    settings["patches_per_image"] = 0 if grid else patches_per_image or 200
+    settings["grid"] = grid or 0
+    settings["val_list"] = _names(val_list) if val_list else ()
     job = Job(
         sources=sources,
         out=out,
-        options=options,
+        options=msgspec.convert(settings, Options, strict=False),
         workers=cores() if workers is None else workers,
         exclude_like=exclude_like,
+        lr_dir=lr_dir,
         max_rejects=max_rejects,
         overwrite=overwrite,
     )
     if dry_run:
-        found, val_names = survey(job)
+        job, found, val_names = survey(job)
         check_folder(out)
         _print_forecast(job, found, val_names, as_json=as_json)
         return
@@ -216,7 +221,10 @@ def _print_checks(*, as_json: bool) -> None:
         raise UsrganError(f"--doctor: {', '.join(broken)}: broken; the commands above mend it")
 
 
-def _names(path: Path) -> tuple[str, ...]:
+def _names(given: str) -> tuple[str, ...]:
+    path = Path(given)
+    if not path.exists() and any(sign in given for sign in "*?["):
+        return (given,)
     try:
         lines = path.read_text("utf-8", "surrogateescape").splitlines()
     except OSError as error:
@@ -228,34 +236,16 @@ def _names(path: Path) -> tuple[str, ...]:
 
 
 def _print_forecast(job: Job, found: Scan, val_names: set[str], *, as_json: bool) -> None:
+    from pipeline.forecast import forecast, lines
     from pipeline.scan import describe
 
-    total = len(found.photos)
-    share = job.options.val_fraction
-    held = len(val_names) or (max(1, round(share * total)) if share else 0)
-    each = job.options.patches_per_image
-    gigabytes = each * total * _bytes_per_pair(job.options) / 1e9
-    forecast = {
-        "layout": found.layout,
-        "photos": {"found": total, "train": total - held, "val": held},
-        "pairs_at_most": each * total or None,
-        "gigabytes_at_most": round(gigabytes, 3) or None,
-    }
+    made = forecast(found, val_names, job.options)
     if as_json:
-        console.print_json(forecast)
+        console.print_json(made)
         return
     click.echo(describe(found))
-    click.echo(f"would train on {total - held:,} photos and validate on {held:,}")
-    if each:
-        click.echo(f"at most {each * total:,} pairs, about {gigabytes:,.1f} GB in {job.out}")
-
-
-def _bytes_per_pair(options: Options) -> float:
-    """What a pair of natural photos takes in a tar, about: pixels, and 3.3 kB of headers and JSON."""
-    from shards.codec import BYTES_PER_PIXEL
-
-    pixels = options.hr_size**2 * (1 + 1 / options.scale**2)
-    return pixels * BYTES_PER_PIXEL[options.codec] + 3300
+    for line in lines(made, workers=job.workers, out=str(job.out)):
+        click.echo(line)
 
 
 def _print_report(report: Report) -> None:

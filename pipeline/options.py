@@ -15,6 +15,8 @@ from shards.manifest import Option
 from shards.resize import Kernel
 
 SCALES = (2, 3, 4, 8)
+BLOCKY = 1.3
+"""A photo whose blockiness (`admit.blockiness`) is above this is scaled by `pre_scale` first."""
 FLAT = 4.0
 """A patch is flat when the standard deviation of its luma is below this, grey levels."""
 
@@ -27,6 +29,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     scale: int = 4
     patches_per_image: int = 200
     """Random patches of a photo (fewer of a small one: `patches.positions`); 0 with a grid."""
+    store_larger: int = 0
+    """How much larger patches are stored, pixels: training crops `hr_size` out of them at random."""
     grid: int = 0
     """Distance of the patches of a regular grid, pixels; 0 for random positions."""
     kernel: Kernel = "pillow"
@@ -41,6 +45,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Luma deviation, grey levels, below which no patch is kept."""
     alpha: Literal["refuse", "drop"] = "refuse"
     """What happens to photos with transparent pixels."""
+    icc: Literal["convert", "ignore"] = "convert"
+    """Whether photos with a colour profile are turned to sRGB."""
+    max_blockiness: float = 0.0
+    """Photos that show their JPEG's blocks more than this are refused; 0 for none."""
+    pre_scale: float = 1.0
+    """1, 1/2 or 1/4: what blocky photos are scaled by before they are cut."""
+    lr_dir: str = ""
+    """Digest of the list of official LR images, if those are taken."""
     max_megapixels: float = 200.0
     seed: int = 0
     samples_per_shard: int = 4096
@@ -52,6 +64,16 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Of photos that look alike, take one, or all of them in one split."""
     exclude_like: str = ""
     """Digest of the test pictures that no photo may resemble."""
+
+    @property
+    def stored_size(self) -> int:
+        """Side of an HR patch as stored, pixels."""
+        return self.hr_size + self.store_larger
+
+    @property
+    def flags_blocks(self) -> bool:
+        """Whether the blockiness of photos is measured, and told in each sample's JSON."""
+        return self.max_blockiness > 0 or self.pre_scale < 1
 
 
 def check_options(options: Options) -> None:
@@ -76,8 +98,27 @@ def check_options(options: Options) -> None:
         raise UsageError(f"--val-fraction {options.val_fraction}: use a share from 0 up to below 1")
     if options.min_detail < 0:
         raise UsageError(f"--min-detail {options.min_detail:g}: use 0 or more grey levels")
+    if options.store_larger < 0 or options.store_larger % scale:
+        raise UsageError(
+            f"--store-larger {options.store_larger}: use a multiple of the scale {scale}, or 0"
+        )
+    if options.max_blockiness and options.max_blockiness < 1:
+        raise UsageError(f"--max-blockiness {options.max_blockiness:g}: use a ratio above 1")
+    _check_partners(options)
     if options.max_megapixels <= 0:
         raise UsageError(f"--max-megapixels {options.max_megapixels:g}: use a number above 0")
+
+
+def _check_partners(options: Options) -> None:
+    """What cannot be had together with official LR images."""
+    clashes = {
+        "--kernel matlab": options.kernel != "pillow",
+        "--lr-from patch": options.lr_from == "patch",
+        "--pre-scale": options.pre_scale < 1,
+    }
+    for name, clash in clashes.items():
+        if options.lr_dir and clash:
+            raise UsageError(f"--lr-dir: brings the LR images, so leave out {name}")
 
 
 def described(options: Options) -> dict[str, Option]:

@@ -57,8 +57,9 @@ def _samples(work: Path, shard: Shard, options: Options) -> Iterator[tuple[Sampl
         photo = photos[row["source"]]
         x, y = int(row["x"]), int(row["y"])
         spread, gradient = float(row["luma_std"]), float(row["gradient"])
+        flags = (photo.blockiness, photo.pre_scale) if options.flags_blocks else ()
         info = SampleInfo(
-            gradient, spread, options.scale, shard.split, photo.name, photo.sha256, x, y
+            gradient, spread, options.scale, shard.split, photo.name, photo.sha256, x, y, *flags
         )
         sample = Sample(shard.first + number, hr, encode_info(info), lr)
         yield sample, Row(photo.name, x, y, spread, gradient)

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from pipeline.options import FLAT, Options
 from shards import codec, resize
-from shards.photos import RejectedPhoto
 from shards.png import RGB8
 
 PER_AREA = 4
@@ -32,40 +31,20 @@ class Cut(NamedTuple):
     lr: bytes
 
 
-def pixel_sha256(image: RGB8) -> str:
-    """Digest of a photo's size and pixels: the same for a copy in another lossless format."""
-    digest = hashlib.sha256(b"%d %d\n" % image.shape[:2])
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()
-
-
-def check_size(image: RGB8, options: Options) -> None:
-    """Refuse a photo without room for one patch.
-
-    Raises:
-        RejectedPhoto: TOO_SMALL.
-    """
-    height, width = image.shape[:2]
-    if min(height, width) < options.hr_size:
-        raise RejectedPhoto(
-            "TOO_SMALL",
-            f"is {width}x{height}, smaller than one {options.hr_size}x{options.hr_size} patch",
-        )
-
-
-def cut_photo(image: RGB8, pixels: str, options: Options) -> Iterator[Cut]:
+def cut_photo(
+    image: RGB8, pixels: str, options: Options, *, official: RGB8 | None = None
+) -> Iterator[Cut]:
     """Cut a photo [h w 3] with digest `pixels` into encoded pairs, in no particular order.
 
     LR is the antialiased bicubic x1/scale of the whole photo (cropped to a multiple of the scale),
-    so a patch's LR saw the pixels around the patch, as at inference.
+    so a patch's LR saw the pixels around the patch, as at inference; or `official`, which somebody
+    else made of it.
     """
-    scale, size = options.scale, options.hr_size
+    scale, size = options.scale, options.stored_size
     hr = resize.crop_to_multiple(image, scale=scale)
-    lr = (
-        resize.downscale(hr, scale=scale, kernel=options.kernel)
-        if options.lr_from == "image"
-        else None
-    )
+    lr = official
+    if lr is None and options.lr_from == "image":
+        lr = resize.downscale(hr, scale=scale, kernel=options.kernel)
     luma = np.asarray(cv2.cvtColor(hr, cv2.COLOR_RGB2GRAY), np.uint8)
     for x, y in positions(hr.shape[1], hr.shape[0], pixels, options):
         place = rank(options.seed, pixels, x, y)
@@ -105,7 +84,7 @@ def positions(width: int, height: int, pixels: str, options: Options) -> list[tu
     Random positions: `patches_per_image`, but at most PER_AREA for each whole patch area, drawn by
     Philox keyed with seed and pixels. Grid: every `grid` pixels, and the last at the far edge.
     """
-    size, scale = options.hr_size, options.scale
+    size, scale = options.stored_size, options.scale
     if options.grid:
         columns, rows = (_grid(side, size, options.grid) for side in (width, height))
         return [(x, y) for y in rows for x in columns]

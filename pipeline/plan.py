@@ -27,6 +27,8 @@ class Source(msgspec.Struct, frozen=True):
     name: str
     sha256: str
     split: str
+    blockiness: float = 1.0
+    pre_scale: float = 1.0
 
 
 class Reject(msgspec.Struct, frozen=True):
@@ -84,7 +86,10 @@ def make_plan(
         alike = []
     rejects += excluded + similar
     splits = _split(kept, alike, options, val_names)
-    photos = [Source(photo.name, photo.sha256, splits[photo.name]) for photo in kept]
+    photos = [
+        Source(photo.name, photo.sha256, splits[photo.name], photo.blockiness, photo.pre_scale)
+        for photo in kept
+    ]
     rows = _placed(spills, photos)
     pixels = np.array([photo.pixels for photo in kept])
     held = np.array([photo.split == "val" for photo in photos])

@@ -12,6 +12,8 @@ import msgspec
 
 from pipeline import pool
 from pipeline.folder import begin_work, check_folder, clear_dataset, finished_dataset, promise_of
+from pipeline.official import listing_sha256 as partners_sha256
+from pipeline.official import with_partners
 from pipeline.options import Options, check_options, described, libraries
 from pipeline.pack import pack_shard, save_plan
 from pipeline.plan import Plan, make_plan
@@ -38,6 +40,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Processes; 0 works in this one."""
     exclude_like: tuple[Path, ...] = ()
     """Folders of test pictures that no photo may resemble."""
+    lr_dir: Path | None = None
+    """Folder of official LR images."""
     max_rejects: float = 0.05
     """Share of the photos that may be refused."""
     overwrite: bool = False
@@ -68,18 +72,24 @@ class Watch(msgspec.Struct, frozen=True):
     stopping: Callable[[], bool]
 
 
-def survey(job: Job) -> tuple[Scan, set[str]]:
+def survey(job: Job) -> tuple[Job, Scan, set[str]]:
     """Check the options and look for photos; nothing is written.
 
     Returns:
-        what lies there, and the names of the photos that a list or a folder makes validate.
+        the job with digests of other folders it depends on, what lies there, and the names of the
+        photos that a list or a folder makes validate.
     """
     check_options(job.options)
     found = scan(job.sources)
+    if job.lr_dir:
+        found = with_partners(found, job.lr_dir, job.options.scale)
+        options = msgspec.structs.replace(job.options, lr_dir=partners_sha256(found))
+        check_options(options)
+        job = msgspec.structs.replace(job, options=options)
     by_folder = {photo.name for photo in found.photos if photo.val}
     if job.options.val_list:
-        return found, matching(found, job.options.val_list)
-    return found, by_folder
+        return job, found, matching(found, job.options.val_list)
+    return job, found, by_folder
 
 
 def prepare(job: Job, watch: Watch) -> Report:
@@ -90,7 +100,7 @@ def prepare(job: Job, watch: Watch) -> Report:
         TooManyRejects: more photos were refused than `max_rejects`.
         Stopped: on request; what is finished stays.
     """
-    found, val_names = survey(job)
+    job, found, val_names = survey(job)
     watch.say(describe(found))
     check_folder(job.out)
     tests = looks_below(job.exclude_like)
@@ -214,7 +224,8 @@ def _manifest(
     used = Counter(photo.split for photo in plan.photos)
     return Manifest(
         scale=job.options.scale,
-        hr_size=job.options.hr_size,
+        hr_size=job.options.stored_size,
+        crop_size=job.options.hr_size if job.options.store_larger else 0,
         codec=job.options.codec,
         resize=Resize(job.options.kernel, *resize.implementation(job.options.kernel)),
         options=described(job.options),

@@ -6,6 +6,7 @@ DIV2K brings its own split (https://data.vision.ee.ethz.ch/cvl/DIV2K/): `DIV2K_t
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import re
@@ -37,6 +38,8 @@ class Found(NamedTuple):
     mtime_ns: int
     val: bool
     """Its folder says that it validates."""
+    lr: Path | None = None
+    """Its official LR image."""
 
 
 class Scan(NamedTuple):
@@ -95,7 +98,7 @@ def listing_sha256(result: Scan) -> str:
 
 
 def matching(result: Scan, names: Sequence[str]) -> set[str]:
-    """The photos that a list names by path, file name or stem.
+    """The photos that a list names by path, file name or stem, or by a pattern such as `kodim*`.
 
     Raises:
         UsageError: a line of the list names no photo.
@@ -105,12 +108,15 @@ def matching(result: Scan, names: Sequence[str]) -> set[str]:
         file = photo.name.rpartition("/")[2]
         for alias in {photo.name, file, file.rpartition(".")[0]}:
             index.setdefault(alias, set()).add(photo.name)
+    chosen: set[str] = set()
     for name in names:
-        if name not in index:
+        like = fnmatch.filter(index, name) if set(name) & set("*?[") else []
+        if name not in index and not like:
             raise UsageError(
                 f"--val-list: {name!r} is none of the {len(result.photos)} photos; give file names, one a line"
             )
-    return set().union(*(index[name] for name in names))
+        chosen.update(*(index[alias] for alias in like or [name]))
+    return chosen
 
 
 def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[Path, list[str]]]:

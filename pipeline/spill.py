@@ -16,12 +16,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.admit import admit
 from pipeline.options import Options
-from pipeline.patches import check_size, cut_photo, pixel_sha256
+from pipeline.patches import cut_photo
 from pipeline.scan import Found
 from pipeline.similar import Look, look_of
 from shards import files
-from shards.photos import RejectedPhoto, read_photo
+from shards.photos import RejectedPhoto
 
 ROW = np.dtype(
     [
@@ -49,6 +50,8 @@ class Outcome(msgspec.Struct, frozen=True):
     pixels: str = ""
     area: int = 0
     look: Look | None = None
+    blockiness: float = 1.0
+    pre_scale: float = 1.0
     code: str = ""
     reason: str = ""
 
@@ -76,27 +79,25 @@ def write_spill(
         try:
             if photo.name in crashed:
                 raise RejectedPhoto("CRASHED", "made its decoder crash")
-            read = read_photo(
-                photo.path, max_megapixels=options.max_megapixels, alpha=options.alpha
-            )
-            check_size(read.pixels, options)
+            read = admit(photo, options)
         except RejectedPhoto as refused:
             outcomes.append(
                 Outcome(photo.name, photo.val, code=refused.code, reason=refused.reason)
             )
             continue
-        pixels = pixel_sha256(read.pixels)
         outcomes.append(
             Outcome(
                 photo.name,
                 photo.val,
                 sha256=read.sha256,
-                pixels=pixels,
-                area=read.pixels.shape[0] * read.pixels.shape[1],
-                look=look_of(read.pixels),
+                pixels=read.pixels,
+                area=read.image.shape[0] * read.image.shape[1],
+                look=look_of(read.image),
+                blockiness=read.blockiness,
+                pre_scale=read.pre_scale,
             )
         )
-        found = cut_photo(read.pixels, pixels, options)
+        found = cut_photo(read.image, read.pixels, options, official=read.lr)
         cuts.extend((cut.rank, number, *cut[1:]) for cut in found)
     cuts.sort(key=lambda cut: cut[:4])
     rows = np.zeros(len(cuts), ROW)
@@ -132,5 +133,5 @@ def load_spill(work: Path, chunk: int) -> tuple[Rows, list[Outcome]] | None:
 def open_photo(photo: Found, options: Options) -> str:
     """Read one photo and nothing else: a process of its own finds out which one kills it."""
     with contextlib.suppress(RejectedPhoto):
-        read_photo(photo.path, max_megapixels=options.max_megapixels, alpha=options.alpha)
+        admit(photo, options)
     return photo.name

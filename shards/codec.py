@@ -19,8 +19,6 @@ from shards.png import RGB8
 
 Codec = Literal["png", "webp", "raw"]
 EXTENSIONS: dict[str, str] = {"png": "png", "webp": "webp", "raw": "npy"}
-BYTES_PER_PIXEL: dict[str, float] = {"png": 1.45, "webp": 0.95, "raw": 3.0}
-"""Of natural photos, about, for forecasts."""
 
 
 def encode(image: RGB8, codec: Codec) -> bytes:

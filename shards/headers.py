@@ -57,7 +57,8 @@ def read_header(content: bytes) -> Header:
             return _webp(content)
         if content[:4] in (b"II*\0", b"MM\0*"):
             tags = _tiff_tags(content)
-            return Header("TIFF", tags.get(256, 0), tags.get(257, 0), _orientation(tags))
+            icc = _tiff_profile(content)
+            return Header("TIFF", tags.get(256, 0), tags.get(257, 0), _orientation(tags), icc)
         if content[:2] == b"BM" and len(content) >= 30:
             return _bmp(content)
     except (struct.error, IndexError):
@@ -189,6 +190,21 @@ def _tiff_tags(content: bytes) -> dict[int, int]:
     except struct.error:
         return tags
     return tags
+
+
+def _tiff_profile(content: bytes) -> bytes:
+    """Tag 34675 of the first directory."""
+    order = "<" if content[:2] == b"II" else ">"
+    try:
+        (at,) = struct.unpack_from(order + "I", content, 4)
+        (count,) = struct.unpack_from(order + "H", content, at)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            tag, _, size, place = struct.unpack_from(order + "HHII", content, entry)
+            if tag == 34675:
+                return content[place : place + size]
+    except struct.error:
+        pass
+    return b""
 
 
 def _orientation(tags: dict[int, int]) -> int:

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from shards.codec import Codec
 from shards.errors import DamagedData, UsageError
@@ -67,9 +68,16 @@ class Manifest(msgspec.Struct, frozen=True):
     libraries: dict[str, str]
     photos: Photos
     splits: dict[str, Split]
+    crop_size: int = 0
+    """Side of the HR crop that training takes out of each patch, pixels; 0 for the whole patch."""
     dataset_sha256: str = ""
     created_by: str = ""
     format: int = FORMAT
+
+    @property
+    def training_size(self) -> int:
+        """Side of an HR patch as training sees it, pixels."""
+        return self.crop_size or self.hr_size
 
 
 class SampleInfo(msgspec.Struct, frozen=True):
@@ -87,6 +95,10 @@ class SampleInfo(msgspec.Struct, frozen=True):
     x: int
     """Left edge of the HR patch in the photo, pixels."""
     y: int
+    blockiness: float | UnsetType = UNSET
+    """How much the photo showed its JPEG's blocks, if that was measured; about 1 if it did not."""
+    pre_scale: float | UnsetType = UNSET
+    """What the photo was scaled by before it was cut (x and y are of the scaled one), with `blockiness`."""
 
 
 def encode_info(info: SampleInfo) -> bytes:

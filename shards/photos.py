@@ -36,8 +36,9 @@ _TURNS = {
 class RejectedPhoto(UsrganError):
     """A photo that is not used.
 
-    `code` is one of EMPTY NOT_IMAGE CUT_OFF DAMAGED TOO_LARGE TOO_SMALL MODE ALPHA NOT_FILE
-    NO_ACCESS CRASHED; `reason` completes a sentence that begins with the file's name.
+    `code` is one of EMPTY NOT_IMAGE CUT_OFF DAMAGED TOO_LARGE MODE ALPHA NOT_FILE NO_ACCESS, and of
+    prep-shards TOO_SMALL CRASHED PROFILE BLOCKY NO_LR LR_SIZE LR_OTHER; `reason` completes a
+    sentence that begins with the file's name.
     """
 
     def __init__(self, code: str, reason: str) -> None:

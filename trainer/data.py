@@ -34,6 +34,16 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Flips and 90° turns, the same for LR and HR."""
 
 
+class Request(NamedTuple):
+    """One patch pair as a step wants it."""
+
+    position: int
+    turn: int
+    left: int
+    """Of the crop, LR pixels."""
+    top: int
+
+
 class Batch(NamedTuple):
     """uint8 RGB patches on the CPU: `lr` [B h w 3], `hr` [B sh sw 3], and their positions [B]."""
 
@@ -62,6 +72,16 @@ def pass_order(
     return order, (draws & np.uint64(7)).astype(np.uint8)
 
 
+def crop_corners(
+    samples: int, free: int, *, dataset_sha256: str, seed: int, number: int
+) -> npt.NDArray[np.int64]:
+    """Where each sample is cropped in one pass: left and top [samples 2] from 0 up to `free`, LR pixels."""
+    name = f"crops {dataset_sha256} {seed} {number}".encode()
+    key = hashlib.blake2b(name, digest_size=16).digest()
+    draws = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(2 * samples)
+    return (draws % np.uint64(free + 1)).astype(np.int64).reshape(samples, 2)
+
+
 def batches(
     split: SplitReader, *, seed: int, batch_size: int, first_step: int, config: DataConfig
 ) -> Generator[Batch]:
@@ -73,29 +93,47 @@ def batches(
     """
     dataset_sha256 = split.manifest.dataset_sha256
     per_pass = steps_per_pass(len(split), batch_size)
+    side = split.manifest.training_size // split.manifest.scale
+    free = split.manifest.hr_size // split.manifest.scale - side
 
-    def requests() -> Iterator[list[tuple[int, int]]]:
+    def requests() -> Iterator[list[Request]]:
         number, step = divmod(first_step, per_pass)
         while True:
             order, turns = pass_order(
                 len(split), dataset_sha256=dataset_sha256, seed=seed, number=number
             )
+            corners = (
+                crop_corners(
+                    len(split), free, dataset_sha256=dataset_sha256, seed=seed, number=number
+                ).tolist()
+                if free
+                else None
+            )
             for start in range(step * batch_size, per_pass * batch_size, batch_size):
                 chosen = order[start : start + batch_size].tolist()
-                yield [(i, int(turns[i]) if config.augment else 0) for i in chosen]
+                yield [
+                    Request(
+                        i,
+                        int(turns[i]) if config.augment else 0,
+                        *(corners[i] if corners else (0, 0)),
+                    )
+                    for i in chosen
+                ]
             number, step = number + 1, 0
 
-    def load(request: tuple[int, int]) -> tuple[RGB8, RGB8]:
-        position, turn = request
-        pair = split[position]
-        return turned(pair.lr, turn), turned(pair.hr, turn)
+    def load(request: Request) -> tuple[RGB8, RGB8]:
+        pair = split[request.position]
+        lr, hr = pair.lr, pair.hr
+        if free:
+            lr, hr = cropped(lr, hr, request.left, request.top, side)
+        return turned(lr, request.turn), turned(hr, request.turn)
 
     if config.workers == 0:
         for request in requests():
             yield _collate(request, [load(each) for each in request])
         return
     with ThreadPoolExecutor(config.workers, thread_name_prefix="decode") as pool:
-        ahead: deque[tuple[list[tuple[int, int]], list[Future[tuple[RGB8, RGB8]]]]] = deque()
+        ahead: deque[tuple[list[Request], list[Future[tuple[RGB8, RGB8]]]]] = deque()
         try:
             for request in requests():
                 ahead.append((request, [pool.submit(load, each) for each in request]))
@@ -104,6 +142,13 @@ def batches(
                     yield _collate(due, [future.result() for future in loading])
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def cropped(lr: RGB8, hr: RGB8, left: int, top: int, side: int) -> tuple[RGB8, RGB8]:
+    """Cut `side` LR pixels out of a pair at (left, top), and the same place out of HR."""
+    scale = hr.shape[0] // lr.shape[0]
+    x, y, size = scale * left, scale * top, scale * side
+    return lr[top : top + side, left : left + side], hr[y : y + size, x : x + size]
 
 
 def turned(image: RGB8, turn: int) -> RGB8:
@@ -119,7 +164,7 @@ def to_float(images: Tensor, device: torch.device) -> Tensor:
     return moved.to(torch.float32, memory_format=torch.channels_last) / 255
 
 
-def _collate(request: list[tuple[int, int]], pairs: list[tuple[RGB8, RGB8]]) -> Batch:
+def _collate(request: list[Request], pairs: list[tuple[RGB8, RGB8]]) -> Batch:
     lr = torch.from_numpy(np.stack([pair[0] for pair in pairs]))
     hr = torch.from_numpy(np.stack([pair[1] for pair in pairs]))
-    return Batch(lr, hr, np.array([position for position, _ in request], np.int64))
+    return Batch(lr, hr, np.array([each.position for each in request], np.int64))

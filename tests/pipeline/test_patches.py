@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.admit import pixel_sha256
 from pipeline.options import Options, check_options
-from pipeline.patches import PER_AREA, cut_photo, detail, pixel_sha256, positions, rank
+from pipeline.patches import PER_AREA, cut_photo, detail, positions, rank
 from shards import png, resize
 from shards.errors import UsageError
 from tests.pipeline.conftest import make_photo

@@ -203,6 +203,16 @@ def test_a_copy_never_trains_when_it_validates(photos, tmp_path):
     assert "a.png" not in {split[position].info.src for position in range(len(split))}
 
 
+@pytest.mark.parametrize("given", ["more/*", "pattern", "[ac].png"])
+def test_patterns_choose_the_photos_that_validate(photos, tmp_path, given):
+    (tmp_path / "pattern").write_text("more/*\nd\n")
+    wanted = {"more/*": {"more/c.png"}, "pattern": {"more/c.png", "d.jpg"}}
+    pattern = tmp_path / given if given == "pattern" else given
+    make(photos, tmp_path / "out", "--val-list", pattern)
+    held = {pair.info.src for pair in open_dataset(tmp_path / "out").split("val")}
+    assert held == wanted.get(given, {"a.png", "more/c.png"})
+
+
 def test_a_second_run_finds_the_work_done(photos, tmp_path):
     first = make(photos, tmp_path / "out")
     before = tree(tmp_path / "out")
@@ -282,6 +292,8 @@ def test_dry_run_writes_nothing(photos, tmp_path):
         (["--grid", "64", "--patches-per-image", "5"], "--grid"),
         (["--hr-size", "130"], "--hr-size 130"),
         (["--val-list", "nowhere.txt"], "--val-list nowhere.txt"),
+        (["--val-list", "nowhere*"], "'nowhere*' is none of the 5 photos"),
+        (["--store-larger", "6"], "--store-larger 6: use a multiple of the scale 4"),
         (["--max-rejects", "many"], "write 5% or 0.05"),
         (["--scale", "5"], "--scale"),
         (["--min-detail", "-1"], "--min-detail"),

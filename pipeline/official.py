@@ -1,0 +1,120 @@
+"""Official LR images: each photo's partner in `--lr-dir`, found by name and checked by its picture.
+
+Known names, for photo `0001`: `0001`, `0001x4`, `0001x4m` (DIV2K), `0001_LRx4`, `0001_SRF_4_LR`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from pipeline.options import Options
+from pipeline.scan import Found, Scan
+from shards import resize
+from shards.errors import UsageError
+from shards.photos import RejectedPhoto, looks_like_photo, read_photo
+from shards.png import RGB8
+
+FARTHEST = 16.0
+"""Grey levels, mean: an LR image that differs more from the photo's own bicubic shows another picture."""
+
+
+def with_partners(found: Scan, folder: Path, scale: int) -> Scan:
+    """Give each photo the path of its LR image, where there is one.
+
+    Raises:
+        UsageError: no folder, no partner at all, or a name that means two files.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--lr-dir {folder}: there is no such folder")
+    partners = _partners(folder, scale)
+    taken: dict[str, str] = {}
+    photos = []
+    for photo in found.photos:
+        stem = _hr_stem(photo.name)
+        if stem in partners and (other := taken.setdefault(stem, photo.name)) != photo.name:
+            raise UsageError(
+                f"--lr-dir {folder}: {partners[stem].name} could be of {other} or {photo.name};"
+                " give the photos names of their own"
+            )
+        photos.append(photo._replace(lr=partners.get(stem)))
+    if not taken:
+        raise UsageError(
+            f"--lr-dir {folder}: holds no LR image of the photos (such as"
+            f" {_hr_stem(found.photos[0].name)}x{scale}.png); check the folder and --scale {scale}"
+        )
+    return found._replace(photos=tuple(photos))
+
+
+def listing_sha256(found: Scan) -> str:
+    """Digest of the partners' names and sizes."""
+    digest = hashlib.sha256()
+    for photo in found.photos:
+        size = photo.lr.stat().st_size if photo.lr else -1
+        digest.update(f"{photo.name}\0{photo.lr.name if photo.lr else ''}\0{size}\n".encode())
+    return digest.hexdigest()
+
+
+def read_partner(photo: Found, image: RGB8, options: Options) -> RGB8:
+    """Read a photo's LR image [h/scale w/scale 3] and compare it with the photo [h w 3].
+
+    Raises:
+        RejectedPhoto: NO_LR, LR_SIZE, LR_OTHER, or what reading refuses.
+    """
+    if photo.lr is None:
+        raise RejectedPhoto("NO_LR", "has no partner in --lr-dir")
+    try:
+        lr = read_photo(photo.lr, max_megapixels=options.max_megapixels, alpha=options.alpha).pixels
+    except RejectedPhoto as refused:
+        raise RejectedPhoto(refused.code, f"has an LR image that {refused.reason}") from None
+    scale = options.scale
+    height, width = image.shape[0] // scale, image.shape[1] // scale
+    over = lr.shape[0] - height, lr.shape[1] - width
+    if not (0 <= over[0] <= 1 and 0 <= over[1] <= 1):
+        raise RejectedPhoto(
+            "LR_SIZE", f"is {image.shape[1]}x{image.shape[0]}, its LR {lr.shape[1]}x{lr.shape[0]}"
+        )
+    lr = np.ascontiguousarray(lr[:height, :width])
+    own = resize.downscale(resize.crop_to_multiple(image, scale=scale), scale=scale)
+    distance = float(np.abs(_coarse(own) - _coarse(lr)).mean())
+    if distance > FARTHEST:
+        raise RejectedPhoto(
+            "LR_OTHER", f"and its LR image show different pictures ({distance:.0f} grey levels)"
+        )
+    return lr
+
+
+def _coarse(image: RGB8) -> RGB8:
+    """A quarter of the size, in float: blur and noise of a degraded LR hardly show."""
+    size = max(1, image.shape[1] // 4), max(1, image.shape[0] // 4)
+    return np.asarray(cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA))
+
+
+def _partners(folder: Path, scale: int) -> dict[str, Path]:
+    """Paths by the stem of the photo that they are of."""
+    form = re.compile(
+        rf"(.+?)(?:[_-]SRF[_-]{scale})?(?:[_-]?LR)?(?:[_-]?x{scale}[a-z]?\d?)?(?:[_-]LR)?"
+    )
+    found: dict[str, Path] = {}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(filter(looks_like_photo, names)):
+            match = form.fullmatch(os.path.splitext(name)[0])  # noqa: PTH122
+            assert match, name
+            path = Path(place, name)
+            if (other := found.setdefault(match[1], path)) != path:
+                raise UsageError(
+                    f"--lr-dir {folder}: {other.relative_to(folder)} and {path.relative_to(folder)}"
+                    f" are both of {match[1]}; name the folder of one scale"
+                )
+    return found
+
+
+def _hr_stem(name: str) -> str:
+    stem = os.path.splitext(name.rpartition("/")[2])[0]  # noqa: PTH122
+    return re.sub(r"(?:[_-]SRF[_-]\d)?[_-]HR$", "", stem)

@@ -1,0 +1,63 @@
+"""Patches stored larger than training wants them: crops are aligned, vary, and repeat."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shards import png
+from shards.manifest import load_manifest
+from shards.reader import open_dataset
+from tests.pipeline.conftest import make_photo
+from tests.pipeline.test_prepare import make
+from tests.trainer.test_data_order import take
+from trainer.data import crop_corners, cropped
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """Patches of 96 pixels, of which training crops 64."""
+    folder = tmp_path_factory.mktemp("larger")
+    (folder / "photos").mkdir()
+    for number in range(3):
+        (folder / f"photos/{number}.png").write_bytes(png.encode_rgb(make_photo(number)))
+    make(folder / "photos", folder / "out", "--store-larger", 32)
+    return open_dataset(folder / "out").split("train")
+
+
+def test_patches_are_stored_larger_and_the_manifest_says_what_to_crop(larger):
+    manifest = load_manifest(larger.folder)
+    assert (manifest.hr_size, manifest.crop_size, manifest.training_size) == (96, 64, 64)
+    assert larger[0].hr.shape == (96, 96, 3)
+    assert larger[0].lr.shape == (24, 24, 3)
+
+
+def test_crops_of_hr_and_lr_lie_at_the_same_place(larger):
+    corners = set()
+    for batch in take(larger, 8, augment=False):
+        assert batch.hr.shape == (5, 64, 64, 3)
+        assert batch.lr.shape == (5, 16, 16, 3)
+        for lr, hr, position in zip(batch.lr, batch.hr, batch.positions, strict=True):
+            pair = larger[int(position)]
+            places = [
+                (left, top)
+                for left in range(9)
+                for top in range(9)
+                if np.array_equal(cropped(pair.lr, pair.hr, left, top, 16)[1], hr.numpy())
+            ]
+            assert len(places) == 1
+            corners.add(places[0])
+            np.testing.assert_array_equal(cropped(pair.lr, pair.hr, *places[0], 16)[0], lr.numpy())
+    assert len(corners) > 20
+
+
+def test_the_same_step_crops_the_same_and_another_pass_does_not(larger):
+    one, again = take(larger, 6, seed=4), take(larger, 2, seed=4, first_step=4)
+    for first, second in zip(one[4:], again, strict=True):
+        assert np.array_equal(first.hr.numpy(), second.hr.numpy())
+    passes = [
+        crop_corners(500, 8, dataset_sha256="a", seed=0, number=number) for number in range(2)
+    ]
+    assert not np.array_equal(*passes)
+    assert np.unique(passes[0]).tolist() == list(range(9))
+    assert crop_corners(2, 8, dataset_sha256="a", seed=0, number=0).tolist() == [[7, 6], [5, 2]]
