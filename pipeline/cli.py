@@ -11,6 +11,7 @@ import msgspec
 
 from shards import console
 from shards.errors import UsageError, UsrganError
+from shards.progress import progress
 
 if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run where PIL is broken
     from pipeline.prepare import Job, Report
@@ -47,11 +48,11 @@ def cores() -> int:
     "prep-shards --src photos --out shards/ --patches-per-image 50 --val-fraction 0.1",
 )
 @click.option(
-    "--src", "sources", multiple=True, type=click.Path(path_type=Path),
+    "--src", "sources", multiple=True, type=console.FilePath(),
     help="Folder of photos, searched in depth; DIV2K, Flickr2K, DF2K and LSDIR are known by their"
     " layout. May be given several times.",
 )  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the shards.")
+@click.option("--out", type=console.FilePath(), help="Folder of the shards.")
 @click.option(
     "--hr-size", default=128, show_default=True, metavar="N", help="Side of an HR patch, pixels.",
 )  # fmt: skip
@@ -75,7 +76,7 @@ def cores() -> int:
     help="Downscale the whole photo and cut, or each patch by itself.",
 )  # fmt: skip
 @click.option(
-    "--lr-dir", type=click.Path(path_type=Path), metavar="DIR",
+    "--lr-dir", type=console.FilePath(), metavar="DIR",
     help="Take these LR images (DIV2K_train_LR_bicubic/X4), found by name and checked against the"
     " photos, instead of making them.",
 )  # fmt: skip
@@ -132,7 +133,7 @@ def cores() -> int:
     help="Of photos that look alike (resized, recompressed, mirrored) take the largest, or all.",
 )  # fmt: skip
 @click.option(
-    "--exclude-like", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
+    "--exclude-like", multiple=True, type=console.FilePath(), metavar="DIR",
     help="Leave out photos that resemble a picture of this test set (repeatable).",
 )  # fmt: skip
 @click.option(
@@ -198,7 +199,7 @@ def main(
         _print_forecast(job, found, val_names, as_json=as_json)
         return
     with console.stop_requests() as stopping:
-        report = prepare(job, Watch(say=console.say, progress=console.progress, stopping=stopping))
+        report = prepare(job, Watch(say=console.say, progress=progress, stopping=stopping))
     if as_json:
         console.print_json(report)
     else:

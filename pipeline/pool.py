@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import signal
 import threading
@@ -118,6 +119,12 @@ def _alone(
 def _processes(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.pack", "webdataset"])
+    # Ctrl-C is the parent's alone; until it is ignored there, it must not reach the imports
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
 
 
@@ -138,4 +145,4 @@ def _die_with_parent() -> None:
 
 def _ask(stopping: Callable[[], bool]) -> None:
     if stopping():
-        raise Stopped("stopped; run the same command again to go on")
+        raise Stopped("run the same command again to go on")

@@ -11,9 +11,10 @@ from rich.table import Table
 from shards import __version__, console
 from shards.errors import DamagedData
 from shards.manifest import Manifest, load_manifest
+from shards.progress import progress
 from shards.verify import verify
 
-FOLDER = click.argument("shards", type=click.Path(path_type=Path))
+FOLDER = click.argument("shards", type=console.FilePath())
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
 
@@ -37,7 +38,11 @@ def ls(shards: Path, *, as_json: bool) -> None:
         _print_listing(shards, manifest)
 
 
-@main.command("verify", cls=console.command_class("inspect-shards verify --deep shards/"))
+@main.command(
+    "verify",
+    short_help="Check every byte of a data set.",
+    cls=console.command_class("inspect-shards verify --deep shards/"),
+)
 @FOLDER
 @click.option("--deep", is_flag=True, help="Also decode every pair and check its sizes.")
 @JSON
@@ -45,7 +50,7 @@ def verify_command(shards: Path, *, deep: bool, as_json: bool) -> None:
     """Check every byte against the manifest and both indices; exit 1 if anything differs."""
     manifest = load_manifest(shards)
     total = sum(len(split.shards) for split in manifest.splits.values())
-    with console.progress("verify", total=total, unit="shards") as advance:
+    with progress("verify", total=total, unit="shards") as advance:
         findings = verify(shards, manifest, deep=deep, advance=advance)
     if as_json:
         console.print_json(

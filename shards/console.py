@@ -1,4 +1,4 @@
-"""What all commands share at the terminal: common options, one-line errors, progress, results.
+"""What all commands share at the terminal: common options, one-line errors, results.
 
 Results go to stdout, everything else to stderr, so that `--json` output can be piped.
 """
@@ -6,38 +6,56 @@ Results go to stdout, everything else to stderr, so that `--json` output can be 
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 import msgspec
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column
+from rich.text import Text
 
 from shards import __version__
-from shards.errors import Stopped, UsrganError
+from shards.errors import Stopped, UsageError, UsrganError
 
-LOG_EVERY_SECONDS = 10.0
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class FilePath(click.Path):
+    """A path, which is never empty: an unset variable would mean the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as click has it
+        """The path as a `Path`."""
+        if not str(value):
+            self.fail("the path is empty (a variable that is not set?)", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class _Command(click.Command):
     """A command whose errors are one line and an exit code."""
 
     example = ""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None,
+        **extra: Any,  # noqa: ANN401  as click has it
+    ) -> click.Context:  # fmt: skip
+        """Wrong usage is told like any other error."""
+        for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign gets it escaped
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        with _reporting_usage(info_name):
+            return super().make_context(info_name, args, parent, **extra)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         debug = click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
@@ -57,8 +75,36 @@ class _Group(click.Group):
 
     example = ""
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None,
+        **extra: Any,  # noqa: ANN401  as click has it
+    ) -> click.Context:  # fmt: skip
+        """Wrong usage is told like any other error."""
+        with _reporting_usage(info_name):
+            return super().make_context(info_name, args, parent, **extra)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """A command that is not there is told like any other error."""
+        with _reporting_usage(ctx.command_path):
+            return super().resolve_command(ctx, args)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         _write_example(self.example, formatter)
+
+
+@contextlib.contextmanager
+def _reporting_usage(name: str | None) -> Iterator[None]:
+    """Print click's complaint about the options as one line and leave with its exit code."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else name
+        said = " ".join(error.format_message().split()).rstrip(".")
+        fail(f"{said}; see {path} --help", code=UsageError.exit_code)
 
 
 def _write_example(example: str, formatter: click.HelpFormatter) -> None:
@@ -104,10 +150,13 @@ def reporting_errors(*, debug: bool) -> Iterator[None]:
     except UsrganError as error:
         fail(str(error), code=error.exit_code, debug=debug)
     except KeyboardInterrupt:
-        fail("stopped; run the same command again to go on", code=Stopped.exit_code, debug=debug)
+        fail("run the same command again to go on", code=Stopped.exit_code, debug=debug)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # of the machine, not of the program
+        name = error.filename if isinstance(error.filename, str) else "the output"
+        fail(f"{name}: {error.strerror or error}", code=1, debug=debug)
     except Exception as error:
         kind = type(error).__name__
         message = " ".join(str(error).split()) or "no message"
@@ -118,9 +167,8 @@ def fail(message: str, *, code: int, debug: bool = False) -> NoReturn:
     """Print one line and end the process with `code`."""
     if debug:
         err.print(traceback.format_exc(), markup=False, style="dim")
-    head = "[yellow]stopped:[/]" if code == Stopped.exit_code else "[red]error:[/]"
-    err.print(head, end=" ")
-    err.print(printable(message), markup=False)
+    head = ("stopped:", "yellow") if code == Stopped.exit_code else ("error:", "red")
+    err.print(Text.assemble(head, " ", printable(message)))
     sys.exit(code)
 
 
@@ -140,74 +188,12 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """Tell the person about something that they may want to change."""
-    err.print("[yellow]warning:[/]", end=" ")
-    err.print(printable(message), markup=False)
+    err.print(Text.assemble(("warning:", "yellow"), " ", printable(message)))
 
 
 def print_json(result: object) -> None:
     """Print the machine-readable result of a command on stdout."""
     click.echo(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
-
-
-Advance = Callable[[int, str], None]
-"""`advance(steps, note)`: so many units are done; the note stands behind the bar."""
-
-
-@contextlib.contextmanager
-def progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Show a bar with rate and time left on a terminal, and time-stamped lines off it.
-
-    `done` units were there before and count for the bar, not for the rate.
-    """
-    if err.is_terminal:
-        with Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed:,}/{task.total:,}", table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn(
-                "{task.fields[note]}",
-                markup=False,
-                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
-            ),
-            console=err,
-            expand=True,
-        ) as bars:
-            task = bars.add_task(title, total=total, completed=done, rate="", note="")
-            started = time.monotonic()
-
-            def advance(steps: int, note: str = "") -> None:
-                bars.advance(task, steps)
-                rate = (bars.tasks[0].completed - done) / max(time.monotonic() - started, 1e-3)
-                bars.update(task, rate=f"{rate:,.1f} {unit}/s")
-                if note:  # the last one stays to be read
-                    bars.update(task, note=printable(note))
-
-            yield advance
-    else:
-        yield _logged_progress(title, total=total, unit=unit, before=done)
-
-
-def _logged_progress(title: str, *, total: int, unit: str, before: int) -> Advance:
-    started = last = time.monotonic()
-    done = before
-
-    def advance(steps: int, note: str = "") -> None:
-        nonlocal done, last
-        done += steps
-        now = time.monotonic()
-        if done < total and now - last < LOG_EVERY_SECONDS:
-            return
-        last = now
-        rate = (done - before) / max(now - started, 1e-3)
-        left = (total - done) / rate if rate > 0 else 0.0
-        say(
-            f"{title}: {done:,}/{total:,} {unit} ({rate:,.1f}/s, {left:.0f} s left) {note}".rstrip()
-        )
-
-    return advance
 
 
 @contextlib.contextmanager

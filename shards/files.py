@@ -118,10 +118,11 @@ def locked(folder: Path, *, holder: str) -> Iterator[None]:
         UsageError: another process holds it.
     """
     make_folder(folder)
+    path = folder / ".lock"
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise WriteFailed(_describe(folder / ".lock", error)) from error
+        raise WriteFailed(_describe(path, error)) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,8 +131,11 @@ def locked(folder: Path, *, holder: str) -> Iterator[None]:
             raise UsageError(
                 f"{folder}: {pid or 'another run'} is writing here; wait for it or name another folder"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{holder} (pid {os.getpid()})".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{holder} (pid {os.getpid()})".encode(), 0)
+        except OSError as error:
+            raise WriteFailed(_describe(path, error)) from error
         yield
     finally:
         os.close(descriptor)
@@ -142,6 +146,8 @@ def _describe(path: Path, error: OSError) -> str:
         folder = next(parent for parent in path.parents if parent.exists())
         free = shutil.disk_usage(folder).free / 2**20
         return f"{path}: the disk is full ({free:.0f} MiB free); free some space and run the same command again"
+    if error.errno == errno.EFBIG:
+        return f"{path}: grew larger than files may be here (see ulimit -f); raise the limit"
     return f"{path}: cannot be written ({error.strerror or error}); check the folder and its permissions"
 
 

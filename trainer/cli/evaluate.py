@@ -12,6 +12,7 @@ from rich.table import Table
 
 from shards import console
 from shards.errors import UsageError
+from shards.progress import progress
 
 if TYPE_CHECKING:
     from trainer.evaluate import ImageSet, Row, Upscaler
@@ -23,16 +24,16 @@ if TYPE_CHECKING:
     "eval-sr --shards shards/ --json",
 )
 @click.option(
-    "--hr", "hrs", multiple=True, type=click.Path(path_type=Path),
+    "--hr", "hrs", multiple=True, type=console.FilePath(),
     help="Folder of HR pictures (repeatable).",
 )  # fmt: skip
 @click.option(
-    "--lr", "lrs", multiple=True, type=click.Path(path_type=Path),
+    "--lr", "lrs", multiple=True, type=console.FilePath(),
     help="Folder of their LR pictures, one for each --hr.  [default: antialiased bicubic of the HR]",
 )  # fmt: skip
-@click.option("--shards", type=click.Path(path_type=Path), help="Score the held-out patches there.")
+@click.option("--shards", type=console.FilePath(), help="Score the held-out patches there.")
 @click.option(
-    "--model", "models", multiple=True, type=click.Path(path_type=Path),
+    "--model", "models", multiple=True, type=console.FilePath(),
     help="Weights, .safetensors (repeatable).",
 )  # fmt: skip
 @click.option(
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     "--scale", type=click.Choice(["2", "3", "4", "8"]), help="[default: the model's, or 4]"
 )
 @click.option(
-    "--strips", type=click.Path(path_type=Path), metavar="DIR",
+    "--strips", type=console.FilePath(), metavar="DIR",
     help="Write every picture there as each row of the table made it, and the truth.",
 )  # fmt: skip
 @click.option(
@@ -81,7 +82,7 @@ def eval_main(
             f"--strips {strips}: two sets are called {twice}; write their strips in two runs"
         )
     for found in sets:
-        with console.progress(found.name, total=found.images, unit="images") as advance:
+        with progress(found.name, total=found.images, unit="images") as advance:
             rows += evaluate(found, entries, scale=factor, strips=strips, advance=advance)
     warnings = missed_anchors(rows, scale=factor)
     rows = [_printable(row) for row in rows]

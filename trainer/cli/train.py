@@ -8,13 +8,14 @@ import click
 
 from shards import console
 from shards.errors import UsageError
+from shards.progress import progress
 
 
 @console.command(
     "train-sr",
     example="train-sr --shards shards/ --stage both\ntrain-sr --shards shards/ --stage psnr --config tiny --device cpu",
 )
-@click.option("--shards", type=click.Path(path_type=Path), help="Folder that prep-shards wrote.")
+@click.option("--shards", type=console.FilePath(), help="Folder that prep-shards wrote.")
 @click.option(
     "--stage",
     type=click.Choice(["psnr", "gan", "both"]),
@@ -24,7 +25,7 @@ from shards.errors import UsageError
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=console.FilePath(),
     help="Run folder.  [default: runs/ and the preset's name]",
 )
 @click.option(
@@ -44,12 +45,12 @@ from shards.errors import UsageError
 )
 @click.option(
     "--init",
-    type=click.Path(path_type=Path),
+    type=console.FilePath(),
     help="Weights to start the (first) stage from, .safetensors.",
 )
 @click.option(
     "--vgg",
-    type=click.Path(path_type=Path),
+    type=console.FilePath(),
     envvar="USRGAN_VGG19",
     help="torchvision's VGG-19 weights for the content loss.  [default: $USRGAN_VGG19, or fetched]",
 )
@@ -66,7 +67,7 @@ from shards.errors import UsageError
 @click.option(
     "--report",
     "report_of",
-    type=click.Path(path_type=Path),
+    type=console.FilePath(),
     metavar="RUN",
     help="Make RUN/report.html anew and end.",
 )
@@ -129,7 +130,7 @@ def train_main(
             dry_run=dry_run,
             say=console.say,
             warn=console.warn,
-            progress=console.progress,
+            progress=progress,
             stop_requested=stop_requested,
         )
     if as_json:

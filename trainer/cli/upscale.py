@@ -10,6 +10,7 @@ import msgspec
 
 from shards import console, files
 from shards.errors import UsageError, UsrganError
+from shards.progress import progress
 
 if TYPE_CHECKING:
     from trainer.upscale import Result
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 )
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path),
+    "-o", "--output", required=True, type=console.FilePath(),
     help="Folder, or a .png, .jpg or .webp file for a single picture.",
 )  # fmt: skip
 @click.option("-r", "--recursive", is_flag=True, help="Look into subfolders; the tree is mirrored.")
-@click.option("--model", type=click.Path(path_type=Path), help="Weights, .safetensors.")
+@click.option("--model", type=console.FilePath(), help="Weights, .safetensors.")
 @click.option("--overwrite", is_flag=True, help="Upscale again what is there already.")
 @click.option(
     "--tile", type=click.IntRange(16), default=256, show_default=True, metavar="N",
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     help="Where to compute; auto takes a GPU if there is one.",
 )  # fmt: skip
 @click.option(
-    "--report", type=click.Path(path_type=Path), metavar="FILE", help="Write the results as JSON."
+    "--report", type=console.FilePath(), metavar="FILE", help="Write the results as JSON."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")
 def upscale_main(
@@ -75,7 +76,7 @@ def upscale_main(
     results: list[Result] = []
     with (
         console.stop_requests() as stopping,
-        console.progress("upscale", total=len(tasks), unit="pictures") as advance,
+        progress("upscale", total=len(tasks), unit="pictures") as advance,
     ):
 
         def note(result: Result) -> None:
