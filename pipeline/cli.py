@@ -14,7 +14,8 @@ from shards.errors import UsageError, UsrganError
 from shards.progress import progress
 
 if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run where PIL is broken
-    from pipeline.prepare import Job, Report
+    from pipeline.job import Job
+    from pipeline.report import Report
     from pipeline.scan import Scan
 
 
@@ -149,6 +150,9 @@ def cores() -> int:
     help="Processes; the shards are the same for any number. 0 works in this one.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the data set that is there.")
+@click.option(
+    "--repair", is_flag=True, help="Read every byte that is there; make again what is damaged.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @click.option(
     "--doctor", is_flag=True,
@@ -159,7 +163,7 @@ def main(
     sources: tuple[Path, ...], out: Path | None, patches_per_image: int | None, grid: int | None,
     lr_dir: Path | None, val_list: str | None, exclude_like: tuple[Path, ...], max_rejects: float,
     workers: int | None, *,
-    overwrite: bool, dry_run: bool, doctor: bool, as_json: bool, **settings: object,
+    overwrite: bool, repair: bool, dry_run: bool, doctor: bool, as_json: bool, **settings: object,
 ) -> None:  # fmt: skip
     """Cut photos into LR/HR patch pairs and write them as tar shards.
 
@@ -170,14 +174,16 @@ def main(
     if doctor:
         _print_checks(as_json=as_json)
         return
-    from pipeline.folder import check_folder
+    from pipeline.job import Job, Watch
     from pipeline.options import Options
-    from pipeline.prepare import Job, Watch, prepare, survey
+    from pipeline.prepare import prepare, rehearse
 
     if not sources:
         raise UsageError("--src: name the folder of photos, for example --src DIV2K")
     if out is None:
         raise UsageError("--out: name the folder of the shards, for example --out shards/")
+    if repair and overwrite:
+        raise UsageError("--repair: cannot be had together with --overwrite; choose one")
     if patches_per_image and grid:
         raise UsageError("--grid: cannot be had together with --patches-per-image; choose one")
     settings["patches_per_image"] = 0 if grid else patches_per_image or 200
@@ -192,10 +198,10 @@ def main(
         lr_dir=lr_dir,
         max_rejects=max_rejects,
         overwrite=overwrite,
+        repair=repair,
     )
     if dry_run:
-        job, found, val_names = survey(job)
-        check_folder(out)
+        job, found, val_names = rehearse(job)
         _print_forecast(job, found, val_names, as_json=as_json)
         return
     with console.stop_requests() as stopping:

@@ -1,25 +1,31 @@
-"""The output folder: empty, unfinished, finished, or somebody else's; and the promise that it holds."""
+"""The output folder: empty, unfinished, finished, or somebody else's; and what it promises."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from pipeline.options import Options, described, differences, libraries
 from pipeline.scan import Scan, listing_sha256
-from shards import files
-from shards.errors import UsageError
+from shards import files, writer
+from shards.errors import DamagedData, UsageError
 from shards.manifest import NAME, Manifest, Option, load_manifest
+
+SHARDS = "*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"
 
 
 def check_folder(out: Path) -> None:
-    """Refuse a folder whose own files a data set would replace.
+    """Refuse a folder that cannot be written to, or whose own files a data set would replace.
 
     Raises:
         UsageError: naming the file.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file; name a folder")
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {out}: {nearest} cannot be written to; check its permissions")
     if not out.is_dir() or (out / NAME).exists() or (out / "_work").is_dir():
         return
     ours = ("README.md", "rejects.jsonl", "index", ".nv-meta", "*.wids.json", "*.tar", "*.tar.idx")
@@ -39,9 +45,14 @@ def promise_of(options: Options, found: Scan) -> dict[str, Option]:
     }
 
 
-def finished_dataset(out: Path, promise: dict[str, Option]) -> Manifest | None:
-    """The manifest of this very data set, or None if it is not there yet."""
+def check_promise(out: Path, promise: dict[str, Option]) -> Manifest | None:
+    """The manifest of a finished data set, None where there is none; nothing is written.
+
+    Raises:
+        UsageError: the folder holds another data set, finished or not, than is asked for.
+    """
     if not (out / NAME).exists():
+        _check_unfinished(out / "_work", promise)
         return None
     manifest = load_manifest(out)
     before = {
@@ -56,29 +67,57 @@ def finished_dataset(out: Path, promise: dict[str, Option]) -> Manifest | None:
     return manifest
 
 
+def _check_unfinished(work: Path, promise: dict[str, Option]) -> None:
+    """Photos may have changed since: what was cut of them is then cut again."""
+    path = work / "promise.json"
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_bytes())
+    except ValueError:
+        before = {}
+    if changed := differences({**before, "photos": promise["photos"]}, promise):
+        raise UsageError(
+            f"--out {work.parent}: an unfinished run differs ({changed}); repeat its options or add --overwrite"
+        )
+
+
+def finished_dataset(out: Path, promise: dict[str, Option]) -> Manifest | None:
+    """The manifest of this very data set, or None if it is not there yet.
+
+    Raises:
+        UsageError: it is another data set.
+        DamagedData: a shard is missing or cut off.
+    """
+    manifest = check_promise(out, promise)
+    for split in manifest.splits.values() if manifest else ():
+        for shard in split.shards:
+            if writer.finished_shard(out, shard.name) != shard:
+                raise DamagedData(
+                    f"{out / shard.name}: it or its index is missing or cut off; run the same command with --repair"
+                )
+    return manifest
+
+
 def begin_work(work: Path, promise: dict[str, Option]) -> None:
-    """Start or go on: the scratch folder is of one promise."""
+    """Start or go on: the scratch folder is of one promise.
+
+    Raises:
+        UsageError: it is of another one.
+    """
+    _check_unfinished(work, promise)
     files.make_folder(work)
     for folder in (work, work.parent, work.parent / "index", work.parent / ".nv-meta"):
         files.sweep_temps(folder)
     path = work / "promise.json"
-    if path.exists():
-        try:
-            before = json.loads(path.read_bytes())
-        except ValueError:
-            before = {}
-        if changed := differences(before, promise):
-            raise UsageError(
-                f"--out {work.parent}: an unfinished run differs ({changed}); repeat its options or add --overwrite"
-            )
-    else:
+    if not path.exists():
         files.write_file(path, json.dumps(promise, indent=2, sort_keys=True).encode())
 
 
 def clear_dataset(out: Path) -> None:
     """Remove a data set, its manifest first, and nothing else."""
     files.remove(out / NAME)
-    for pattern in ("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar*", "*.wids.json"):
+    for pattern in (SHARDS + "*", "*.wids.json"):
         for path in sorted(out.glob(pattern)):
             files.remove(path)
     for name in ("index", ".nv-meta", "rejects.jsonl", "README.md", "_work"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from typing import Literal
 
 import cv2
@@ -82,6 +83,9 @@ def check_options(options: Options) -> None:
     Raises:
         UsageError: naming the option.
     """
+    for name, value in msgspec.to_builtins(options).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{name.replace('_', '-')} {value}: use a number")
     scale = options.scale
     if scale not in SCALES:
         raise UsageError(f"--scale {scale}: use one of {', '.join(map(str, SCALES))}")

@@ -76,7 +76,7 @@ def _read_pairs(work: Path, rows: Rows) -> list[tuple[bytes, bytes]]:
                 hr, lr = stream.read(int(row["hr"])), stream.read(int(row["lr"]))
                 if zlib.crc32(lr, zlib.crc32(hr)) != row["crc32"]:
                     raise DamagedData(
-                        f"{stream.name}: was damaged on disk; delete it and run the same command again"
+                        f"{stream.name}: was damaged on disk; run the same command with --repair"
                     )
                 pairs[number] = (hr, lr)
     return pairs

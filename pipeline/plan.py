@@ -91,8 +91,8 @@ def make_plan(
         for photo in kept
     ]
     rows = _placed(spills, photos)
-    pixels = np.array([photo.pixels for photo in kept])
-    held = np.array([photo.split == "val" for photo in photos])
+    pixels = np.array([photo.pixels for photo in kept], np.str_)
+    held = np.array([photo.split == "val" for photo in photos], np.bool_)
     rows = rows[_order(rows, pixels, held)]
     train = int(np.count_nonzero(~held[rows["source"]]))
     shards = _shards("train", 0, train, options) + _shards("val", train, len(rows), options)

@@ -74,9 +74,19 @@ def scan(sources: Sequence[Path]) -> Scan:
                     photos.append(found)
     if not photos:
         raise UsageError(_nothing_found(sources, skipped))
+    if all(
+        photo.val for photo in photos
+    ):  # only the val folder was given: it is a folder of photos
+        photos = [photo._replace(val=False) for photo in photos]
     return Scan(
         "+".join(sorted(layouts)) or "folder", tuple(sorted(photos, key=_by_name)), tuple(skipped)
     )
+
+
+def changed(photo: Found) -> bool:
+    """Whether a photo is not any more what the scan saw."""
+    seen = _stat(photo.path, photo.name, photo.val)
+    return seen is None or (seen.size, seen.mtime_ns) != (photo.size, photo.mtime_ns)
 
 
 def describe(result: Scan) -> str:

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from pipeline.admit import admit
 from pipeline.options import Options
 from pipeline.patches import cut_photo
-from pipeline.scan import Found
+from pipeline.scan import Found, changed
 from pipeline.similar import Look, look_of
 from shards import files
+from shards.errors import UsrganError
 from shards.photos import RejectedPhoto
 
 ROW = np.dtype(
@@ -72,6 +73,9 @@ def write_spill(
         photos: at least one.
         options: what to cut.
         crashed: names of photos that killed a process before; they are refused unread.
+
+    Raises:
+        UsrganError: a photo was changed or taken away after the scan.
     """
     outcomes: list[Outcome] = []
     cuts: list[tuple[int, int, int, int, float, float, bytes, bytes]] = []
@@ -81,10 +85,12 @@ def write_spill(
                 raise RejectedPhoto("CRASHED", "made its decoder crash")
             read = admit(photo, options)
         except RejectedPhoto as refused:
+            check_unchanged(photo)
             outcomes.append(
                 Outcome(photo.name, photo.val, code=refused.code, reason=refused.reason)
             )
             continue
+        check_unchanged(photo)
         outcomes.append(
             Outcome(
                 photo.name,
@@ -111,23 +117,43 @@ def write_spill(
             at += len(hr) + len(lr)
     marker = io.BytesIO()
     stored = np.frombuffer(msgspec.json.encode(outcomes), np.uint8)
-    np.savez(marker, rows=rows, outcomes=stored, length=np.array(at))
+    np.savez(marker, rows=rows, outcomes=stored, length=np.array(at), photos=_listing(photos))
     files.write_file(work / f"{spill_name(chunk)}.npz", marker.getvalue())
     return chunk
 
 
-def load_spill(work: Path, chunk: int) -> tuple[Rows, list[Outcome]] | None:
-    """The rows and outcomes of a finished chunk, or None if it has to be cut."""
+def load_spill(
+    work: Path, chunk: int, photos: Sequence[Found] | None = None
+) -> tuple[Rows, list[Outcome]] | None:
+    """The rows and outcomes of a finished chunk, or None if it has to be cut (of these photos)."""
     try:
         marker = (work / f"{spill_name(chunk)}.npz").read_bytes()
         with np.load(io.BytesIO(marker), allow_pickle=False) as stored:
             rows, length = stored["rows"], int(stored["length"])
             outcomes = msgspec.json.decode(stored["outcomes"].tobytes(), type=list[Outcome])
-        if (work / f"{spill_name(chunk)}.bin").stat().st_size != length or rows.dtype != ROW:
+            same = photos is None or bytes(stored["photos"]) == bytes(_listing(photos))
+        whole = (work / f"{spill_name(chunk)}.bin").stat().st_size == length
+        if not (same and whole and rows.dtype == ROW):
             return None
     except (OSError, ValueError, KeyError, EOFError, msgspec.DecodeError):
         return None
     return rows, outcomes
+
+
+def _listing(photos: Sequence[Found]) -> npt.NDArray[np.uint8]:
+    """What a scan knows of the photos of a chunk."""
+    seen = [(photo.name, photo.size, photo.mtime_ns) for photo in photos]
+    return np.frombuffer(msgspec.json.encode(seen), np.uint8)
+
+
+def check_unchanged(photo: Found) -> None:
+    """A photo must stay what it was when the run began.
+
+    Raises:
+        UsrganError: it was changed or taken away.
+    """
+    if changed(photo):
+        raise UsrganError(f"{photo.path}: was changed during the run; run the same command again")
 
 
 def open_photo(photo: Found, options: Options) -> str:

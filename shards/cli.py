@@ -66,7 +66,7 @@ def verify_command(shards: Path, *, deep: bool, as_json: bool) -> None:
     if findings:
         raise DamagedData(
             f"{shards}: {len(findings)} of {total} shards have problems;"
-            " make them again with prep-shards --overwrite"
+            " run the prep-shards command that made them with --repair"
         )
     if not as_json:
         samples = sum(split.samples for split in manifest.splits.values())

@@ -118,13 +118,13 @@ def load_npz(path: Path) -> ShardIndex:
             sha256=str(fields["sha256"]),
         )
     except FileNotFoundError:
-        raise DamagedData(f"{path}: is missing; run prep-shards again") from None
+        raise DamagedData(f"{path}: is missing; run prep-shards --repair") from None
     except _DAMAGE as error:
-        raise DamagedData(f"{path}: is damaged ({error}); run prep-shards again") from None
+        raise DamagedData(f"{path}: is damaged ({error}); run prep-shards --repair") from None
     samples = len(index.key)
     for name in ("offset", "size", "crc32"):
         if getattr(index, name).shape != (samples, 3):
             raise DamagedData(
-                f"{path}: {name} does not fit its {samples} keys; run prep-shards again"
+                f"{path}: {name} does not fit its {samples} keys; run prep-shards --repair"
             )
     return index

@@ -147,14 +147,14 @@ def load_manifest(folder: Path) -> Manifest:
             )
         manifest = msgspec.convert(fields, Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DamagedData(f"{path}: is damaged ({error}); run prep-shards again") from None
+        raise DamagedData(f"{path}: is damaged ({error}); run prep-shards --repair") from None
     if dataset_digest(manifest.splits) != manifest.dataset_sha256:
         raise DamagedData(
-            f"{path}: its shards do not add up to dataset_sha256; run prep-shards again"
+            f"{path}: its shards do not add up to dataset_sha256; run prep-shards --repair"
         )
     for split in manifest.splits.values():
         if sum(shard.samples for shard in split.shards) != split.samples:
-            raise DamagedData(f"{path}: its sample counts do not add up; run prep-shards again")
+            raise DamagedData(f"{path}: its sample counts do not add up; run prep-shards --repair")
     return manifest
 
 

@@ -21,7 +21,7 @@ from shards.errors import DamagedData, UsageError
 from shards.manifest import Manifest, SampleInfo, load_manifest
 from shards.png import RGB8
 
-REPAIR = "make the shards again with prep-shards --overwrite"
+REPAIR = "run the prep-shards command that made it with --repair"
 
 
 class Pair(NamedTuple):

@@ -38,7 +38,7 @@ def verify(
         for shard in manifest.splits[split].shards:
             listed.add(shard.name)
             try:
-                keys = _check_shard(folder, shard)
+                keys = check_shard(folder, shard)
                 if keys[0] <= last_key:
                     raise DamagedData(f"key {keys[0]:012d} stands in an earlier shard, too")
                 last_key = keys[-1]
@@ -60,7 +60,7 @@ def verify(
     return findings
 
 
-def _check_shard(folder: Path, shard: ShardEntry) -> list[int]:
+def check_shard(folder: Path, shard: ShardEntry) -> list[int]:
     """Length, digest, structure, checksums and both indices of one shard; returns its keys."""
     path = folder / shard.name
     with (

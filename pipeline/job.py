@@ -1,0 +1,38 @@
+"""One call of `prep-shards`: what is asked for, and how the run talks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from pipeline.options import Options
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One call of `prep-shards`: what to make, and how the work is done."""
+
+    sources: tuple[Path, ...]
+    out: Path
+    options: Options
+    workers: int
+    """Processes; 0 works in this one."""
+    exclude_like: tuple[Path, ...] = ()
+    """Folders of test pictures that no photo may resemble."""
+    lr_dir: Path | None = None
+    """Folder of official LR images."""
+    max_rejects: float = 0.05
+    """Share of the photos that may be refused."""
+    overwrite: bool = False
+    repair: bool = False
+    """Read every byte that is there, and make again what is damaged."""
+
+
+class Watch(msgspec.Struct, frozen=True):
+    """How a run tells what it does and is asked to stop."""
+
+    say: Callable[[str], None]
+    progress: Callable[..., object]
+    """`progress(title, total=, unit=, done=)`: a context that gives an `advance(steps, note)`."""
+    stopping: Callable[[], bool]

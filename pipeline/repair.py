@@ -1,0 +1,112 @@
+"""A data set that is there: is it whole, is it of these photos, and what of it has to be made again?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.folder import SHARDS, begin_work, check_promise, clear_dataset
+from pipeline.job import Watch
+from pipeline.scan import Found
+from shards import files, index
+from shards.errors import DamagedData, UsageError, UsrganError
+from shards.manifest import NAME, Manifest, Option, dataset_digest
+from shards.reader import open_dataset
+from shards.verify import check_shard, verify
+
+_EXPECTED = "expected"
+"""In the scratch folder of a repair: the `dataset_sha256` that it has to come to."""
+
+
+def check_same_photos(out: Path, manifest: Manifest, photos: Sequence[Found]) -> None:
+    """Photos that are newer than the data set still have the digests that it names.
+
+    Raises:
+        UsageError: naming a photo that was changed.
+    """
+    written = (out / NAME).stat().st_mtime_ns
+    newer = {photo.name: photo for photo in photos if photo.mtime_ns > written}
+    for name, digest in _digests(out, manifest, set(newer)):
+        with newer[name].path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
+                raise UsageError(
+                    f"--out {out}: holds patches of {name} as it was before it changed;"
+                    " name another folder or add --overwrite"
+                )
+
+
+def _digests(out: Path, manifest: Manifest, names: set[str]) -> Iterator[tuple[str, str]]:
+    """Name and stored digest of those of the photos that the data set has patches of."""
+    for split in manifest.splits if names else ():
+        reader, first = open_dataset(out).split(split), 0
+        for shard in manifest.splits[split].shards:
+            table = index.load_npz(index.npz_path(out, shard.name))
+            for number, src in enumerate(table.src.tolist()):
+                if src in names:
+                    names.remove(src)
+                    row = int((table.src_id == number).argmax())
+                    yield src, reader[first + row].info.src_sha256
+            first += shard.samples
+        reader.close()
+
+
+def take_away_damaged(out: Path, promise: dict[str, Option], watch: Watch) -> None:
+    """Read every byte; what is not as promised is removed, so that the run makes it again.
+
+    Raises:
+        UsageError: the folder holds another data set.
+    """
+    try:
+        manifest = check_promise(out, promise)
+    except DamagedData as error:
+        watch.say(f"{error}; all of it is made again")
+        clear_dataset(out)
+        return
+    if manifest is None:
+        _take_away_unfinished(out, watch)
+        return
+    total = sum(len(split.shards) for split in manifest.splits.values())
+    with watch.progress("verify", total=total, unit="shards") as advance:  # type: ignore[attr-defined]
+        findings = verify(out, manifest, deep=False, advance=advance)
+    if not findings:
+        return
+    for finding in findings:
+        watch.say(f"{out / finding.file}: {finding.problem}")
+    ours = {path.name for path in out.glob(SHARDS)}
+    listed = {shard.name for split in manifest.splits.values() for shard in split.shards}
+    begin_work(out / "_work", promise)
+    files.write_file(out / "_work" / _EXPECTED, manifest.dataset_sha256.encode())
+    for name in {finding.file for finding in findings} & (ours | listed):
+        _drop(out, name)
+    files.remove(out / NAME)
+
+
+def _take_away_unfinished(out: Path, watch: Watch) -> None:
+    """Shards that are not what their index says, and all spills."""
+    for path in sorted(out.glob(SHARDS)):
+        try:
+            check_shard(out, index.load_npz(index.npz_path(out, path.name)).entry(path.name))
+        except (UsrganError, OSError) as error:
+            watch.say(f"{error}: made again")
+            _drop(out, path.name)
+    for path in sorted((out / "_work").glob("chunk-*")):
+        files.remove(path)
+
+
+def is_as_expected(work: Path, manifest: Manifest) -> bool:
+    """Whether a repair came to what was there before; always true if this is none."""
+    path = work / _EXPECTED
+    return not path.exists() or path.read_text() == dataset_digest(manifest.splits)
+
+
+def drop_shards(out: Path) -> None:
+    """Remove all shards of an unfinished data set."""
+    for path in sorted(out.glob(SHARDS)):
+        _drop(out, path.name)
+
+
+def _drop(out: Path, name: str) -> None:
+    """Remove a shard; its index, which says that it is finished, goes first."""
+    for path in (index.npz_path(out, name), index.idx_path(out, name), out / name):
+        files.remove(path)

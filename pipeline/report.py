@@ -1,0 +1,125 @@
+"""What a run leaves beside the shards: rejects, manifest, and the result that it prints."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+
+from pipeline.job import Job
+from pipeline.options import described, libraries
+from pipeline.plan import Plan
+from pipeline.scan import Scan
+from shards import files, resize
+from shards.errors import TooManyRejects, UsrganError
+from shards.manifest import Manifest, Option, Photos, Resize, ShardEntry, Split
+
+NO_FAULT = ("DUPLICATE", "SIMILAR", "EXCLUDED")
+"""Reasons to leave a photo out that say nothing against it."""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a run has made; `prep-shards --json` prints it."""
+
+    out: str
+    dataset_sha256: str
+    layout: str
+    photos: dict[str, int]
+    """found, train, val, rejected."""
+    rejects: dict[str, int]
+    """How many photos each reason left out."""
+    pairs: dict[str, int]
+    shards: int
+    bytes: int
+    already_done: bool
+
+
+def write_rejects(out: Path, plan: Plan) -> None:
+    """Write `rejects.jsonl`: a line for each photo that was left out."""
+    lines = b"".join(msgspec.json.encode(reject) + b"\n" for reject in plan.rejects)
+    files.write_file(out / "rejects.jsonl", lines)
+
+
+def check_rejects(job: Job, found: Scan, plan: Plan) -> None:
+    """Copies and the like are left out too, but they are no fault of a photo."""
+    refused = [reject for reject in plan.rejects if reject.code not in NO_FAULT]
+    total = len(found.photos)
+    if refused and len(refused) > job.max_rejects * total:
+        first = refused[0]
+        raise TooManyRejects(
+            f"{job.out / 'rejects.jsonl'}: {len(refused)} of {total} photos were refused"
+            f" (first: {first.src} {first.reason}), more than --max-rejects {job.max_rejects:.3g} allows;"
+            f" repair them or run again with --max-rejects {-(-100 * len(refused) // total)}%"
+        )
+    if not any(shard.split == "train" for shard in plan.shards):
+        held = sum(photo.split == "val" for photo in plan.photos)
+        counts = Counter(reject.code for reject in plan.rejects)
+        why = ", ".join(f"{count} {code}" for code, count in sorted(counts.items()))
+        if len(plan.photos) > held:
+            raise UsrganError(
+                f"--src: {total} photos, and none of their patches is left to train on;"
+                " lower --min-detail or raise --keep-flat"
+            )
+        raise UsrganError(
+            f"{job.out / 'rejects.jsonl'}: of {total} photos none is left to train on"
+            f" ({why or 'none refused'}{f', {held} validate' if held else ''}); see the reasons there"
+        )
+
+
+def manifest_of(
+    job: Job, found: Scan, plan: Plan, promise: dict[str, Option], entries: dict[str, ShardEntry]
+) -> Manifest:
+    """The manifest of what was made, but for its digest."""
+    splits = {}
+    for name in ("train", "val"):
+        shards = tuple(entries[shard.name] for shard in plan.shards if shard.split == name)
+        splits[name] = Split(sum(shard.samples for shard in shards), shards)
+    used = Counter(photo.split for photo in plan.photos)
+    return Manifest(
+        scale=job.options.scale,
+        hr_size=job.options.stored_size,
+        crop_size=job.options.hr_size if job.options.store_larger else 0,
+        codec=job.options.codec,
+        resize=Resize(job.options.kernel, *resize.implementation(job.options.kernel)),
+        options=described(job.options),
+        libraries=libraries(),
+        photos=Photos(
+            layout=found.layout,
+            found=len(found.photos),
+            rejected=len(plan.rejects),
+            train=used["train"],
+            val=used["val"],
+            listing_sha256=str(promise["photos"]),
+        ),
+        splits=splits,
+    )
+
+
+def report_of(job: Job, manifest: Manifest, *, already_done: bool) -> Report:
+    """The result of a run, from its manifest and its rejects."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    photos = manifest.photos
+    return Report(
+        out=str(job.out),
+        dataset_sha256=manifest.dataset_sha256,
+        layout=photos.layout,
+        photos={
+            "found": photos.found,
+            "train": photos.train,
+            "val": photos.val,
+            "rejected": photos.rejected,
+        },
+        rejects=_counted(job.out),
+        pairs={name: split.samples for name, split in manifest.splits.items()},
+        shards=len(shards),
+        bytes=sum(shard.bytes for shard in shards),
+        already_done=already_done,
+    )
+
+
+def _counted(out: Path) -> dict[str, int]:
+    path = out / "rejects.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return dict(sorted(Counter(json.loads(line)["code"] for line in lines).items()))
