@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from pipeline.options import Options, described, differences, libraries
@@ -21,11 +20,7 @@ def check_folder(out: Path) -> None:
     Raises:
         UsageError: naming the file.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: is a file; name a folder")
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {out}: {nearest} cannot be written to; check its permissions")
+    files.check_folder(out, option="--out")
     if not out.is_dir() or (out / NAME).exists() or (out / "_work").is_dir():
         return
     ours = ("README.md", "rejects.jsonl", "index", ".nv-meta", "*.wids.json", "*.tar", "*.tar.idx")

@@ -2,6 +2,7 @@
 
     checkpoints/last/gan-000000473600.safetensors       all of `state`, the newest `keep` of each stage
     checkpoints/best-psnr_y/gan.safetensors             a bare generator per metric and stage
+    checkpoints/final/gan.safetensors                   the generator at the end of a stage
 
 One file is one checkpoint, written aside and renamed, with a digest of its content inside: it is
 either whole or not there, and a damaged one is passed over for the one before it.
@@ -42,6 +43,26 @@ def last_folder(run: Path) -> Path:
 def best_file(run: Path, metric: str, stage: Stage) -> Path:
     """`RUN/checkpoints/best-METRIC/STAGE.safetensors`."""
     return run / "checkpoints" / f"best-{metric}" / f"{stage}.safetensors"
+
+
+def final_file(run: Path, stage: Stage) -> Path:
+    """`RUN/checkpoints/final/STAGE.safetensors`."""
+    return run / "checkpoints" / "final" / f"{stage}.safetensors"
+
+
+def weights_of(run: Path, stage: Stage, *, warn: Callable[[str], None]) -> Path | None:
+    """The weights that a stage hands on: the best by PSNR, else the final ones; None if there are none."""
+    best, final = best_file(run, "psnr_y", stage), final_file(run, stage)
+    if not best.is_file():
+        return final if final.is_file() else None
+    try:
+        load_tensors(best)
+    except DamagedData as error:
+        if not final.is_file():
+            raise
+        warn(f"{error}; the final weights of stage {stage} are taken instead")
+        return final
+    return best
 
 
 def save_last(run: Path, state: TrainState, config: Config, *, dataset_sha256: str) -> Path:
@@ -114,12 +135,20 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
             )
 
 
-def save_best(run: Path, state: TrainState, *, metric: str, metadata: dict[str, str]) -> Path:
-    """Write the generator that validated best so far, ready for upscaling."""
-    path = best_file(run, metric, state.stage)
+def save_weights(path: Path, state: TrainState, metadata: dict[str, str]) -> None:
+    """Write the generator as it stands, ready for upscaling, to its `best_file` or `final_file`."""
     files.make_folder(path.parent)
     save_tensors(path, state.output.state_dict(), metadata)
-    return path
+
+
+def forget_lost_best(run: Path, state: TrainState, *, warn: Callable[[str], None]) -> None:
+    """A best value whose weights are missing or damaged is no more to be beaten."""
+    for metric in list(state.best):
+        try:
+            load_tensors(best_file(run, metric, state.stage))
+        except (DamagedData, UsageError) as error:
+            warn(f"{str(error).partition(';')[0]}; the next validation counts as the best again")
+            del state.best[metric]
 
 
 def _saved(run: Path, stage: str) -> list[Path]:

@@ -7,10 +7,11 @@ and `--set key=value` overrides everything. Presets lie in `configs/`.
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -26,6 +27,10 @@ Stage = Literal["psnr", "gan"]
 STAGES: tuple[Stage, ...] = ("psnr", "gan")
 PAPER = "usrgan"
 Table = dict[str, Any]
+_POSITIVE = (
+    "epochs", "epoch_patches", "batch_size", "generator.features", "generator.blocks",
+    "generator.growth", "discriminator.features", "discriminator.dense", "optim.lr",
+)  # fmt: skip
 
 
 class CheckpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,9 +88,17 @@ def load_config(source: str, *, stage: Stage, overrides: Sequence[str] = ()) -> 
     for checked in (table, *overlays.values()):  # a typo in the other stage's table counts, too
         _check_keys(checked, where=str(path))
     table = _merged(table, overlays[stage])
+    config = _convert(table, where=str(path))
+    blamed: dict[str, str] = {}
     for override in overrides:
-        table = _merged(table, _parse_override(override, stage=stage))
-    return _convert(table, where=str(path))
+        setting = _parse_override(override, stage=stage)
+        table = _merged(table, setting)
+        config = _convert(table, where=f"--set {override}")
+        blamed |= dict.fromkeys((name for name, _ in leaves(setting)), f"--set {override}")
+    for names, message in _faults(config):
+        where = next((blamed[name] for name in names if name in blamed), str(path))
+        raise ConfigError(f"{where}: {message}")
+    return config
 
 
 def find(source: str) -> Path:
@@ -122,7 +135,7 @@ def presets_folder() -> Path:
 
 def flat(config: Config) -> dict[str, Any]:
     """`{"generator.features": 64, ...}`, every setting by its dotted name."""
-    return dict(_leaves(msgspec.to_builtins(config)))
+    return dict(leaves(msgspec.to_builtins(config)))
 
 
 def differences(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
@@ -131,46 +144,6 @@ def differences(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
     return {
         name: (value, other[name]) for name, value in flat(ours).items() if value != other[name]
     }
-
-
-def to_toml(config: Config) -> str:
-    """The resolved configuration of one stage as TOML that `--config` takes again."""
-    return _toml(msgspec.to_builtins(config))
-
-
-def stages_to_toml(configs: dict[Stage, Config]) -> str:
-    """One TOML for several stages: what they share, then a table of what each has of its own."""
-    first, *others = configs.values()
-    apart = {name for other in others for name in differences(first, other)}
-    table: Table = {}
-    for name, value in flat(first).items():
-        if name not in apart:
-            _put(table, name, value)
-    for stage, config in configs.items():
-        for name, value in flat(config).items():
-            if name in apart:
-                _put(table, f"{stage}.{name}", value)
-    return _toml(table)
-
-
-def _toml(table: Table, name: str = "") -> str:
-    own = [
-        f"{key} = {_toml_value(value)}"
-        for key, value in table.items()
-        if not isinstance(value, dict)
-    ]
-    text = "\n".join([f"[{name}]"] * bool(name and own) + own) + "\n" * bool(own)
-    for key, value in table.items():
-        if isinstance(value, dict):
-            text += "\n" * bool(text) + _toml(value, f"{name}.{key}" if name else key)
-    return text
-
-
-def _put(table: Table, name: str, value: Any) -> None:  # noqa: ANN401  any leaf of the configuration
-    *parents, last = name.split(".")
-    for parent in parents:
-        table = table.setdefault(parent, {})
-    table[last] = value
 
 
 def _read(path: Path) -> Table:
@@ -182,10 +155,18 @@ def _read(path: Path) -> Table:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def put(table: Table, name: str, value: Any) -> None:  # noqa: ANN401  any leaf of the configuration
+    """Set a dotted name in nested tables."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+    table[last] = value
+
+
 def _parse_override(text: str, *, stage: Stage) -> Table:
     """The setting of one `--set`; none if its key names the other stage (`gan.optim.lr=2e-4`)."""
     key, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not key:
+    if not equals or not key or key in STAGES:
         raise ConfigError(f"--set {text}: write key=value, for example --set optim.lr=2e-4")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
@@ -193,7 +174,7 @@ def _parse_override(text: str, *, stage: Stage) -> Table:
         parsed = value  # a bare word is a string
     wanted, _, rest = key.partition(".")
     table: Table = {}
-    _put(table, rest if wanted in STAGES else key, parsed)
+    put(table, rest if wanted in STAGES else key, parsed)
     _check_keys(table, where=f"--set {text}")
     return {} if wanted in STAGES and wanted != stage else table
 
@@ -207,9 +188,9 @@ def _merged(base: Table, over: Table) -> Table:
 
 
 def _check_keys(table: Table, *, where: str) -> None:
-    known = {name for name, _ in _leaves(msgspec.to_builtins(Config()))}
+    known = {name for name, _ in leaves(msgspec.to_builtins(Config()))}
     tables = {name.split(".")[0] for name in known if "." in name}
-    for name, value in _leaves(table):
+    for name, value in leaves(table):
         if name in known:
             continue
         if name in tables:
@@ -223,61 +204,59 @@ def _check_keys(table: Table, *, where: str) -> None:
 
 def _convert(table: Table, *, where: str) -> Config:
     try:
-        config = msgspec.convert(table, Config)
+        return msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$.")
-        raise ConfigError(f"{where}: {place.rstrip('`') or 'configuration'}: {message}") from None
-    _check_values(config, where=where)
-    return config
+        name = place.rstrip("`")
+        if message.startswith("Invalid enum value"):
+            message += f"; choose one of {', '.join(_choices(name))}"
+        raise ConfigError(f"{where}: {name or 'configuration'}: {message}") from None
 
 
-def _check_values(config: Config, *, where: str) -> None:
-    """What types cannot say, in the user's words."""
-    least_one = ("epochs", "epoch_patches", "batch_size", "generator.features", "generator.blocks")
-    positive = (
-        *least_one,
-        "generator.growth",
-        "discriminator.features",
-        "discriminator.dense",
-        "optim.lr",
-    )
+def _choices(name: str) -> list[str]:
+    """The words that a setting may be."""
+    *tables, last = name.split(".")
+    struct: Any = Config
+    for each in tables:
+        struct = get_type_hints(struct)[each]
+    return [str(word) for word in get_args(get_type_hints(struct)[last])]
+
+
+def _faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What types cannot say: the settings concerned, and the matter in the user's words."""
     for name, value in flat(config).items():
         if isinstance(value, int | float) and not value >= 0:
-            raise ConfigError(f"{where}: {name} = {value}: must not be negative")
-        if name in positive and not value > 0:
-            raise ConfigError(f"{where}: {name} = {value}: must be more than 0")
-        if isinstance(value, float) and value in (float("inf"),):
-            raise ConfigError(f"{where}: {name} = {value}: must be finite")
+            yield (name,), f"{name} = {value}: must not be negative"
+        if name in _POSITIVE and not value > 0:
+            yield (name,), f"{name} = {value}: must be more than 0"
+        if value == math.inf:
+            yield (name,), f"{name} = {value}: must be finite"
     if config.seed >= 2**63:
-        raise ConfigError(f"{where}: seed = {config.seed}: must be below 2^63")
-    if config.generator.features < COLOURS:
-        raise ConfigError(
-            f"{where}: generator.features = {config.generator.features}: must be at least {COLOURS},"
-            " one for each colour"
+        yield ("seed",), f"seed = {config.seed}: must be below 2^63"
+    features = config.generator.features
+    if features < COLOURS:
+        yield (
+            ("generator.features",),
+            f"generator.features = {features}: must be at least {COLOURS}, one for each colour",
         )
     if config.batch_size > config.epoch_patches:
-        raise ConfigError(
-            f"{where}: batch_size {config.batch_size} is more than epoch_patches {config.epoch_patches};"
-            " an epoch needs one step"
+        yield (
+            ("batch_size", "epoch_patches"),
+            f"batch_size {config.batch_size} is more than epoch_patches {config.epoch_patches};"
+            " an epoch needs one step",
         )
-    if not (config.optim.beta1 < 1 and config.optim.beta2 < 1):
-        raise ConfigError(f"{where}: optim.beta1 and optim.beta2 must be below 1")
+    for name, beta in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
+        if not beta < 1:
+            yield (name,), f"{name} = {beta}: must be below 1"
 
 
-def _leaves(table: Table, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(table: Table, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested tables."""
     for key, value in table.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def _toml_value(value: Any) -> str:  # noqa: ANN401  any leaf of the configuration
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return repr(value)
 
 
 assert get_args(Stage) == STAGES

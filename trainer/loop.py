@@ -14,13 +14,21 @@ import torch
 from shards import __version__
 from shards.errors import Stopped, UsrganError
 from shards.reader import Dataset, SplitReader
-from trainer.checkpoint import check_same_run, load_last, save_best, save_last
-from trainer.config import Config, Stage, differences, flat
+from trainer.checkpoint import (
+    best_file,
+    check_same_run,
+    final_file,
+    forget_lost_best,
+    load_last,
+    save_last,
+    save_weights,
+)
+from trainer.config import Config, Stage, flat
 from trainer.data import batches, to_float
+from trainer.log import EpochLog, header, note_of
 from trainer.optim import learning_rate, set_learning_rate, update_average
 from trainer.run import (
     append_metrics,
-    describe_device,
     rewind_metrics,
     use_bf16,
     write_header,
@@ -28,7 +36,7 @@ from trainer.run import (
 )
 from trainer.state import TrainState, build_state, restore, start_from
 from trainer.steps import STEPS
-from trainer.validate import sample_strip, validate, validate_bicubic
+from trainer.validate import sample_strip, validate
 from trainer.weights import load_matching
 
 BEST_METRICS = ("psnr_y", "ssim_y")
@@ -81,12 +89,18 @@ def train_stage(job: Job) -> TrainState:
         check_same_run(position, config, run=run, dataset_sha256=manifest.dataset_sha256)
         restore(state, tensors)
         state.patches_seen, state.best = position.patches_seen, dict(position.best)
-        rewind_metrics(run, stage=job.stage, patches_seen=state.patches_seen)
-    elif job.init is not None:
-        start_from(state, load_matching(job.init, config.generator, scale=manifest.scale))
+    else:
+        if best_file(run, "psnr_y", job.stage).exists():
+            job.warn(f"{run}: has no checkpoint to go on from; stage {job.stage} starts anew")
+        if job.init is not None:
+            start_from(state, load_matching(job.init, config.generator, scale=manifest.scale))
+    rewind_metrics(run, stage=job.stage, patches_seen=state.patches_seen)
     if state.patches_seen >= config.total_patches:
         job.say(f"stage {job.stage}: done before ({state.patches_seen:,} patches)")
+        if not final_file(run, job.stage).exists():
+            save_weights(final_file(run, job.stage), state, _metadata(job, state, {}))
         return state
+    forget_lost_best(run, state, warn=job.warn)
     stream = batches(
         train,
         seed=config.seed,
@@ -97,12 +111,17 @@ def train_stage(job: Job) -> TrainState:
     write_header(
         run, stage=job.stage, config=config, preset=job.preset, manifest=manifest, device=device
     )
-    _say_header(job, state, len(train), len(val))
+    for line in header(
+        job.stage, config, job.paper, state, job.dataset, device=device, start=job.init
+    ):
+        job.say(line)
+    if job.stage == "gan" and config.content.features == "random":
+        job.warn("content.features is random: the content loss compares untrained features")
 
     # steps
     step, bf16 = STEPS[job.stage], use_bf16(config, device)
     epoch = config.iterations_per_epoch * config.batch_size
-    log = _EpochLog()
+    log = EpochLog()
     state.generator.train()
     with (
         job.progress(
@@ -144,8 +163,8 @@ def train_stage(job: Job) -> TrainState:
                 if _validation_due(state.patches_seen // epoch, config, val, done=done):
                     row |= _validate_and_keep_best(job, state, val)
                 append_metrics(run, row)
-                note = _note(row)
-                log = _EpochLog()
+                note = note_of(row)
+                log = EpochLog()
 
             # checkpoint
             stopping = job.stop_requested()
@@ -157,31 +176,8 @@ def train_stage(job: Job) -> TrainState:
                     f"{run}: saved at {state.patches_seen:,} of {config.total_patches:,} patches of stage"
                     f" {job.stage}; run the same command again to go on"
                 )
+    save_weights(final_file(run, job.stage), state, _metadata(job, state, {}))
     return state
-
-
-class _EpochLog:
-    """How long the steps of an epoch took in this process; the losses lie in the state."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.waited = 0.0
-        self.steps = 0
-
-    def row(self, state: TrainState, config: Config) -> dict[str, float | int | str]:
-        """A line of `metrics.jsonl`: means over the epoch, read from the device here and only here."""
-        steps = config.iterations_per_epoch
-        means = {name: (value / steps).item() for name, value in state.losses.items()}
-        seconds = time.perf_counter() - self.started
-        return {
-            "stage": state.stage,
-            "epoch": state.patches_seen // (steps * config.batch_size),
-            "patches_seen": state.patches_seen,
-            **{f"loss_{name}": value for name, value in means.items()},
-            "lr": state.optimizer.param_groups[0]["lr"],
-            "patches_per_s": self.steps * config.batch_size / seconds,
-            "data_wait": self.waited / seconds,
-        }
 
 
 def _set_learning_rates(state: TrainState, config: Config) -> None:
@@ -211,7 +207,8 @@ def _validate_and_keep_best(job: Job, state: TrainState, val: SplitReader) -> di
     for metric in BEST_METRICS:
         if found[metric] > state.best.get(metric, -math.inf):
             state.best[metric] = found[metric]
-            save_best(job.run, state, metric=metric, metadata=_metadata(job, state, found))
+            path = best_file(job.run, metric, state.stage)
+            save_weights(path, state, _metadata(job, state, found))
     picture = sample_strip(state.output, val, device=job.device)
     write_sample(job.run, stage=state.stage, patches_seen=state.patches_seen, picture=picture)
     return {f"val_{name}": value for name, value in found.items()}
@@ -241,33 +238,3 @@ def _check_finite(row: dict[str, float | int | str], *, run: Path) -> None:
                 f"{run}: {name} is {value} at {row['patches_seen']:,} patches; the checkpoints are intact:"
                 " lower optim.lr, raise optim.warmup_patches, or train with precision fp32, in another --out"
             )
-
-
-def _note(row: dict[str, float | int | str]) -> str:
-    shown = {"loss_pixel": "L1", "loss_adversarial": "adv", "loss_discriminator": "D"}
-    parts = [f"{short} {row[name]:.4f}" for name, short in shown.items() if name in row]
-    if "val_psnr_y" in row:
-        parts.append(f"val {row['val_psnr_y']:.2f} dB / {row['val_ssim_y']:.4f}")
-    return "epoch {} · {}".format(row["epoch"], " · ".join(parts))
-
-
-def _say_header(job: Job, state: TrainState, train: int, val: int) -> None:
-    config = job.config
-    weights = sum(parameter.numel() for parameter in state.generator.parameters())
-    precision = "bf16" if use_bf16(config, job.device) else "fp32"
-    job.say(
-        f"stage {job.stage}: {weights:,} generator weights on {describe_device(job.device)}, {precision};"
-        f" {train:,} training and {val:,} held-out patches ({job.dataset.manifest.dataset_sha256[:12]})"
-    )
-    if val:
-        bicubic = validate_bicubic(job.dataset.split("val"), patches=config.validation.patches)
-        job.say(f"  to beat: bicubic {bicubic['psnr_y']:.2f} dB / {bicubic['ssim_y']:.4f} on Y")
-    if state.patches_seen:
-        job.say(f"  going on at {state.patches_seen:,} patches")
-    elif job.init is not None:
-        job.say(f"  starting from {job.init}")
-    if job.stage == "gan" and config.content.features == "random":
-        job.warn("content.features is random: the content loss compares untrained features")
-    for name, (ours, papers) in differences(config, job.paper).items():
-        if not name.startswith(("data.", "validation.", "checkpoint.", "seed")):
-            job.say(f"  deviates from the paper: {name} = {ours} (paper: {papers})")

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shards.errors import DamagedData, UsageError
+from shards.errors import UsageError
 from trainer.networks.vgg import Activation, InputRange, VGGFeatures, layer_names
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
@@ -112,8 +112,9 @@ def _read_vgg19(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UsageError(f"--vgg {path}: there is no such file; check the path") from None
     except Exception as error:  # whatever unpickling a foreign file raises
-        raise DamagedData(
-            f"--vgg {path}: cannot be read ({type(error).__name__}); download it again"
+        raise UsageError(
+            f"--vgg {path}: is no PyTorch file that can be read ({type(error).__name__});"
+            " name torchvision's VGG-19 weights, or download them again"
         ) from error
     if not isinstance(stored, dict):
         raise UsageError(f"--vgg {path}: holds no state dict; name torchvision's VGG-19 file")

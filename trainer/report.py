@@ -64,7 +64,7 @@ def write_report(run: Path) -> Path:
         f"<title>{html.escape(name)}</title><style>{STYLE}</style>{''.join(body)}</html>\n"
     )
     path = run / "report.html"
-    files.write_file(path, page.encode())
+    files.write_file(path, page.encode(errors="backslashreplace"))
     return path
 
 

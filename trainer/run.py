@@ -24,9 +24,12 @@ from shards import __version__, files, png, resize
 from shards.errors import ConfigError, UsageError
 from shards.manifest import Manifest
 from shards.png import RGB8
-from trainer.config import STAGES, Config, Stage, load_config, stages_to_toml
+from trainer.config import STAGES, Config, Stage, load_config
+from trainer.toml import stages_to_toml
 
 METRICS = "metrics.jsonl"
+_ALWAYS = {"stage", "epoch", "patches_seen", "patches_per_s", "data_wait"}
+"""What each line of it holds."""
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -100,12 +103,14 @@ def write_header(
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of `metrics.jsonl`; a line that a crash cut off is left out."""
+    """All lines of `metrics.jsonl`; a line that a crash cut off, or that is none of ours, is left out."""
     path = run / METRICS
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and row.keys() >= _ALWAYS:
+                rows.append(row)
     return rows
 
 
@@ -118,9 +123,10 @@ def rewind_metrics(run: Path, *, stage: Stage, patches_seen: int) -> None:
     """Drop what a killed run logged after the checkpoint that is resumed from."""
     rows = read_metrics(run)
     kept = [row for row in rows if row["stage"] != stage or row["patches_seen"] <= patches_seen]
-    if len(kept) < len(rows):
-        content = "".join(json.dumps(row) + "\n" for row in kept)
-        files.write_file(run / METRICS, content.encode())
+    content = "".join(json.dumps(row) + "\n" for row in kept).encode()
+    path = run / METRICS
+    if path.is_file() and path.read_bytes() != content:
+        files.write_file(path, content)
 
 
 def write_sample(run: Path, *, stage: Stage, patches_seen: int, picture: RGB8) -> None:

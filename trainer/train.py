@@ -12,11 +12,12 @@ import torch
 from shards import files
 from shards.errors import UsageError
 from shards.reader import open_dataset
-from trainer.checkpoint import best_file, has_last
+from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config import PAPER, Config, Stage, load_config
 from trainer.data import steps_per_pass
 from trainer.loop import Job, train_stage
 from trainer.losses import build_content_features
+from trainer.memory import within_memory
 from trainer.report import write_report
 from trainer.run import choose_device
 from trainer.weights import load_matching
@@ -42,6 +43,7 @@ def train(
     Everything that can be wrong with options, data and weights is found before the first step and
     before anything is written.
     """
+    files.check_folder(run, option="--out")
     chosen = choose_device(device)
     dataset = open_dataset(shards)
     with_val = len(dataset.split("val")) > 0
@@ -49,13 +51,13 @@ def train(
         steps_per_pass(len(dataset.split("train")), config.batch_size)
         if stage == "gan":
             build_content_features(config.content, weights=content_weights)
-            if "psnr" not in stages:
-                _gan_start(run, init)
+            if "psnr" not in stages and not has_last(run, "gan"):
+                _gan_start(run, init, warn)
     if init is not None:
         load_matching(init, next(iter(stages.values())).generator, scale=dataset.manifest.scale)
     if not with_val:
         warn(
-            f"{shards}: has no held-out patches, so nothing can be validated and no best weights are kept"
+            f"{shards}: has no held-out patches, so nothing can be validated; the final weights are kept"
         )
     if dry_run:
         return {"run": str(run), "stages": [], "device": str(chosen)}
@@ -67,7 +69,7 @@ def train(
         for stage, config in stages.items():
             start = init
             if stage == "gan" and not has_last(run, "gan"):
-                start = init if "psnr" not in stages and init else _gan_start(run, None)
+                start = _gan_start(run, None if "psnr" in stages else init, warn)
             job = Job(
                 run=run,
                 stage=stage,
@@ -83,14 +85,17 @@ def train(
                 progress=progress,
                 stop_requested=stop_requested,
             )
-            state = train_stage(job)
+            with within_memory(
+                str(run), fix="use a smaller batch_size; the checkpoints are intact"
+            ):
+                state = train_stage(job)
             results.append(
                 {"stage": stage, "patches_seen": state.patches_seen, "best": dict(state.best)}
             )
             del state
             torch.cuda.empty_cache()
         report = write_report(run)
-    weights = best_file(run, "psnr_y", list(stages)[-1])
+    weights = weights_of(run, list(stages)[-1], warn=warn)
     return {
         "run": str(run),
         "stages": results,
@@ -100,12 +105,12 @@ def train(
     }
 
 
-def _gan_start(run: Path, init: Path | None) -> Path:
+def _gan_start(run: Path, init: Path | None, warn: Callable[[str], None]) -> Path:
     """The weights that stage `gan` starts from."""
-    path = init or best_file(run, "psnr_y", "psnr")
-    if not path.is_file():
+    path = init or weights_of(run, "psnr", warn=warn)
+    if path is None or not path.is_file():
         raise UsageError(
-            f"{path}: stage gan starts from these weights and they are not there;"
+            f"{path or best_file(run, 'psnr_y', 'psnr')}: stage gan starts from these weights and they are not there;"
             " run --stage psnr or both first, or give --init FILE"
         )
     return path

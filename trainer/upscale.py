@@ -13,15 +13,17 @@ import numpy as np
 import torch
 
 from shards import files, png
-from shards.errors import Stopped, UsageError, UsrganError
+from shards.errors import Stopped, UsageError, UsrganError, WriteFailed
 from shards.photos import Photo, RejectedPhoto, looks_like_photo, read_photo
 from shards.png import RGB8
+from trainer.memory import within_memory
 from trainer.tiles import upscale_tiled
 from trainer.weights import Loaded
 
 DEFAULT_TILE = 256
 DEFAULT_OVERLAP = 32
 WRITABLE = {".png", ".jpg", ".jpeg", ".webp"}
+_OTHERS = {".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".exr", ".psd"}
 JPEG_QUALITY = 95
 TRANSPARENT = "has transparent pixels, which come later; flatten it"
 
@@ -52,7 +54,8 @@ def plan(inputs: Sequence[str], output: Path, *, recursive: bool) -> list[Task]:
             picture, or two pictures would get the same place.
     """
     one_file = output.suffix.lower() in WRITABLE and not output.is_dir()
-    if looks_like_photo(output.name) and not one_file and not output.is_dir():
+    picture = looks_like_photo(output.name) or output.suffix.lower() in _OTHERS
+    if picture and not one_file and not output.is_dir():
         raise UsageError(f"-o {output}: write .png, .jpg or .webp, or name a folder")
     if output.is_file() and not one_file:
         raise UsageError(f"-o {output}: is a file; name a folder, or a .png, .jpg or .webp file")
@@ -95,6 +98,7 @@ def upscale_all(
 
     Raises:
         Stopped: on request, after the picture under way.
+        WriteFailed: the disk is full, or the like.
     """
     for task in tasks:
         if stopping():
@@ -123,9 +127,12 @@ def _upscale(task: Task, upscaler: Callable[[RGB8], RGB8], *, overwrite: bool) -
         photo = read_photo(task.source)
         if photo.bit_depth != 8:
             raise RejectedPhoto("MODE", "has 16 bits a channel, which comes later; convert it to 8")
-        sr = upscaler(photo.pixels)
+        with within_memory("it", fix="use a smaller --tile"):
+            sr = upscaler(photo.pixels)
         files.make_folder(task.target.parent)
         files.write_file(task.target, _encode(sr, photo, suffix=task.target.suffix.lower()))
+    except WriteFailed:  # the next one could not be written either
+        raise
     except UsrganError as error:
         transparent = isinstance(error, RejectedPhoto) and error.code == "ALPHA"
         return Result(source, target, "failed", TRANSPARENT if transparent else str(error))

@@ -13,7 +13,7 @@ import torch
 from shards import files
 from shards.errors import DamagedData, UsageError, WriteFailed
 from tests.trainer.test_resume import train
-from trainer.checkpoint import best_file, check_same_run, load_last, save_best, save_last
+from trainer.checkpoint import best_file, check_same_run, load_last, save_last, save_weights
 from trainer.config import Config, load_config
 from trainer.state import TrainState, build_state, restore, state_tensors
 from trainer.steps import gan_step
@@ -253,7 +253,8 @@ def test_no_flipped_bit_of_the_position_is_believed(tmp_path):
 
 def test_the_best_weights_are_the_averages_and_ready_to_upscale(tmp_path):
     state = trained()
-    path = save_best(tmp_path, state, metric="psnr_y", metadata={"stage": "gan", "scale": "4"})
+    path = best_file(tmp_path, "psnr_y", "gan")
+    save_weights(path, state, {"stage": "gan", "scale": "4"})
     assert path == best_file(tmp_path, "psnr_y", "gan")
     assert path.parts[-3:] == ("checkpoints", "best-psnr_y", "gan.safetensors")
     loaded = load_generator(path, device=torch.device("cpu"))

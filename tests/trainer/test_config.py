@@ -18,9 +18,8 @@ from trainer.config import (
     load_config,
     presets,
     presets_folder,
-    stages_to_toml,
-    to_toml,
 )
+from trainer.toml import stages_to_toml, to_toml
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -206,12 +205,16 @@ def test_an_empty_table_that_is_no_table_is_refused(text, tmp_path):
         ("epochs=many", "epochs: Expected `int`, got `str`"),
         ("epochs=2.5", "epochs: Expected `int`"),
         ("epochs=true", "epochs: Expected `int`, got `bool`"),
-        ("generator.norm=layer", "generator.norm: Invalid enum value 'layer'"),
+        (
+            "generator.norm=layer",
+            "--set generator.norm=layer: generator.norm: Invalid enum value 'layer'; choose one of batch, none",
+        ),
         ("precision=fp16", "precision: Invalid enum value 'fp16'"),
         ("generator.architecture=swinir", "generator.architecture: Invalid"),
         ("epochs=2020-01-01", "epochs: Expected `int`"),
         ("epochs=[1]", "epochs: Expected `int`, got `array`"),
-        ("epochs=0", "epochs = 0: must be more than 0"),
+        ("epochs=0", "--set epochs=0: epochs = 0: must be more than 0"),
+        ("psnr=3", "--set psnr=3: write key=value"),
         ("batch_size=0", "batch_size = 0: must be more than 0"),
         ("generator.blocks=0", "generator.blocks = 0: must be more than 0"),
         ("generator.growth=0", "generator.growth = 0: must be more than 0"),
@@ -221,7 +224,7 @@ def test_an_empty_table_that_is_no_table_is_refused(text, tmp_path):
         ("seed=-1", "seed = -1: must not be negative"),
         ("optim.lr=nan", "optim.lr = nan"),
         ("loss.content=inf", "loss.content = inf: must be finite"),
-        ("optim.beta2=1", "optim.beta1 and optim.beta2 must be below 1"),
+        ("optim.beta2=1", "--set optim.beta2=1: optim.beta2 = 1.0: must be below 1"),
         ("seed=9223372036854775808", "must be below 2^63"),
         ("generator.features=2", "generator.features = 2: must be at least 3"),
         ("batch_size=4096", "batch_size 4096 is more than epoch_patches 2368"),

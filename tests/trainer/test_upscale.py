@@ -131,7 +131,7 @@ def test_the_report_says_what_became_of_each_picture(model):
 def test_a_report_that_cannot_be_written_is_said_before_the_work(model):
     Path("report").mkdir()
     failed = run(picture("a.png"), "-o", "out", "--model", model, "--report", "report", code=2)
-    assert "--report report: is a folder" in failed.stderr.splitlines()[-1]
+    assert "--report report: is no .json file" in failed.stderr.splitlines()[-1]
     assert not Path("out").exists()
 
 

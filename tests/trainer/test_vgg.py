@@ -196,7 +196,7 @@ def test_what_is_no_state_dict_is_refused(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     assert "holds no state dict" in refusal(ContentConfig(), tmp_path / "list.pth")
     (tmp_path / "text.pth").write_text("hello")
-    assert "cannot be read" in refusal(ContentConfig(), tmp_path / "text.pth")
+    assert "is no PyTorch file" in refusal(ContentConfig(), tmp_path / "text.pth")
 
 
 def test_a_pickle_runs_no_code(tmp_path):

@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from shards import console
+from shards import console, files
 from shards.errors import UsageError
 from shards.progress import progress
 
@@ -67,6 +67,13 @@ def eval_main(
         raise UsageError("--hr: name a folder of HR pictures, or --shards a data set")
     if lrs and len(lrs) != len(hrs):
         raise UsageError(f"--lr: {len(lrs)} given for {len(hrs)} --hr; give one for each or none")
+    if strips:
+        files.check_folder(strips, option="--strips")
+        for folder in (*hrs, *lrs):
+            if strips.resolve().is_relative_to(folder.resolve()):
+                raise UsageError(
+                    f"--strips {strips}: lies in {folder}, whose pictures are scored; name another folder"
+                )
     rows: list[Row] = []
     upscalers, factor = _upscalers(models, scale, device)
     entries = [*((name, bicubic(factor)) for name in dict.fromkeys(baselines)), *upscalers]

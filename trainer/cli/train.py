@@ -93,7 +93,8 @@ def train_main(
     Stage psnr learns to reconstruct, stage gan to look real. A run that was stopped or killed goes
     on when the same command is run again.
     """
-    from trainer.config import STAGES, load_config, stages_to_toml
+    from trainer.config import STAGES, load_config
+    from trainer.toml import stages_to_toml
 
     if report_of is not None:
         from trainer.report import write_report
@@ -122,7 +123,7 @@ def train_main(
         result = train(
             run=run,
             stages=configs,
-            preset=preset,
+            preset=console.printable(preset),
             shards=shards,
             device=device,
             init=init,

@@ -65,8 +65,8 @@ def upscale_main(
     from trainer.upscale import picture_upscaler, plan, upscale_all
     from trainer.weights import load_generator
 
-    if report is not None and report.is_dir():
-        raise UsageError(f"--report {report}: is a folder; name a .json file")
+    if report is not None and (report.is_dir() or report.suffix.lower() != ".json"):
+        raise UsageError(f"--report {report}: is no .json file; name one")
     tasks = plan(inputs, output, recursive=recursive)
     chosen = choose_device(device)
     loaded = load_generator(model, device=chosen)
@@ -91,8 +91,9 @@ def upscale_main(
             _finish(results, report, as_json=as_json)
     failed = [result for result in results if result.status == "failed"]
     if failed:
+        rest = f"; the rest is in {output}" if len(failed) < len(tasks) else ""
         raise UsrganError(
-            f"{len(failed)} of {len(tasks)} pictures could not be upscaled; the rest is in {output}"
+            f"{len(failed)} of {len(tasks)} pictures could not be upscaled, for the reasons above{rest}"
         )
 
 

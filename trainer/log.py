@@ -1,0 +1,79 @@
+"""What a stage tells: its header, a row of `metrics.jsonl` per epoch, and a note behind the bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from shards.reader import Dataset
+from trainer.config import Config, Stage, differences
+from trainer.run import describe_device, use_bf16
+from trainer.state import TrainState
+from trainer.validate import validate_bicubic
+
+
+def header(
+    stage: Stage,
+    config: Config,
+    paper: Config,
+    state: TrainState,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    start: Path | None,
+) -> Iterator[str]:
+    """What a stage says before its first step: the network, the data, and each deviation from the paper."""
+    val = dataset.split("val")
+    weights = sum(parameter.numel() for parameter in state.generator.parameters())
+    precision = "bf16" if use_bf16(config, device) else "fp32"
+    yield (
+        f"stage {stage}: {weights:,} generator weights on {describe_device(device)}, {precision};"
+        f" {len(dataset.split('train')):,} training and {len(val):,} held-out patches"
+        f" ({dataset.manifest.dataset_sha256[:12]})"
+    )
+    if len(val):
+        bicubic = validate_bicubic(val, patches=config.validation.patches)
+        yield f"  to beat: bicubic {bicubic['psnr_y']:.2f} dB / {bicubic['ssim_y']:.4f} on Y"
+    if state.patches_seen:
+        yield f"  going on at {state.patches_seen:,} patches"
+    elif start is not None:
+        yield f"  starting from {start}"
+    for name, (ours, papers) in differences(config, paper).items():
+        if not name.startswith(("data.", "validation.", "checkpoint.", "seed")):
+            yield f"  deviates from the paper: {name} = {ours} (paper: {papers})"
+
+
+class EpochLog:
+    """How long the steps of an epoch took in this process; the losses lie in the state."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.waited = 0.0
+        self.steps = 0
+
+    def row(self, state: TrainState, config: Config) -> dict[str, float | int | str]:
+        """A line of `metrics.jsonl`: means over the epoch, read from the device here and only here."""
+        steps = config.iterations_per_epoch
+        means = {name: (value / steps).item() for name, value in state.losses.items()}
+        seconds = time.perf_counter() - self.started
+        return {
+            "stage": state.stage,
+            "epoch": state.patches_seen // (steps * config.batch_size),
+            "patches_seen": state.patches_seen,
+            **{f"loss_{name}": value for name, value in means.items()},
+            "lr": state.optimizer.param_groups[0]["lr"],
+            "patches_per_s": self.steps * config.batch_size / seconds,
+            "data_wait": self.waited / seconds,
+        }
+
+
+def note_of(row: dict[str, float | int | str]) -> str:
+    """A row in a few words."""
+    shown = {"loss_pixel": "L1", "loss_adversarial": "adv", "loss_discriminator": "D"}
+    parts = [f"{short} {row[name]:.4f}" for name, short in shown.items() if name in row]
+    if "val_psnr_y" in row:
+        parts.append(f"val {row['val_psnr_y']:.2f} dB / {row['val_ssim_y']:.4f}")
+    return "epoch {} · {}".format(row["epoch"], " · ".join(parts))
