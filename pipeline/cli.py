@@ -73,6 +73,10 @@ def cores() -> int:
     help="Whose antialiased bicubic makes LR: pillow is fast, matlab equals imresize bit for bit.",
 )  # fmt: skip
 @click.option(
+    "--degrade", type=click.Choice(["bicubic", "realesrgan"]), default="bicubic", show_default=True,
+    help="LR of clean photos, or blurred, noisy and compressed as in Real-ESRGAN, each patch in its own way.",
+)  # fmt: skip
+@click.option(
     "--lr-from", type=click.Choice(["image", "patch"]), default="image", show_default=True,
     help="Downscale the whole photo and cut, or each patch by itself.",
 )  # fmt: skip

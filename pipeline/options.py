@@ -36,6 +36,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Distance of the patches of a regular grid, pixels; 0 for random positions."""
     kernel: Kernel = "pillow"
     """Whose antialiased bicubic makes LR."""
+    degrade: Literal["bicubic", "realesrgan"] = "bicubic"
+    """LR as it is taught from photos that are clean, or blurred, noisy and compressed (`degrade`)."""
     lr_from: Literal["image", "patch"] = "image"
     """Downscale the whole photo and cut (the paper's decoupled way), or each patch by itself."""
     codec: Codec = "png"
@@ -114,8 +116,17 @@ def check_options(options: Options) -> None:
 
 
 def _check_partners(options: Options) -> None:
-    """What cannot be had together with official LR images."""
+    """What cannot be had together with official LR images, or with degraded ones."""
+    if options.degrade != "bicubic" and options.kernel != "pillow":
+        raise UsageError(
+            "--degrade realesrgan: resizes in its own ways, so leave out --kernel matlab"
+        )
+    if options.degrade != "bicubic" and options.lr_from == "patch":
+        raise UsageError(
+            "--degrade realesrgan: cuts LR patches out of larger ones; leave out --lr-from"
+        )
     clashes = {
+        "--degrade realesrgan": options.degrade != "bicubic",
         "--kernel matlab": options.kernel != "pillow",
         "--lr-from patch": options.lr_from == "patch",
         "--pre-scale": options.pre_scale < 1,

@@ -11,7 +11,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from pipeline.degrade import describe
 from pipeline.options import Options
+from pipeline.patches import degradation_key
 from pipeline.plan import Plan, Shard, Source
 from pipeline.spill import Rows, spill_name
 from shards import files, writer
@@ -57,10 +59,13 @@ def _samples(work: Path, shard: Shard, options: Options) -> Iterator[tuple[Sampl
         photo = photos[row["source"]]
         x, y = int(row["x"]), int(row["y"])
         spread, gradient = float(row["luma_std"]), float(row["gradient"])
-        flags = (photo.blockiness, photo.pre_scale) if options.flags_blocks else ()
         info = SampleInfo(
-            gradient, spread, options.scale, shard.split, photo.name, photo.sha256, x, y, *flags
+            gradient, spread, options.scale, shard.split, photo.name, photo.sha256, x, y
         )
+        if options.flags_blocks:
+            info.blockiness, info.pre_scale = photo.blockiness, photo.pre_scale
+        if options.degrade == "realesrgan":
+            info.degradation = describe(degradation_key(options.seed, photo.pixels, x, y))
         sample = Sample(shard.first + number, hr, encode_info(info), lr)
         yield sample, Row(photo.name, x, y, spread, gradient)
 

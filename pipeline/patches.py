@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.degrade import MARGIN, degrade
 from pipeline.options import FLAT, Options
 from shards import codec, resize
 from shards.png import RGB8
@@ -43,7 +44,8 @@ def cut_photo(
     scale, size = options.scale, options.stored_size
     hr = resize.crop_to_multiple(image, scale=scale)
     lr = official
-    if lr is None and options.lr_from == "image":
+    degraded = options.degrade == "realesrgan"
+    if lr is None and options.lr_from == "image" and not degraded:
         lr = resize.downscale(hr, scale=scale, kernel=options.kernel)
     luma = np.asarray(cv2.cvtColor(hr, cv2.COLOR_RGB2GRAY), np.uint8)
     for x, y in positions(hr.shape[1], hr.shape[0], pixels, options):
@@ -52,7 +54,9 @@ def cut_photo(
         if not kept(spread, place, options):
             continue
         patch = np.ascontiguousarray(hr[y : y + size, x : x + size])
-        if lr is None:
+        if degraded:
+            small = _degraded(hr, x, y, options, degradation_key(options.seed, pixels, x, y))
+        elif lr is None:
             small = resize.downscale(patch, scale=scale, kernel=options.kernel)
         else:
             left, top, side = x // scale, y // scale, size // scale
@@ -66,6 +70,21 @@ def cut_photo(
             codec.encode(patch, options.codec),
             codec.encode(small, options.codec),
         )
+
+
+def degradation_key(seed: int, pixels: str, x: int, y: int) -> str:
+    """What the degradation of a patch follows from."""
+    return f"{seed} {pixels} {x} {y}"
+
+
+def _degraded(hr: RGB8, x: int, y: int, options: Options, key: str) -> RGB8:
+    """LR of a patch, degraded together with what lies around it."""
+    scale, size = options.scale, options.stored_size
+    left, top = max(0, x - MARGIN * scale), max(0, y - MARGIN * scale)
+    region = hr[top : y + size + MARGIN * scale, left : x + size + MARGIN * scale]
+    made = degrade(region, scale=scale, key=key)
+    row, column, side = (y - top) // scale, (x - left) // scale, size // scale
+    return np.ascontiguousarray(made[row : row + side, column : column + side])
 
 
 def kept(luma_std: float, place: int, options: Options) -> bool:

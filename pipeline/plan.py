@@ -26,6 +26,7 @@ class Source(msgspec.Struct, frozen=True):
 
     name: str
     sha256: str
+    pixels: str
     split: str
     blockiness: float = 1.0
     pre_scale: float = 1.0
@@ -87,8 +88,7 @@ def make_plan(
     rejects += excluded + similar
     splits = _split(kept, alike, options, val_names)
     photos = [
-        Source(photo.name, photo.sha256, splits[photo.name], photo.blockiness, photo.pre_scale)
-        for photo in kept
+        Source(p.name, p.sha256, p.pixels, splits[p.name], p.blockiness, p.pre_scale) for p in kept
     ]
     rows = _placed(spills, photos)
     pixels = np.array([photo.pixels for photo in kept], np.str_)

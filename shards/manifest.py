@@ -80,7 +80,7 @@ class Manifest(msgspec.Struct, frozen=True):
         return self.crop_size or self.hr_size
 
 
-class SampleInfo(msgspec.Struct, frozen=True):
+class SampleInfo(msgspec.Struct):
     """The JSON of one sample: fixed keys, fixed types, no nulls."""
 
     gradient: float
@@ -99,6 +99,8 @@ class SampleInfo(msgspec.Struct, frozen=True):
     """How much the photo showed its JPEG's blocks, if that was measured; about 1 if it did not."""
     pre_scale: float | UnsetType = UNSET
     """What the photo was scaled by before it was cut (x and y are of the scaled one), with `blockiness`."""
+    degradation: str | UnsetType = UNSET
+    """How LR was degraded, in words and numbers, where it is no plain bicubic."""
 
 
 def encode_info(info: SampleInfo) -> bytes:

@@ -170,6 +170,10 @@ def _card(manifest: Manifest) -> bytes:
         if split.shards
     )
     extension = EXTENSIONS[manifest.codec]
+    degraded = manifest.options.get("degrade", "bicubic") != "bicubic"
+    made = f"cut out of the antialiased bicubic ×1/{manifest.scale} of the whole photo"
+    if degraded:
+        made = "blurred, resized, noisy and compressed twice over, as the JSON says"
     hr, lr = manifest.hr_size, manifest.hr_size // manifest.scale
     rows = "".join(
         f"| {name} | {getattr(manifest.photos, name):,} | {split.samples:,} | {len(split.shards):,} |\n"
@@ -187,13 +191,13 @@ tags:
 
 # Patch pairs for ×{manifest.scale} super-resolution
 
-Each sample is `KEY.hr.{extension}` ({hr}×{hr} RGB), `KEY.lr.{extension}` ({lr}×{lr}, cut out of the antialiased
-bicubic ×1/{manifest.scale} of the whole photo) and `KEY.json` (photo, position, detail).
+Each sample is `KEY.hr.{extension}` ({hr}×{hr} RGB), `KEY.lr.{extension}` ({lr}×{lr},
+{made}) and `KEY.json` (photo, position, detail).
 
 | split | photos | pairs | shards |
 |---|---|---|---|
 {rows}
-LR made by {manifest.resize.implementation} {manifest.resize.version}, kernel `{manifest.resize.kernel}`.
+Resized by {manifest.resize.implementation} {manifest.resize.version}, kernel `{manifest.resize.kernel}`.
 Data set `{manifest.dataset_sha256}`, written by {manifest.created_by}.
 
     inspect-shards verify .
