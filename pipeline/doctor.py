@@ -85,7 +85,7 @@ def _opencv_alone() -> Check:
 
 
 def _libraries() -> Check:
-    found = _installed("numpy", "simplejpeg", "isal", "webdataset")
+    found = _installed("numpy", "simplejpeg", "isal")
     return Check(
         "what the bytes depend on", "good", ", ".join(f"{n} {v}" for n, v in found.items())
     )

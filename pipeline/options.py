@@ -145,7 +145,7 @@ def described(options: Options) -> dict[str, Option]:
 def libraries() -> dict[str, str]:
     """The versions that the written bytes depend on."""
     flavour, version = resize.implementation()
-    names = ("isal", "numpy", "simplejpeg", "webdataset")
+    names = ("isal", "numpy", "simplejpeg")
     found = {name: importlib.metadata.version(name) for name in names}
     return dict(sorted((found | {"opencv": cv2.__version__, flavour: version}).items()))
 

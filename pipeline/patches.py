@@ -126,12 +126,15 @@ def detail(luma: npt.NDArray[np.uint8]) -> tuple[float, float]:
 
     Sums of integers, so that every processor gets the same digits.
     """
-    values = luma.astype(np.float64).ravel()  # whole numbers, and so are their sums below 2**53
-    total, squares = int(values.sum()), int(values @ values)
+    luma = np.ascontiguousarray(luma)
+    total, squares = (
+        int(cv2.sumElems(luma)[0]),
+        int(cv2.norm(luma, cv2.NORM_L2SQR)),
+    )  # exact below 2**53
     down, across = cv2.absdiff(luma[1:], luma[:-1]), cv2.absdiff(luma[:, 1:], luma[:, :-1])
     steps = int(cv2.sumElems(down)[0]) + int(cv2.sumElems(across)[0])
-    pairs = 2 * values.size - sum(luma.shape)
-    spread = (values.size * squares - total * total) ** 0.5 / values.size
+    pairs = 2 * luma.size - sum(luma.shape)
+    spread = (luma.size * squares - total * total) ** 0.5 / luma.size
     return round(spread, 3), round(steps / pairs, 3)
 
 

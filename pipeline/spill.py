@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
 from pipeline.admit import admit
 from pipeline.options import Options
@@ -110,7 +110,7 @@ def write_spill(
     at = 0
     with files.replacing(work / f"{spill_name(chunk)}.bin") as stream:
         for row, (rank, number, x, y, spread, gradient, hr, lr) in enumerate(cuts):
-            checksum = zlib.crc32(lr, zlib.crc32(hr))
+            checksum = isal_zlib.crc32(lr, isal_zlib.crc32(hr))
             rows[row] = (rank, number, x, y, spread, gradient, at, len(hr), len(lr), checksum)
             stream.write(hr)
             stream.write(lr)

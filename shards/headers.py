@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from isal import isal_zlib
+
 from shards.png import SIGNATURE
 
 Kind = Literal["JPEG", "PNG", "WebP", "TIFF", "BMP"]
@@ -126,7 +128,7 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         if at + 12 + length > len(content):
             raise BadHeader("CUT_OFF", f"ends inside its {kind.decode()} chunk")
         body = content[at + 8 : at + 8 + length]
-        if zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(
+        if isal_zlib.crc32(body, isal_zlib.crc32(kind)) != int.from_bytes(
             content[at + 8 + length : at + 12 + length], "big"
         ):
             raise BadHeader("DAMAGED", f"has a wrong checksum in its {kind.decode()} chunk")

@@ -8,7 +8,6 @@ Format: https://www.w3.org/TR/png-3/ (§9.2 filter types, §11.2 critical chunks
 from __future__ import annotations
 
 import struct
-import zlib
 from typing import Any
 
 import cv2
@@ -111,10 +110,10 @@ def _deflate(data: memoryview, level: int) -> bytes:
 
 def _check_crc(content: bytes, at: int, length: int) -> None:
     stored = int.from_bytes(content[at + 8 + length : at + 12 + length], "big")
-    if zlib.crc32(memoryview(content)[at + 4 : at + 8 + length]) != stored:
+    if isal_zlib.crc32(memoryview(content)[at + 4 : at + 8 + length]) != stored:
         raise DamagedData(f"PNG checksum of {content[at + 4 : at + 8].decode('latin-1')} is wrong")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
-    crc = zlib.crc32(data, zlib.crc32(kind))
+    crc = isal_zlib.crc32(data, isal_zlib.crc32(kind))
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)

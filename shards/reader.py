@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import threading
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
+from isal import isal_zlib
 
 from shards import codec, index, tar
 from shards.errors import DamagedData, UsageError
@@ -87,7 +87,7 @@ class SplitReader:
             for part, name, size, crc in zip(
                 parts, self._parts, shard.size[row], shard.crc32[row], strict=True
             ):
-                if len(part) != size or zlib.crc32(part) != crc:
+                if len(part) != size or isal_zlib.crc32(part) != crc:
                     raise DamagedData(f"{name} has a wrong checksum")
         except DamagedData as error:
             raise self._damaged(number, key, str(error)) from None

@@ -54,8 +54,11 @@ def implementation(kernel: Kernel = "pillow") -> tuple[str, str]:
 
 
 def _bicubic(image: RGB8, *, height: int, width: int) -> RGB8:
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(resized, dtype=np.uint8)
+    given = Image.new(
+        "RGB", (image.shape[1], image.shape[0]), None
+    )  # fromarray would blacken it first
+    given.frombytes(np.ascontiguousarray(image).data)
+    return np.asarray(given.resize((width, height), Image.Resampling.BICUBIC), dtype=np.uint8)
 
 
 def _shrink_rows(image: RGB8, scale: int) -> RGB8:

@@ -1,6 +1,7 @@
-"""Strict USTAR: what a shard may look like, byte for byte.
+"""Strict USTAR: what a shard looks like, byte for byte, written and read.
 
-`tarfile` and webdataset stop silently at a bad header in mid-file and lose or mix samples; here
+What is written are the bytes of `webdataset.TarWriter(mtime=0, mode=0o444, user="", group="")`, a
+tenth of the work. `tarfile` and webdataset stop silently at a bad header in mid-file and lose or mix samples; here
 anything that our writer does not write is an error that names the byte. Layout of a header block:
 POSIX.1-2024, pax, "ustar Interchange Format".
 """
@@ -19,6 +20,12 @@ RECORD = 20 * BLOCK
 
 _NAME = re.compile(r"(\d{12})\.((?:hr|lr)\.(?:png|webp|npy)|json)")
 _ZEROS = bytes(BLOCK)
+_BLANK = bytearray(BLOCK)
+_BLANK[100:124] = b"0000444\x000000000\x000000000\0"
+_BLANK[136:147] = b"0" * 11
+_BLANK[156:157] = b"0"
+_BLANK[257:265] = b"ustar\x0000"
+_BLANK_SUM = sum(_BLANK) + 8 * 0x20
 
 
 class Member(NamedTuple):
@@ -48,6 +55,26 @@ def parts(extension: str) -> tuple[str, str, str]:
 def padded(size: int) -> int:
     """`size` rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
+
+
+def header(key: int, part: str, size: int) -> bytes:
+    """The block before a member: mode 444, no owner, no time."""
+    name, length = f"{key:012d}.{part}".encode(), b"%011o" % size
+    block = bytearray(_BLANK)
+    block[: len(name)] = name
+    block[124:135] = length
+    block[148:156] = b"%06o\0 " % (_BLANK_SUM + sum(name) + sum(length))
+    return bytes(block)
+
+
+def padding(size: int) -> bytes:
+    """The zeros behind `size` bytes of data."""
+    return bytes(-size % BLOCK)
+
+
+def trailer(length: int) -> bytes:
+    """The zeros behind the last of `length` bytes of members: two blocks, and up to a whole record."""
+    return bytes(2 * BLOCK + -(length + 2 * BLOCK) % RECORD)
 
 
 def parse_member(content: memoryview, at: int, *, base: int = 0) -> Member:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import msgspec
+from isal import isal_zlib
 
-from shards import __version__, files, index
+from shards import __version__, files, index, tar
 from shards.codec import EXTENSIONS
 from shards.errors import DamagedData
 from shards.index import Row
@@ -23,7 +23,7 @@ from shards.manifest import (
     dataset_digest,
     encode_manifest,
 )
-from shards.tar import BLOCK, Member, padded, parts
+from shards.tar import Member
 
 
 class Sample(NamedTuple):
@@ -47,35 +47,38 @@ def write_shard(
 
     Keys ascend. The same samples give the same bytes. `extension` is that of the images' codec.
     """
-    import webdataset  # here, because it brings torch along where torch is installed
-
     members: list[tuple[Member, Member, Member]] = []
     checksums: list[list[int]] = []
     rows: list[Row] = []
-    at = 0
+    digest, at = hashlib.sha256(), 0
+    named = tar.parts(extension)
     with files.replacing(folder / name) as stream:
-        sink = _DigestingStream(stream)
-        with webdataset.TarWriter(
-            sink, user="", group="", mode=0o444, mtime=0, encoder=False
-        ) as tar:
-            for sample, row in samples:
-                assert not members or sample.key > members[-1][0].key, sample.key
-                contents = (sample.hr, sample.meta, sample.lr)
-                named = dict(zip(parts(extension), contents, strict=True))
-                tar.write({"__key__": f"{sample.key:012d}"} | named)
-                placed = []
-                for part, content in named.items():
-                    placed.append(Member(sample.key, part, at, len(content)))
-                    at += BLOCK + padded(len(content))
-                members.append((placed[0], placed[1], placed[2]))
-                checksums.append([zlib.crc32(content) for content in contents])
-                rows.append(row)
-            assert tar.tarstream.offset == at, (tar.tarstream.offset, at)
+        for sample, row in samples:
+            assert not members or sample.key > members[-1][0].key, sample.key
+            contents = (sample.hr, sample.meta, sample.lr)
+            placed, pieces = [], []
+            for part, content in zip(named, contents, strict=True):
+                placed.append(Member(sample.key, part, at, len(content)))
+                pieces += [
+                    tar.header(sample.key, part, len(content)),
+                    content,
+                    tar.padding(len(content)),
+                ]
+                at = placed[-1].end
+            whole = b"".join(pieces)
+            digest.update(whole)
+            stream.write(whole)
+            members.append((placed[0], placed[1], placed[2]))
+            checksums.append([isal_zlib.crc32(content) for content in contents])
+            rows.append(row)
+        end = tar.trailer(at)
+        digest.update(end)
+        stream.write(end)
     assert members, f"{name}: an empty shard breaks readers"
     starts = [sample[0].header_at for sample in members]
     files.write_file(index.idx_path(folder, name), index.encode_idx(starts, at))
     files.make_folder(folder / "index")
-    entry = ShardEntry(name, len(members), sink.length, sink.digest.hexdigest())
+    entry = ShardEntry(name, len(members), at + len(end), digest.hexdigest())
     content = index.encode_npz(members, checksums, rows, length=entry.bytes, sha256=entry.sha256)
     files.write_file(index.npz_path(folder, name), content)
     return entry
@@ -112,20 +115,6 @@ def publish(folder: Path, manifest: Manifest) -> Manifest:
     files.write_file(folder / "README.md", _card(manifest))
     files.write_file(folder / NAME, encode_manifest(manifest))
     return manifest
-
-
-class _DigestingStream:
-    """Counts and hashes what passes through to a file."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
-        self.digest = hashlib.sha256()
-        self.length = 0
-
-    def write(self, content: bytes) -> int:
-        self.digest.update(content)
-        self.length += len(content)
-        return self.stream.write(content)
 
 
 def _wids(name: str, split: Split) -> bytes:

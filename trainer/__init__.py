@@ -18,5 +18,6 @@ tiles       large images in overlapping tiles
 upscale     `upscale-sr`: files and folders
 run         the run folder
 report      the run as one page
+bench/      `bench-sr`: speed beside a floor and a peer
 cli/        the commands
 """

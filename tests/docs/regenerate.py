@@ -22,6 +22,7 @@ COMMANDS: dict[str, click.Command] = {
     "upscale-sr": trainer.cli.upscale_main,
     "export-sr": trainer.cli.export_main,
     "bench-sr": trainer.cli.bench_main,
+    "bench-sr prep": trainer.cli.bench_main.commands["prep"],
 }
 
 

@@ -48,9 +48,8 @@ def test_every_command_knows_its_version_and_h(name):
     assert CliRunner().invoke(COMMANDS[name], ["-h"]).exit_code == 0
 
 
-@pytest.mark.parametrize("name", ["export-sr", "bench-sr"])
-def test_commands_that_come_later_say_so(name):
-    result = CliRunner().invoke(COMMANDS[name], ["anything", "--json"])
+def test_commands_that_come_later_say_so():
+    result = CliRunner().invoke(COMMANDS["export-sr"], ["anything", "--json"])
     assert result.exit_code == 2
     assert "comes with a later version" in result.stderr
 

@@ -1,7 +1,8 @@
 """The trainer's commands. Modules that need torch are imported when a command runs, not for its help."""
 
+from trainer.cli.bench import bench_main
 from trainer.cli.evaluate import eval_main
-from trainer.cli.later import bench_main, export_main
+from trainer.cli.later import export_main
 from trainer.cli.train import train_main
 from trainer.cli.upscale import upscale_main
 

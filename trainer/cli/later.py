@@ -20,12 +20,3 @@ def export_main(arguments: tuple[str, ...]) -> None:
         "export-sr: comes with a later version of usrgan; RUN/checkpoints/best-*/ already holds"
         " safetensors with BasicSR's layer names"
     )
-
-
-@console.command("bench-sr", example="bench-sr train --json", any_options=True)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def bench_main(arguments: tuple[str, ...]) -> None:
-    """Measure throughput beside its floor and a peer (comes with a later version)."""
-    raise UsageError(
-        "bench-sr: comes with a later version of usrgan; train-sr logs patches/s in metrics.jsonl"
-    )

@@ -1,0 +1,112 @@
+"""What `bench-sr prep` compares is the same work, and every process of it is counted."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from shards import resize
+from shards.errors import UsrganError
+from shards.reader import open_dataset
+from tests.pipeline.conftest import make_photo, photos
+from tests.pipeline.test_prepare import make
+from trainer.bench import basicsr, floor
+from trainer.bench.process import measure
+from trainer.cli import bench_main
+
+__all__ = ["photos"]
+SPIN = """
+import multiprocessing, sys, time
+def work(seconds):
+    block = bytearray({mib} * 2**20)
+    for at in range(0, len(block), 4096):
+        block[at] = 1
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+if __name__ == "__main__":
+    pool = multiprocessing.get_context("{start}").Process(target=work, args=(0.6,))
+    pool.start()
+    pool.join()
+    print("hello")
+"""
+
+
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+def test_cpu_and_memory_of_all_descendants_are_counted(tmp_path, start):
+    script = tmp_path / "spin.py"
+    script.write_text(SPIN.format(start=start, mib=150))
+    found = measure([sys.executable, str(script)])
+    assert 0.6 < found.cpu < 3
+    assert 150 < found.peak_mib < 300
+    assert found.wall > 0.6
+    assert found.output == "hello\n"
+
+
+def test_a_command_that_fails_says_its_last_line():
+    with pytest.raises(UsrganError, match="bench-sr: no photos here"):
+        measure([sys.executable, "-c", "import sys; sys.exit('error: no photos here')"])
+
+
+def test_the_floor_works_on_the_patches_of_the_data_set(photos: Path, tmp_path):
+    report = make(photos, tmp_path / "out")
+    _, found = floor.cut_of(photos, tmp_path / "out")
+    assert sum(len(each.corners) for each in found) == sum(report["pairs"].values())
+    assert all(each.photo.is_file() for each in found)
+    assert floor.spend(photos, tmp_path / "out") > 0
+
+
+def test_the_peers_way_makes_the_same_patches(photos: Path, tmp_path):
+    make(photos, tmp_path / "out")
+    basicsr.make(photos, tmp_path / "out", tmp_path / "peer", workers=1)
+    wanted, dataset = set(), open_dataset(tmp_path / "out")
+    for name in ("train", "val"):
+        split = dataset.split(name)
+        wanted |= {
+            split[n].hr.tobytes() for n in range(len(split)) if split[n].info.src[-3:] == "png"
+        }
+    with zipfile.ZipFile(tmp_path / "peer/archive.zip") as archive:
+        names = [name for name in archive.namelist() if name.startswith("hr_sub")]
+        made = {
+            cv2.imdecode(np.frombuffer(archive.read(name), np.uint8), 1)[..., ::-1].tobytes()
+            for name in names
+        }
+        assert len(archive.namelist()) == 2 * len(names)
+    assert wanted
+    assert wanted <= made
+
+
+def test_the_peers_imresize_is_matlabs_but_for_rounding():
+    photo = make_photo(0, height=120, width=160)
+    for scale in (2, 4):
+        ours = resize.downscale(photo, scale=scale, kernel="matlab").astype(int)
+        assert np.abs(basicsr.imresize(photo, scale) - ours).max() <= 1
+
+
+def test_the_command_prints_what_the_contract_names(photos: Path):
+    options = ["prep", "--src", str(photos), "--rounds", "1", "--workers", "1", "--json"]
+    ended = CliRunner().invoke(bench_main, options)
+    assert ended.exit_code == 0, ended.output
+    found = json.loads(ended.stdout)
+    ratios = ("cpu_over_floor", "parallel_efficiency", "speedup_over_basicsr_way")
+    for name in (*ratios, "peak_mib_per_worker", "photos_per_s"):
+        assert found[name] > 0
+    assert set(found["spread"]) == set(ratios)
+    assert found["photos"] == 5
+
+
+def test_a_missing_folder_and_a_later_bench_are_one_line(tmp_path):
+    for options, words in (
+        (["prep", "--src", str(tmp_path / "none")], "there is no such folder of photos"),
+        (["train", "--json", "--gpus", "2"], "bench-sr train: comes with a later version"),
+    ):
+        ended = CliRunner().invoke(bench_main, options)
+        assert ended.exit_code == 2
+        assert words in ended.stderr

@@ -1,0 +1,124 @@
+"""`bench-sr prep`: prep-shards on real photos, beside its floor and beside BasicSR's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from shards import resize
+from shards.errors import UsageError
+from trainer.bench.process import Measured, measure
+
+PREP = (sys.executable, "-c", "from pipeline.cli import main; main()")
+
+
+class Prep(msgspec.Struct, frozen=True):
+    """Medians over the rounds of one run; ratios are of the same round."""
+
+    photos: int
+    pairs: int
+    megabytes: float
+    """Of the shards."""
+    workers: int
+    photos_per_s: float
+    megabytes_per_s: float
+    cpu_over_floor: float
+    """CPU time of prep-shards with one worker over that of decoding, resizing and encoding once."""
+    parallel_efficiency: float
+    """Wall time with one worker over that with all, per worker."""
+    speedup_over_basicsr_way: float
+    """Wall time, both with all workers."""
+    peak_mib_per_worker: float
+    """The largest process."""
+    spread: dict[str, list[float]]
+    """Each ratio, round by round."""
+    machine: str
+    versions: dict[str, str]
+    command: str
+
+
+def bench_prep(
+    src: Path, *, workers: int, rounds: int, options: Sequence[str], say: Callable[[str], None]
+) -> Prep:
+    """Measure `rounds` times; the data sets are made in a temporary folder and removed.
+
+    Raises:
+        UsageError: there are no photos.
+        UsrganError: prep-shards failed.
+    """
+    if not src.is_dir():
+        raise UsageError(f"--src {src}: there is no such folder of photos")
+    ratios: dict[str, list[float]] = {
+        name: [] for name in ("cpu_over_floor", "parallel_efficiency", "speedup_over_basicsr_way")
+    }
+    many: list[Measured] = []
+    with tempfile.TemporaryDirectory(prefix="bench-sr-") as folder:
+        out = Path(folder)
+        _prep(src, out / "warm", workers, options)  # photos in the page cache, modules compiled
+        for number in range(rounds):
+            say(f"round {number + 1} of {rounds}")
+            shutil.rmtree(out)
+            one = _prep(src, out / "one", 1, options)
+            many.append(_prep(src, out / "many", workers, options))
+            floor = float(measure(_module("floor", src, out / "many")).output)
+            peer = measure(_module("basicsr", src, out / "many", out / "peer", workers))
+            ratios["cpu_over_floor"].append(one.cpu / floor)
+            ratios["parallel_efficiency"].append(one.wall / many[-1].wall / workers)
+            ratios["speedup_over_basicsr_way"].append(peer.wall / many[-1].wall)
+    report = json.loads(many[-1].output)
+    wall = statistics.median(each.wall for each in many)
+    megabytes = report["bytes"] / 1e6
+    return Prep(
+        photos=report["photos"]["found"],
+        pairs=sum(report["pairs"].values()),
+        megabytes=round(megabytes, 1),
+        workers=workers,
+        photos_per_s=round(report["photos"]["found"] / wall, 2),
+        megabytes_per_s=round(megabytes / wall, 1),
+        peak_mib_per_worker=round(max(each.peak_mib for each in many), 1),
+        spread={name: [round(value, 3) for value in values] for name, values in ratios.items()},
+        machine=f"{platform.machine()}, {os.cpu_count()} processors, {platform.system()}",
+        versions={
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "PIL": " ".join(resize.implementation()),
+        },
+        command=f"bench-sr prep --src {src} --workers {workers} --rounds {rounds}",
+        **{name: round(statistics.median(values), 3) for name, values in ratios.items()},
+    )
+
+
+def _prep(src: Path, out: Path, workers: int, options: Sequence[str]) -> Measured:
+    where = ["--src", str(src), "--out", str(out), "--workers", str(workers), "--json"]
+    return measure([*PREP, *where, *options])
+
+
+def _module(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", f"trainer.bench.{name}", *map(str, arguments)]
+
+
+def lines(found: Prep) -> list[str]:
+    """The result for a person."""
+
+    def row(what: str, name: str, value: float) -> str:
+        rounds = ", ".join(f"{each:.2f}" for each in found.spread[name])
+        return f"  {what:<44} {value:6.2f}   ({rounds})"
+
+    return [
+        f"prep-shards: {found.photos} photos, {found.pairs:,} pairs, {found.megabytes:,.1f} MB"
+        f" with {found.workers} workers: {found.photos_per_s:.2f} photos/s, {found.megabytes_per_s:.1f} MB/s",
+        row("CPU time over decode + resize + encode once", "cpu_over_floor", found.cpu_over_floor),
+        row("parallel efficiency", "parallel_efficiency", found.parallel_efficiency),
+        row("speed over BasicSR's way", "speedup_over_basicsr_way", found.speedup_over_basicsr_way),
+        f"  {'memory of the largest process, MiB':<44} {found.peak_mib_per_worker:6.0f}",
+    ]

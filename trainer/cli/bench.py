@@ -1,0 +1,66 @@
+"""`bench-sr`: throughput as ratios, measured beside a floor and a peer in one run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from shards import __version__, console
+from shards.errors import UsageError
+
+
+@click.group(
+    cls=console.group_class("bench-sr prep --src photos"), context_settings=console.SETTINGS
+)
+@click.version_option(__version__, prog_name="bench-sr")
+def bench_main() -> None:
+    """Measure speed beside its floor and a peer, in one run."""
+
+
+@bench_main.command(
+    "prep", cls=console.command_class("bench-sr prep --src photos --rounds 3 --json")
+)
+@click.option(
+    "--src", required=True, type=console.FilePath(), help="Folder of real photos; 150 megapixels or more.",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(1), default=None, metavar="N", show_default="cores",
+    help="Processes.",
+)  # fmt: skip
+@click.option(
+    "--rounds", type=click.IntRange(1), default=3, show_default=True, metavar="N",
+    help="So often everything is measured; the middle one counts.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+def prep_command(src: Path, workers: int | None, rounds: int, *, as_json: bool) -> None:
+    """Measure prep-shards: CPU time over the least possible, efficiency, speed over BasicSR's way."""
+    from trainer.bench.prep import bench_prep, lines
+
+    found = bench_prep(
+        src, workers=workers or os.cpu_count() or 1, rounds=rounds, options=(), say=console.say
+    )
+    if as_json:
+        console.print_json(found)
+    else:
+        for line in lines(found):
+            click.echo(line)
+
+
+def _later(name: str) -> None:
+    @bench_main.command(
+        name,
+        cls=console.command_class(f"bench-sr {name} --json"),
+        context_settings=console.SETTINGS | {"ignore_unknown_options": True},
+        short_help="(comes with a later version)",
+    )
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def command(arguments: tuple[str, ...]) -> None:
+        raise UsageError(f"bench-sr {name}: comes with a later version of usrgan")
+
+    command.help = f"Measure {name} (comes with a later version)."
+
+
+for each in ("data", "train", "upscale"):
+    _later(each)
