@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -12,9 +13,10 @@ import numpy.typing as npt
 from pipeline.official import read_partner
 from pipeline.options import BLOCKY, Options
 from pipeline.scan import Found
-from shards import resize
+from shards import resize, storage
 from shards.colour import UnknownProfile, to_srgb
-from shards.photos import RejectedPhoto, read_photo
+from shards.errors import UsrganError
+from shards.photos import Photo, RejectedPhoto, decode_photo, read_photo
 from shards.png import RGB8
 
 _LOOKED_AT = 1024
@@ -43,7 +45,7 @@ def admit(photo: Found, options: Options) -> Admitted:
     Raises:
         RejectedPhoto: with the reason.
     """
-    read = read_photo(photo.path, max_megapixels=options.max_megapixels, alpha=options.alpha)
+    read = _read(photo, options)
     image, blocks, factor = read.pixels, 1.0, 1
     if read.icc and options.icc == "convert":
         try:
@@ -65,6 +67,18 @@ def admit(photo: Found, options: Options) -> Admitted:
     _check_size(image, options)
     partner = read_partner(photo, image, options) if options.lr_dir else None
     return Admitted(image, partner, read.sha256, pixel_sha256(image), blocks, 1 / factor)
+
+
+def _read(photo: Found, options: Options) -> Photo:
+    if isinstance(photo.path, Path):
+        return read_photo(photo.path, max_megapixels=options.max_megapixels, alpha=options.alpha)
+    try:
+        content = storage.read(photo.path)
+    except FileNotFoundError:
+        content = b""
+    if len(content) != photo.size:
+        raise UsrganError(f"{photo.path}: was changed during the run; run the same command again")
+    return decode_photo(content, max_megapixels=options.max_megapixels, alpha=options.alpha)
 
 
 def pixel_sha256(image: RGB8) -> str:

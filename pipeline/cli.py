@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run
     from pipeline.job import Job
     from pipeline.report import Report
     from pipeline.scan import Scan
+    from shards.storage import Location
 
 
 class Share(click.ParamType[float]):
@@ -49,11 +50,18 @@ def cores() -> int:
     "prep-shards --src photos --out shards/ --patches-per-image 50 --val-fraction 0.1",
 )
 @click.option(
-    "--src", "sources", multiple=True, type=console.FilePath(),
-    help="Folder of photos, searched in depth; DIV2K, Flickr2K, DF2K and LSDIR are known by their"
-    " layout. May be given several times.",
+    "--src", "sources", multiple=True, type=console.Place(), metavar="DIR|URL",
+    help="Folder of photos, searched in depth, or a URL (s3://bucket/photos); DIV2K, Flickr2K, DF2K and"
+    " LSDIR are known by their layout. May be given several times.",
 )  # fmt: skip
-@click.option("--out", type=console.FilePath(), help="Folder of the shards.")
+@click.option(
+    "--out", type=console.Place(), metavar="DIR|URL",
+    help="Folder of the shards, or a URL, which they are sent to when they are whole.",
+)  # fmt: skip
+@click.option(
+    "--work-dir", type=console.FilePath(), metavar="DIR",
+    help="Where a data set that goes to a URL is made; needs twice its size.  [default: the system's]",
+)  # fmt: skip
 @click.option(
     "--hr-size", default=128, show_default=True, metavar="N", help="Side of an HR patch, pixels.",
 )  # fmt: skip
@@ -164,7 +172,8 @@ def cores() -> int:
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def main(
-    sources: tuple[Path, ...], out: Path | None, patches_per_image: int | None, grid: int | None,
+    sources: tuple[Location, ...], out: Location | None, work_dir: Path | None,
+    patches_per_image: int | None, grid: int | None,
     lr_dir: Path | None, val_list: str | None, exclude_like: tuple[Path, ...], max_rejects: float,
     workers: int | None, *,
     overwrite: bool, repair: bool, dry_run: bool, doctor: bool, as_json: bool, **settings: object,
@@ -181,6 +190,7 @@ def main(
     from pipeline.job import Job, Watch
     from pipeline.options import Options
     from pipeline.prepare import prepare, rehearse
+    from pipeline.upload import local_folder
 
     if not sources:
         raise UsageError("--src: name the folder of photos, for example --src DIV2K")
@@ -190,12 +200,18 @@ def main(
         raise UsageError("--repair: cannot be had together with --overwrite; choose one")
     if patches_per_image and grid:
         raise UsageError("--grid: cannot be had together with --patches-per-image; choose one")
+    url = out if isinstance(out, str) else ""
+    if url and repair:
+        raise UsageError(f"--repair: {url} is a URL; use --overwrite, or repair a local copy")
+    if work_dir and not url:
+        raise UsageError("--work-dir: is for a --out that is a URL; a folder is its own")
     settings["patches_per_image"] = 0 if grid else patches_per_image or 200
     settings["grid"] = grid or 0
     settings["val_list"] = _names(val_list) if val_list else ()
     job = Job(
         sources=sources,
-        out=out,
+        out=local_folder(out, work_dir) if isinstance(out, str) else out,
+        url=url,
         options=msgspec.convert(settings, Options, strict=False),
         workers=cores() if workers is None else workers,
         exclude_like=exclude_like,
@@ -255,7 +271,7 @@ def _print_forecast(job: Job, found: Scan, val_names: set[str], *, as_json: bool
         console.print_json(made)
         return
     click.echo(describe(found))
-    for line in lines(made, workers=job.workers, out=str(job.out)):
+    for line in lines(made, workers=job.workers, out=job.url or str(job.out)):
         click.echo(line)
 
 
@@ -272,6 +288,6 @@ def _print_report(report: Report) -> None:
     )
     if report.rejects:
         reasons = ", ".join(f"{count} {code}" for code, count in report.rejects.items())
-        click.echo(f"left out: {reasons} (see {Path(report.out) / 'rejects.jsonl'})")
+        click.echo(f"left out: {reasons} (see {report.out.rstrip('/')}/rejects.jsonl)")
     if not pairs["val"]:
         console.warn("no photo validates, so training cannot tell its best weights")

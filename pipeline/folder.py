@@ -50,6 +50,16 @@ def check_promise(out: Path, promise: dict[str, Option]) -> Manifest | None:
         _check_unfinished(out / "_work", promise)
         return None
     manifest = load_manifest(out)
+    check_same(str(out), manifest, promise)
+    return manifest
+
+
+def check_same(out: str, manifest: Manifest, promise: dict[str, Option]) -> None:
+    """A finished data set is the one that is asked for.
+
+    Raises:
+        UsageError: it is another one; with what differs.
+    """
     before = {
         **manifest.options,
         **{f"library {name}": version for name, version in manifest.libraries.items()},
@@ -59,7 +69,6 @@ def check_promise(out: Path, promise: dict[str, Option]) -> Manifest | None:
         raise UsageError(
             f"--out {out}: holds another data set ({changed}); name another folder or add --overwrite"
         )
-    return manifest
 
 
 def _check_unfinished(work: Path, promise: dict[str, Option]) -> None:

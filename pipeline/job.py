@@ -8,13 +8,15 @@ from pathlib import Path
 import msgspec
 
 from pipeline.options import Options
+from shards.storage import Location
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One call of `prep-shards`: what to make, and how the work is done."""
 
-    sources: tuple[Path, ...]
+    sources: tuple[Location, ...]
     out: Path
+    """Folder of the data set; where it is sent to a URL, the folder that it is made in."""
     options: Options
     workers: int
     """Processes; 0 works in this one."""
@@ -24,6 +26,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Folder of official LR images."""
     max_rejects: float = 0.05
     """Share of the photos that may be refused."""
+    url: str = ""
+    """Where the data set is sent, if it is not to stay in `out`."""
     overwrite: bool = False
     repair: bool = False
     """Read every byte that is there, and make again what is damaged."""

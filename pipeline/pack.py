@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from isal import isal_zlib
 
+from pipeline import upload
 from pipeline.degrade import describe
 from pipeline.options import Options
 from pipeline.patches import degradation_key
@@ -41,14 +42,20 @@ def save_plan(work: Path, plan: Plan) -> None:
         files.write_file(work / name, content)
 
 
-def pack_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
-    """Write one shard and its indices from the spills.
+def pack_shard(out: Path, shard: Shard, options: Options, url: str = "") -> ShardEntry:
+    """Write one shard and its indices from the spills, unless they are there; send them to `url`.
 
     Raises:
         DamagedData: a spill is not what was written.
+        WriteFailed: the disk or the store refused.
     """
-    samples = _samples(out / "_work", shard, options)
-    return writer.write_shard(out, shard.name, samples, extension=EXTENSIONS[options.codec])
+    entry = writer.finished_shard(out, shard.name)
+    if entry is None:
+        samples = _samples(out / "_work", shard, options)
+        entry = writer.write_shard(out, shard.name, samples, extension=EXTENSIONS[options.codec])
+    if url:
+        upload.send_shard(out, entry, url)
+    return entry
 
 
 def _samples(work: Path, shard: Shard, options: Options) -> Iterator[tuple[Sample, Row]]:

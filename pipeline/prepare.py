@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pipeline import folder, pool, repair
+from pipeline import folder, pool, repair, upload
 from pipeline.cut import cut
 from pipeline.job import Job, Watch
 from pipeline.official import listing_sha256 as partners_sha256
@@ -16,12 +16,11 @@ from pipeline.options import check_options
 from pipeline.pack import pack_shard, save_plan
 from pipeline.plan import Plan, make_plan
 from pipeline.report import Report, check_rejects, manifest_of, report_of, write_rejects
-from pipeline.scan import Scan, describe, matching, scan
+from pipeline.scan import Scan, changed, describe, matching, scan
 from pipeline.similar import Look, looks_below
-from pipeline.spill import check_unchanged
 from shards import files, writer
 from shards.errors import UsageError, UsrganError
-from shards.manifest import ShardEntry
+from shards.manifest import Manifest, Option, ShardEntry
 
 
 def survey(job: Job) -> tuple[Job, Scan, set[str]]:
@@ -58,7 +57,10 @@ def rehearse(job: Job) -> tuple[Job, Scan, set[str]]:
     job = _with_tests(job, looks_below(job.exclude_like))
     folder.check_folder(job.out)
     if not job.overwrite:
-        folder.check_promise(job.out, folder.promise_of(job.options, found))
+        promise = folder.promise_of(job.options, found)
+        folder.check_promise(job.out, promise)
+        if job.url:
+            upload.finished_upload(job.url, promise)
     return job, found, val_names
 
 
@@ -79,14 +81,16 @@ def prepare(job: Job, watch: Watch) -> Report:
     with files.locked(job.out, holder="prep-shards"):
         if job.overwrite:
             folder.clear_dataset(job.out)
+            if job.url:
+                upload.clear(job.url)
         promise = folder.promise_of(job.options, found)
         if job.repair:
             repair.take_away_damaged(job.out, promise, watch)
-        done = folder.finished_dataset(job.out, promise)
+        done = _done(job, found, promise)
         if done:
-            repair.check_same_photos(job.out, done, found.photos)
-            files.remove(job.out / "_work")
-            return report_of(job, done, already_done=True)
+            report = report_of(job, done, already_done=True)
+            files.remove(job.out if job.url else job.out / "_work")
+            return report
         work = job.out / "_work"
         folder.begin_work(work, promise)
         chunks = cut(job, work, found.photos, watch)
@@ -99,11 +103,24 @@ def prepare(job: Job, watch: Watch) -> Report:
             watch.say("the photos are not what they were: all shards are written anew")
             repair.drop_shards(job.out)
             manifest = manifest_of(job, found, plan, promise, _pack(job, plan, watch))
-        for photo in found.photos:
-            check_unchanged(photo)
+        if path := changed(found, scan(job.sources)):
+            raise UsrganError(f"{path}: was changed during the run; run the same command again")
         manifest = writer.publish(job.out, manifest)
-        files.remove(work)
-    return report_of(job, manifest, already_done=False)
+        if job.url:
+            upload.publish(job.out, job.url)
+        report = report_of(job, manifest, already_done=False)
+        files.remove(job.out if job.url else work)
+    return report
+
+
+def _done(job: Job, found: Scan, promise: dict[str, Option]) -> Manifest | None:
+    """The manifest, if the very data set that is asked for is there already."""
+    if job.url:
+        return upload.finished_upload(job.url, promise)
+    done = folder.finished_dataset(job.out, promise)
+    if done:
+        repair.check_same_photos(job.out, done, found.photos)
+    return done
 
 
 def _with_tests(job: Job, tests: Sequence[tuple[str, Look]]) -> Job:
@@ -119,9 +136,12 @@ def _pack(job: Job, plan: Plan, watch: Watch) -> dict[str, ShardEntry]:
     """Write the shards that are not there yet."""
     entries: dict[str, ShardEntry] = {}
     for shard in plan.shards:
-        if entry := writer.finished_shard(job.out, shard.name):
+        entry = writer.finished_shard(job.out, shard.name)
+        if entry and (not job.url or upload.was_sent(job.out, shard.name)):
             entries[shard.name] = entry
-    units = [(job.out, shard, job.options) for shard in plan.shards if shard.name not in entries]
+    units = [
+        (job.out, shard, job.options, job.url) for shard in plan.shards if shard.name not in entries
+    ]
     total = len(plan.shards)
     with watch.progress("pack", total=total, unit="shards", done=len(entries)) as advance:  # type: ignore[attr-defined]
         for ended in pool.run(pack_shard, units, workers=job.workers, stopping=watch.stopping):

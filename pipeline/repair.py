@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.folder import SHARDS, begin_work, check_promise, clear_dataset
 from pipeline.job import Watch
 from pipeline.scan import Found
-from shards import files, index
+from shards import files, index, storage
 from shards.errors import DamagedData, UsageError, UsrganError
 from shards.manifest import NAME, Manifest, Option, dataset_digest
 from shards.reader import open_dataset
@@ -28,12 +28,13 @@ def check_same_photos(out: Path, manifest: Manifest, photos: Sequence[Found]) ->
     written = (out / NAME).stat().st_mtime_ns
     newer = {photo.name: photo for photo in photos if photo.mtime_ns > written}
     for name, digest in _digests(out, manifest, set(newer)):
-        with newer[name].path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-                raise UsageError(
-                    f"--out {out}: holds patches of {name} as it was before it changed;"
-                    " name another folder or add --overwrite"
-                )
+        path = newer[name].path
+        content = storage.read(path) if isinstance(path, str) else path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise UsageError(
+                f"--out {out}: holds patches of {name} as it was before it changed;"
+                " name another folder or add --overwrite"
+            )
 
 
 def _digests(out: Path, manifest: Manifest, names: set[str]) -> Iterator[tuple[str, str]]:

@@ -102,7 +102,7 @@ def report_of(job: Job, manifest: Manifest, *, already_done: bool) -> Report:
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     photos = manifest.photos
     return Report(
-        out=str(job.out),
+        out=job.url or str(job.out),
         dataset_sha256=manifest.dataset_sha256,
         layout=photos.layout,
         photos={

@@ -15,8 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from shards import storage
 from shards.errors import UsageError
 from shards.photos import looks_like_photo
+from shards.storage import Location
 
 _LR = re.compile(r"(?:^|[_-])LR(?:[_-]|$)", re.IGNORECASE)
 _LAYOUTS = {
@@ -31,7 +33,7 @@ _VAL = re.compile(r"^(?:DIV2K_valid_HR|val1)$")
 class Found(NamedTuple):
     """A file that looks like a photo."""
 
-    path: Path
+    path: Location
     name: str
     """Path below its source folder, with `/`; bytes that are not UTF-8 as %XX."""
     size: int
@@ -52,8 +54,8 @@ class Scan(NamedTuple):
     """Folders of LR images, left out."""
 
 
-def scan(sources: Sequence[Path]) -> Scan:
-    """Look for photos below the source folders.
+def scan(sources: Sequence[Location]) -> Scan:
+    """Look for photos below the source folders or URLs.
 
     Raises:
         UsageError: a source is missing or no folder, or there are no photos at all.
@@ -61,17 +63,14 @@ def scan(sources: Sequence[Path]) -> Scan:
     layouts: set[str] = set()
     photos: list[Found] = []
     skipped: list[str] = []
-    unique = sorted({source.resolve(): source for source in sources}.values())
+    unique = sorted({_identity(source): source for source in sources}.values(), key=str)
     for source, prefix in zip(unique, _prefixes(unique), strict=True):
         _check_source(source)
-        for folder, names in _walk(source, skipped):
-            parts = folder.relative_to(source).parts
-            here = [source.resolve().name, *parts]
-            for name in names:
-                found = _stat(folder / name, "/".join((*prefix, *parts, name)), _is_val(here))
-                if found:
-                    layouts.update(_layouts(here))
-                    photos.append(found)
+        for parts, file in _files(source, skipped):
+            here = [_parts(source)[-1], *parts]
+            layouts.update(_layouts(here))
+            name = _printable("/".join((*prefix, *parts, file.name)))
+            photos.append(Found(file.path, name, file.size, file.mtime_ns, _is_val(here)))
     if not photos:
         raise UsageError(_nothing_found(sources, skipped))
     if all(
@@ -83,10 +82,13 @@ def scan(sources: Sequence[Path]) -> Scan:
     )
 
 
-def changed(photo: Found) -> bool:
-    """Whether a photo is not any more what the scan saw."""
-    seen = _stat(photo.path, photo.name, photo.val)
-    return seen is None or (seen.size, seen.mtime_ns) != (photo.size, photo.mtime_ns)
+def changed(before: Scan, now: Scan) -> str:
+    """The path of a photo that is not any more what an earlier scan saw, or nothing."""
+    seen = {photo.name: (photo.size, photo.mtime_ns) for photo in now.photos}
+    for photo in before.photos:
+        if seen.get(photo.name) != (photo.size, photo.mtime_ns):
+            return str(photo.path)
+    return ""
 
 
 def describe(result: Scan) -> str:
@@ -129,8 +131,20 @@ def matching(result: Scan, names: Sequence[str]) -> set[str]:
     return chosen
 
 
-def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and their photo-like files, in order; links are followed, but no loop."""
+class _File(NamedTuple):
+    path: Location
+    name: str
+    size: int
+    mtime_ns: int
+
+
+def _files(source: Location, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], _File]]:
+    """Photo-like files, each with the parts of its folder, in order; folders of LR are `skipped`."""
+    return _walk_store(source, skipped) if isinstance(source, str) else _walk(source, skipped)
+
+
+def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], _File]]:
+    """Links are followed, but no loop."""
     seen: set[tuple[int, int]] = set()
     for folder, folders, names in os.walk(source, followlinks=True):
         status = Path(folder).stat()
@@ -140,15 +154,32 @@ def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[Path, list[str]]]:
         seen.add((status.st_dev, status.st_ino))
         skipped += sorted(name for name in folders if _LR.search(name))
         folders[:] = sorted(n for n in folders if not _LR.search(n) and not n.startswith("."))
-        yield Path(folder), sorted(name for name in names if looks_like_photo(name))
+        parts = Path(folder).relative_to(source).parts
+        for name in sorted(name for name in names if looks_like_photo(name)):
+            path = Path(folder) / name
+            yield parts, _File(path, name, *stamp(path))
 
 
-def _stat(path: Path, name: str, val: bool) -> Found | None:
+def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], _File]]:
+    left_out = set()
+    for below, found in storage.listing(source).items():
+        *parts, name = below.split("/")
+        lr = next((part for part in parts if _LR.search(part)), None)
+        if lr:
+            left_out.add(lr)
+        elif looks_like_photo(name) and not any(part.startswith(".") for part in parts):
+            path = f"{source.rstrip('/')}/{below}"
+            yield tuple(parts), _File(path, name, found.size, found.changed)
+    skipped += sorted(left_out)
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file, which tell whether it is still the same."""
     try:
         status = path.stat()
     except OSError:  # a dangling link: reading it will say so
-        return Found(path, _printable(name), 0, 0, val)
-    return Found(path, _printable(name), status.st_size, status.st_mtime_ns, val)
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def _printable(name: str) -> str:
@@ -161,22 +192,32 @@ def _printable(name: str) -> str:
         )
 
 
-def _check_source(source: Path) -> None:
-    if not source.exists():
+def _identity(source: Location) -> Location:
+    return source.rstrip("/") if isinstance(source, str) else source.resolve()
+
+
+def _parts(source: Location) -> tuple[str, ...]:
+    if isinstance(source, Path):
+        return source.resolve().parts[1:] or ("/",)
+    return tuple(source.partition("://")[2].rstrip("/").split("/"))
+
+
+def _check_source(source: Location) -> None:
+    if isinstance(source, Path) and not source.exists():
         raise UsageError(f"--src {source}: there is no such folder")
-    if not source.is_dir():
+    if isinstance(source, Path) and not source.is_dir():
         raise UsageError(f"--src {source}: is a file; name the folder that holds the photos")
-    if _LR.search(source.resolve().name):
+    if _LR.search(_parts(source)[-1]):
         raise UsageError(
             f"--src {source}: holds LR images by its name; name the folder of HR photos"
         )
 
 
-def _prefixes(sources: Sequence[Path]) -> list[tuple[str, ...]]:
+def _prefixes(sources: Sequence[Location]) -> list[tuple[str, ...]]:
     """What tells photos of several sources apart: as many last parts of their paths as that takes."""
     if len(sources) == 1:
         return [()]
-    parts = [source.resolve().parts[1:] for source in sources]
+    parts = [_parts(source) for source in sources]
     depth = 1
     while max(Counter(part[-depth:] for part in parts).values()) > 1:
         depth += 1
@@ -197,7 +238,7 @@ def _by_name(photo: Found) -> str:
     return photo.name
 
 
-def _nothing_found(sources: Sequence[Path], skipped: Sequence[str]) -> str:
+def _nothing_found(sources: Sequence[Location], skipped: Sequence[str]) -> str:
     where = ", ".join(map(str, sources))
     if skipped:
         return f"--src {where}: holds only LR folders ({', '.join(skipped[:3])}); name the folder of HR photos"

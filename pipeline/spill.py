@@ -19,7 +19,7 @@ from isal import isal_zlib
 from pipeline.admit import admit
 from pipeline.options import Options
 from pipeline.patches import cut_photo
-from pipeline.scan import Found, changed
+from pipeline.scan import Found, stamp
 from pipeline.similar import Look, look_of
 from shards import files
 from shards.errors import UsrganError
@@ -85,12 +85,12 @@ def write_spill(
                 raise RejectedPhoto("CRASHED", "made its decoder crash")
             read = admit(photo, options)
         except RejectedPhoto as refused:
-            check_unchanged(photo)
+            _check_unchanged(photo)
             outcomes.append(
                 Outcome(photo.name, photo.val, code=refused.code, reason=refused.reason)
             )
             continue
-        check_unchanged(photo)
+        _check_unchanged(photo)
         outcomes.append(
             Outcome(
                 photo.name,
@@ -146,13 +146,13 @@ def _listing(photos: Sequence[Found]) -> npt.NDArray[np.uint8]:
     return np.frombuffer(msgspec.json.encode(seen), np.uint8)
 
 
-def check_unchanged(photo: Found) -> None:
+def _check_unchanged(photo: Found) -> None:
     """A photo must stay what it was when the run began.
 
     Raises:
         UsrganError: it was changed or taken away.
     """
-    if changed(photo):
+    if isinstance(photo.path, Path) and stamp(photo.path) != (photo.size, photo.mtime_ns):
         raise UsrganError(f"{photo.path}: was changed during the run; run the same command again")
 
 

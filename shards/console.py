@@ -41,6 +41,14 @@ class FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class Place(FilePath):
+    """A path, or a URL of a store as it was typed."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as click has it
+        """The path as a `Path`, the URL as text."""
+        return value if "://" in str(value) else super().convert(value, param, ctx)
+
+
 class _Command(click.Command):
     """A command whose errors are one line and an exit code."""
 

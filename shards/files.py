@@ -40,14 +40,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     temp = path.with_name(f".{path.name}.{os.getpid()}{TEMP_SUFFIX}")
     try:
-        _operation("open", temp)
+        operation("open", temp)
         with temp.open("wb") as stream:
             yield stream
-            _operation("write", temp)
+            operation("write", temp)
             stream.flush()
-            _operation("fsync", temp)
+            operation("fsync", temp)
             os.fsync(stream.fileno())
-        _operation("rename", path)
+        operation("rename", path)
         temp.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -63,7 +63,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def append_line(path: Path, line: str) -> None:
     """Add one line to a log; a crash can cut only the last line (readers skip a cut one)."""
     try:
-        _operation("append", path)
+        operation("append", path)
         with path.open("ab") as stream:
             stream.write(line.encode() + b"\n")
     except OSError as error:
@@ -75,7 +75,7 @@ def make_folder(path: Path) -> None:
     if path.is_dir():
         return
     try:
-        _operation("mkdir", path)
+        operation("mkdir", path)
         path.mkdir(parents=True, exist_ok=True)
         sync_folder(path.parent)
     except OSError as error:
@@ -98,7 +98,7 @@ def check_folder(path: Path, *, option: str) -> None:
 def remove(path: Path) -> None:
     """Delete a file or a folder tree if it is there."""
     try:
-        _operation("remove", path)
+        operation("remove", path)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -109,7 +109,7 @@ def remove(path: Path) -> None:
 
 def sync_folder(path: Path) -> None:
     """Make the names inside a folder durable."""
-    _operation("fsync folder", path)
+    operation("fsync folder", path)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -164,7 +164,7 @@ def _describe(path: Path, error: OSError) -> str:
     return f"{path}: cannot be written ({error.strerror or error}); check the folder and its permissions"
 
 
-def _operation(kind: str, path: Path) -> None:
+def operation(kind: str, path: Path) -> None:
     """Count one operation and fail it if the tests asked for that."""
     fault = os.environ.get("USRGAN_FAULT")
     if fault is None:

@@ -140,6 +140,16 @@ def load_manifest(folder: Path) -> Manifest:
         raise UsageError(
             f"{path}: cannot be read ({error.strerror}); check its permissions"
         ) from None
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(content: bytes, path: str) -> Manifest:
+    """Read and check the bytes of a manifest that lies at `path`.
+
+    Raises:
+        UsageError: it is of a newer format.
+        DamagedData: it contradicts itself.
+    """
     try:
         fields = msgspec.json.decode(content)
         found = fields.get("format") if isinstance(fields, dict) else None

@@ -1,0 +1,89 @@
+"""A data set at a URL: shards are made on local disk, checked, sent whole; the manifest comes last."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+from pipeline.folder import check_same
+from shards import files, index, storage
+from shards.manifest import NAME, Manifest, Option, ShardEntry, parse_manifest
+from shards.verify import check_shard
+
+
+def local_folder(url: str, work_dir: Path | None) -> Path:
+    """Where the data set of a URL is made: below `work_dir`, or the machine's folder for such files."""
+    name = f"usrgan-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:12]}"
+    return (work_dir or Path(tempfile.gettempdir())) / name
+
+
+def finished_upload(url: str, promise: dict[str, Option]) -> Manifest | None:
+    """The manifest at the URL if it is of this very data set, None if there is none.
+
+    Raises:
+        UsageError: another data set is there.
+        DamagedData: the manifest is damaged.
+    """
+    try:
+        content = storage.read(_at(url, NAME))
+    except FileNotFoundError:
+        return None
+    manifest = parse_manifest(content, _at(url, NAME))
+    check_same(url, manifest, promise)
+    return manifest
+
+
+def send_shard(out: Path, entry: ShardEntry, url: str) -> None:
+    """Check a finished shard once more and send it, its index last; a marker says that it is there.
+
+    Raises:
+        DamagedData: it rotted on the local disk.
+        UsageError: another shard of that name is at the URL.
+        WriteFailed: the store refused.
+    """
+    check_shard(out, entry)
+    for path in (
+        out / entry.name,
+        index.idx_path(out, entry.name),
+        index.npz_path(out, entry.name),
+    ):
+        storage.send(path, _at(url, str(path.relative_to(out))))
+    files.write_file(_marker(out, entry.name), b"")
+
+
+def was_sent(out: Path, name: str) -> bool:
+    """Whether an earlier run has sent this shard."""
+    return _marker(out, name).exists()
+
+
+def publish(out: Path, url: str) -> None:
+    """Send what lies beside the shards, then the manifest, which nobody may replace.
+
+    Raises:
+        UsageError: another run has published another data set there.
+        WriteFailed: the store refused.
+    """
+    beside = [path for path in out.glob("*.json*") if path.name != NAME]
+    for path in sorted([*beside, out / "README.md", *(out / ".nv-meta").iterdir()]):
+        storage.send(path, _at(url, str(path.relative_to(out))))
+    storage.send(out / NAME, _at(url, NAME))
+
+
+def clear(url: str) -> None:
+    """Remove a data set at a URL, its manifest first, and nothing else."""
+    storage.remove(_at(url, NAME))
+    folders = ("index/", ".nv-meta/")
+    suffixes = (".tar", ".tar.idx", ".wids.json")
+    for name in storage.listing(url):
+        beside = name in ("README.md", "rejects.jsonl")
+        if beside or name.startswith(folders) or ("/" not in name and name.endswith(suffixes)):
+            storage.remove(_at(url, name))
+
+
+def _at(url: str, name: str) -> str:
+    return f"{url.rstrip('/')}/{name}"
+
+
+def _marker(out: Path, name: str) -> Path:
+    return out / "_work" / f"sent-{name}"

@@ -1,0 +1,142 @@
+"""Folders that are URLs (s3://, gs://, hf://, memory:// …), by fsspec: listed, read, and filled.
+
+An object is sent whole from a finished local file and never replaces one: where it is there already,
+its bytes must be the same. So two runs that write to one URL cannot mix their shards, and a run that
+was killed in the middle of an upload sends again what is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shards.errors import UsageError, UsrganError, WriteFailed
+from shards.files import operation
+
+Location = Path | str
+"""A local folder, or a URL."""
+_EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs"}
+
+
+class Object(NamedTuple):
+    """A file below a URL."""
+
+    size: int
+    changed: int
+    """Nanoseconds since 1970, as far as the store tells."""
+
+
+def is_url(text: str) -> bool:
+    """Whether this names a store and no local folder."""
+    return "://" in text
+
+
+def listing(url: str) -> dict[str, Object]:
+    """All files below a URL, by their paths below it.
+
+    Raises:
+        UsageError: the store is not known or not reachable.
+    """
+    with _telling(url, reading=True):
+        system, root = _open(url)
+        # a store's listing may be cached, and photos may have changed since
+        system.invalidate_cache()
+        found = system.find(root, detail=True)
+    prefix = root.rstrip("/") + "/"
+    return {
+        path.removeprefix(prefix): Object(int(info["size"]), _changed(info))
+        for path, info in sorted(found.items())
+    }
+
+
+def read(url: str) -> bytes:
+    """The bytes of one file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsrganError: the store does not answer.
+    """
+    with _telling(url, reading=True):
+        system, path = _open(url)
+        content: bytes = system.cat_file(path)
+        return content
+
+
+def send(local: Path, url: str) -> None:
+    """Put a finished file at a URL, unless it is there already.
+
+    Raises:
+        UsageError: another file is there.
+        WriteFailed: the store refused.
+    """
+    with _telling(url, reading=False):
+        system, path = _open(url)
+        operation("put", local)
+        if not system.exists(path):
+            with contextlib.suppress(FileExistsError):
+                system.put_file(str(local), path, mode="create")
+                return
+        digest = hashlib.sha256()
+        with system.open(path, "rb") as stream:
+            while block := stream.read(2**22):
+                digest.update(block)
+        if digest.digest() != hashlib.sha256(local.read_bytes()).digest():
+            raise UsageError(
+                f"{url}: another run has put something else there; name another folder or add --overwrite"
+            )
+
+
+def remove(url: str) -> None:
+    """Delete one file if it is there.
+
+    Raises:
+        WriteFailed: the store refused.
+    """
+    with _telling(url, reading=False), contextlib.suppress(FileNotFoundError):
+        system, path = _open(url)
+        operation("delete", Path(path))
+        system.rm_file(path)
+
+
+def _open(url: str) -> tuple[Any, str]:
+    import fsspec  # only where a URL is named
+
+    protocol = url.partition("://")[0]
+    try:
+        system, path = fsspec.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        extra = _EXTRAS.get(protocol)
+        fix = f"pip install {extra}" if extra else "use s3://, gs://, hf:// or a local folder"
+        raise UsageError(f"{url}: {protocol}:// cannot be opened ({error}); {fix}") from None
+    return system, path
+
+
+@contextlib.contextmanager
+def _telling(url: str, *, reading: bool) -> Iterator[None]:
+    """A store's own errors in one line."""
+    try:
+        yield
+    except (UsrganError, FileNotFoundError):
+        raise
+    except Exception as error:  # each store brings a family of its own
+        said = " ".join(str(error).split()) or type(error).__name__
+        kind = UsrganError if reading else WriteFailed
+        verb = "read" if reading else "written"
+        raise kind(
+            f"{url}: cannot be {verb} ({said}); check the URL, the credentials and the network"
+        ) from error
+
+
+def _changed(info: dict[str, Any]) -> int:
+    """When a file was last written; stores call it differently."""
+    for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
+        value = info.get(name)
+        if isinstance(value, datetime):
+            return int(value.timestamp() * 1e9)
+        if isinstance(value, int | float):
+            return int(value * 1e9)
+    return 0

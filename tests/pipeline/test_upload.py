@@ -1,0 +1,168 @@
+"""Photos from and shards to a URL, in a store that lives in this process; tests/pipeline/test_s3.py has a real one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from shards import files, storage
+from shards.manifest import NAME
+from tests.pipeline.test_prepare import make, prep, tree
+
+URL = "memory://bucket/data"
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    yield system
+    system.store.clear()
+
+
+def below(url: str) -> dict[str, bytes]:
+    return {name: storage.read(f"{url}/{name}") for name in storage.listing(url)}
+
+
+def scratch(tmp_path: Path) -> list[Path]:
+    return list(tmp_path.glob("usrgan-*"))
+
+
+def test_a_data_set_at_a_url_is_that_of_a_folder(photos, store, tmp_path):
+    local = make(photos, tmp_path / "out")
+    remote = make(photos, URL)
+    assert below(URL) == tree(tmp_path / "out")
+    assert {**remote, "out": ""} == {**local, "out": ""}
+    assert remote["out"] == URL
+    assert scratch(tmp_path) == []
+    assert make(photos, URL)["already_done"]
+    assert scratch(tmp_path) == []
+
+
+def test_photos_from_a_url_are_those_of_a_folder(photos, store, tmp_path):
+    for path in photos.rglob("*.*"):
+        store.pipe_file(f"/raw/photos/{path.relative_to(photos)}", path.read_bytes())
+    store.pipe_file("/raw/photos/X_LR_bicubic/a.png", b"left out")
+    store.pipe_file("/raw/photos/.hidden/a.png", b"left out")
+    store.pipe_file("/raw/photos/notes.txt", b"left out")
+    here = make(photos, tmp_path / "here")
+    there = make("memory://raw/photos", tmp_path / "there")
+    assert here["dataset_sha256"] == there["dataset_sha256"]
+    assert there["photos"]["found"] == 5
+
+
+def test_layouts_are_known_at_a_url(photos, store, tmp_path):
+    for folder, name in (("train", "a.png"), ("train", "b.png"), ("valid", "d.jpg")):
+        store.pipe_file(f"/x/DIV2K_{folder}_HR/{name}", (photos / name).read_bytes())
+    report = make("memory://x", tmp_path / "out", "--val-fraction", 0)
+    assert (report["layout"], report["photos"]["val"]) == ("DIV2K", 1)
+
+
+@pytest.mark.parametrize("operation", range(1, 80, 6))
+def test_a_run_that_fails_at_any_operation_goes_on(photos, store, tmp_path, monkeypatch, operation):
+    make(photos, tmp_path / "out")
+    monkeypatch.setenv("USRGAN_FAULT", f"eio@{operation}")
+    monkeypatch.setattr(files, "_operations", itertools.count(1))
+    where = ["--src", photos, "--out", URL, "--patches-per-image", 24, "--samples-per-shard", 16]
+    failed = prep(*where, "--hr-size", 64, "--workers", 0, code=1)
+    assert failed.stderr.splitlines()[-1].startswith("error: ")
+    assert f"/{NAME}" not in str(sorted(store.store)) or operation > 60
+    monkeypatch.delenv("USRGAN_FAULT")
+    make(photos, URL)
+    assert below(URL) == tree(tmp_path / "out")
+
+
+def test_a_rerun_sends_only_what_is_missing(photos, store, monkeypatch):
+    sent: list[str] = []
+    put = type(store).put_file
+
+    def failing(self, local, remote, **more):
+        sent.append(remote)
+        if len(sent) == 5:
+            raise OSError("connection reset")
+        return put(self, local, remote, **more)
+
+    monkeypatch.setattr(type(store), "put_file", failing)
+    where = ["--src", photos, "--out", URL, "--patches-per-image", 24, "--samples-per-shard", 16]
+    failed = prep(*where, "--hr-size", 64, "--workers", 0, code=1)
+    assert "cannot be written (connection reset)" in failed.stderr.splitlines()[-1]
+    make(photos, URL)
+    assert len(sent) == len(set(sent)) + 1
+
+
+def test_two_runs_cannot_mix_their_shards(photos, store, tmp_path):
+    make(photos, URL)
+    before = below(URL)
+    storage.remove(f"{URL}/{NAME}")  # as if the first had not come to its end
+    where = ["--src", photos, "--out", URL, "--patches-per-image", 24, "--samples-per-shard", 16]
+    refused = prep(*where, "--hr-size", 64, "--workers", 0, "--seed", 9, code=2)
+    assert "another run has put something else there" in refused.stderr
+    assert {name: before[name] for name in before if name != NAME} == below(URL)
+    make(photos, URL, "--seed", 9, "--overwrite")
+    make(photos, tmp_path / "out", "--seed", 9)
+    assert below(URL) == tree(tmp_path / "out")
+
+
+def test_a_published_data_set_of_other_options_is_refused(photos, store):
+    make(photos, URL)
+    before = below(URL)
+    where = ["--src", photos, "--out", URL, "--patches-per-image", 24, "--samples-per-shard", 16]
+    for more in ([], ["--dry-run"]):
+        refused = prep(*where, "--hr-size", 64, "--workers", 0, "--seed", 9, *more, code=2)
+        assert "seed 0 then, 9 now" in refused.stderr
+    assert below(URL) == before
+
+
+def test_overwrite_leaves_what_is_not_ours(photos, store):
+    store.pipe_file("/bucket/data/notes/train.tar", b"mine")
+    store.pipe_file("/bucket/data/code.py", b"mine")
+    make(photos, URL)
+    make(photos, URL, "--seed", 3, "--overwrite")
+    assert storage.read(f"{URL}/notes/train.tar") == storage.read(f"{URL}/code.py") == b"mine"
+
+
+def test_a_photo_that_vanishes_from_the_store_is_an_error(photos, store, tmp_path, monkeypatch):
+    for path in photos.glob("*.png"):
+        store.pipe_file(f"/raw/{path.name}", path.read_bytes())
+    listing = storage.listing
+
+    def vanishing(url):
+        found = listing(url)
+        store.store.pop("/raw/b.png", None)
+        return found
+
+    monkeypatch.setattr(storage, "listing", vanishing)
+    failed = prep("--src", "memory://raw", "--out", tmp_path / "out", "--hr-size", 64,
+                  "--workers", 0, code=1)  # fmt: skip
+    assert "memory://raw/b.png: was changed during the run" in failed.stderr
+
+
+def test_a_dry_run_reads_from_and_writes_to_no_url(photos, store, tmp_path):
+    told = prep("--src", photos, "--out", URL, "--dry-run", "--json")
+    assert json.loads(told.stdout)["photos"]["found"] == 5
+    assert store.store == {}
+    assert scratch(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--out", "nonsense://x"], "nonsense://x/manifest.json: nonsense:// cannot be opened"),
+        (["--out", URL, "--repair"], "--repair: memory://bucket/data is a URL"),
+        (["--out", "here", "--work-dir", "there"], "--work-dir: is for a --out that is a URL"),
+    ],
+)
+def test_wrong_use_of_urls_is_one_line(photos, store, options, words):
+    refused = prep("--src", photos, *options, "--workers", 0, code=2)
+    assert words in refused.stderr.splitlines()[-1]
+
+
+def test_an_empty_url_holds_no_photos(store, tmp_path):
+    refused = prep("--src", "memory://empty", "--out", tmp_path / "out", code=2)
+    assert "memory://empty: no photos there" in refused.stderr
