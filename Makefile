@@ -7,7 +7,7 @@ BIN := .venv/bin
 DEMO := demo
 PHOTOS := .cache/scikit-image/skimage/data
 
-.PHONY: demo test check lint types imports test-slow test-gpu clean
+.PHONY: demo test check lint types imports test-slow test-gpu test-storage test-engines test-interop clean
 
 demo: .venv/ready $(PHOTOS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh $(DEMO) $(PHOTOS)
@@ -32,6 +32,19 @@ test-slow: .venv/ready
 
 test-gpu: .venv/ready
 	$(BIN)/python -m pytest -m gpu
+
+# These need packages that nothing else here needs.
+test-storage: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check s3fs==2026.9.0 "moto[server]>=5"
+	$(BIN)/python -m pytest -m storage
+
+test-engines: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check distributed ray
+	$(BIN)/python -m pytest -m engines
+
+test-interop: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check datasets megatron-energon
+	$(BIN)/python -m pytest -m interop
 
 .venv/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

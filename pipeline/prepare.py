@@ -107,7 +107,7 @@ def prepare(job: Job, watch: Watch) -> Report:
             raise UsrganError(f"{path}: was changed during the run; run the same command again")
         manifest = writer.publish(job.out, manifest)
         if job.url:
-            upload.publish(job.out, job.url)
+            upload.publish(job.out, job.url, manifest)
         report = report_of(job, manifest, already_done=False)
         files.remove(job.out if job.url else work)
     return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -43,13 +44,13 @@ def send_shard(out: Path, entry: ShardEntry, url: str) -> None:
         WriteFailed: the store refused.
     """
     check_shard(out, entry)
-    for path in (
-        out / entry.name,
-        index.idx_path(out, entry.name),
-        index.npz_path(out, entry.name),
-    ):
+    for path in _files_of(out, entry.name):
         storage.send(path, _at(url, str(path.relative_to(out))))
     files.write_file(_marker(out, entry.name), b"")
+
+
+def _files_of(out: Path, name: str) -> tuple[Path, Path, Path]:
+    return out / name, index.idx_path(out, name), index.npz_path(out, name)
 
 
 def was_sent(out: Path, name: str) -> bool:
@@ -57,13 +58,19 @@ def was_sent(out: Path, name: str) -> bool:
     return _marker(out, name).exists()
 
 
-def publish(out: Path, url: str) -> None:
-    """Send what lies beside the shards, then the manifest, which nobody may replace.
+def publish(out: Path, url: str, manifest: Manifest) -> None:
+    """Look whether all shards are at the URL, send what lies beside them, then the manifest.
 
     Raises:
         UsageError: another run has published another data set there.
         WriteFailed: the store refused.
     """
+    there = storage.listing(url)
+    for split in manifest.splits.values():
+        for path in itertools.chain(*(_files_of(out, shard.name) for shard in split.shards)):
+            found = there.get(str(path.relative_to(out)))
+            if found is None or found.size != path.stat().st_size:  # a store may lose what it took
+                storage.send(path, _at(url, str(path.relative_to(out))))
     beside = [path for path in out.glob("*.json*") if path.name != NAME]
     for path in sorted([*beside, out / "README.md", *(out / ".nv-meta").iterdir()]):
         storage.send(path, _at(url, str(path.relative_to(out))))

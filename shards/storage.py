@@ -45,7 +45,10 @@ def listing(url: str) -> dict[str, Object]:
         system, root = _open(url)
         # a store's listing may be cached, and photos may have changed since
         system.invalidate_cache()
-        found = system.find(root, detail=True)
+        try:
+            found = system.find(root, detail=True)
+        except FileNotFoundError:
+            raise UsageError(f"{url}: there is nothing there; check the URL") from None
     prefix = root.rstrip("/") + "/"
     return {
         path.removeprefix(prefix): Object(int(info["size"]), _changed(info))
@@ -80,6 +83,7 @@ def send(local: Path, url: str) -> None:
             with contextlib.suppress(FileExistsError):
                 system.put_file(str(local), path, mode="create")
                 return
+        system.invalidate_cache()
         digest = hashlib.sha256()
         with system.open(path, "rb") as stream:
             while block := stream.read(2**22):
@@ -120,9 +124,11 @@ def _telling(url: str, *, reading: bool) -> Iterator[None]:
     """A store's own errors in one line."""
     try:
         yield
-    except (UsrganError, FileNotFoundError):
+    except UsrganError:
         raise
     except Exception as error:  # each store brings a family of its own
+        if reading and isinstance(error, FileNotFoundError):
+            raise
         said = " ".join(str(error).split()) or type(error).__name__
         kind = UsrganError if reading else WriteFailed
         verb = "read" if reading else "written"
