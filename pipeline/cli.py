@@ -14,6 +14,7 @@ from shards.errors import UsageError, UsrganError
 from shards.progress import progress
 
 if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run where PIL is broken
+    from pipeline.engines import Engine
     from pipeline.job import Job
     from pipeline.report import Report
     from pipeline.scan import Scan
@@ -161,6 +162,14 @@ def cores() -> int:
     "--workers", type=click.IntRange(0), default=None, metavar="N", show_default="cores",
     help="Processes; the shards are the same for any number. 0 works in this one.",
 )  # fmt: skip
+@click.option(
+    "--engine", type=click.Choice(["local", "dask", "ray"]), default="local", show_default=True,
+    help="Who runs the work: processes of this machine, or a cluster that sees the same folders.",
+)  # fmt: skip
+@click.option(
+    "--scheduler", default="", metavar="ADDR",
+    help="Of the cluster: tcp://…, scheduler.json (Dask), ray://….  [default: a cluster on this machine]",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the data set that is there.")
 @click.option(
     "--repair", is_flag=True, help="Read every byte that is there; make again what is damaged.",
@@ -175,7 +184,7 @@ def main(
     sources: tuple[Location, ...], out: Location | None, work_dir: Path | None,
     patches_per_image: int | None, grid: int | None,
     lr_dir: Path | None, val_list: str | None, exclude_like: tuple[Path, ...], max_rejects: float,
-    workers: int | None, *,
+    workers: int | None, engine: Engine, scheduler: str, *,
     overwrite: bool, repair: bool, dry_run: bool, doctor: bool, as_json: bool, **settings: object,
 ) -> None:  # fmt: skip
     """Cut photos into LR/HR patch pairs and write them as tar shards.
@@ -205,6 +214,8 @@ def main(
         raise UsageError(f"--repair: {url} is a URL; use --overwrite, or repair a local copy")
     if work_dir and not url:
         raise UsageError("--work-dir: is for a --out that is a URL; a folder is its own")
+    if scheduler and engine == "local":
+        raise UsageError("--scheduler: is the address of a cluster; add --engine dask or ray")
     settings["patches_per_image"] = 0 if grid else patches_per_image or 200
     settings["grid"] = grid or 0
     settings["val_list"] = _names(val_list) if val_list else ()
@@ -214,6 +225,8 @@ def main(
         url=url,
         options=msgspec.convert(settings, Options, strict=False),
         workers=cores() if workers is None else workers,
+        engine=engine,
+        scheduler=scheduler,
         exclude_like=exclude_like,
         lr_dir=lr_dir,
         max_rejects=max_rejects,

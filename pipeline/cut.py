@@ -5,39 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import pool
+from pipeline import units
+from pipeline.engines import Run
 from pipeline.job import Job, Watch
+from pipeline.pool import Done
 from pipeline.scan import Found
-from pipeline.spill import load_spill, open_photo, write_spill
+from pipeline.spill import load_spill
 from shards.errors import UsrganError
 
 CHUNKS = 4096
 """At most so many spills: a shard is merged out of all of them."""
 
 
-def cut(job: Job, work: Path, photos: Sequence[Found], watch: Watch) -> int:
-    """Spill all chunks that are not yet; returns how many there are."""
+def cut(job: Job, work: Path, photos: Sequence[Found], run: Run, watch: Watch) -> int:
+    """Spill all chunks that are not yet; returns how many there are.
+
+    A process that dies is tried again; then each photo of its chunk is read by itself, and those
+    that kill even such a process are left out.
+    """
     size = -(-len(photos) // CHUNKS)
     chunks = [photos[at : at + size] for at in range(0, len(photos), size)]
-    crashed: frozenset[str] = frozenset()
     missing = [n for n in range(len(chunks)) if load_spill(work, n, chunks[n]) is None]
     before = len(photos) - sum(len(chunks[number]) for number in missing)
     if before:
         watch.say(f"{before:,} photos were cut by an earlier run")
+    listed = units.save_chunks(work, chunks)
+    crashed: frozenset[str] = frozenset()
     for attempt in range(2):
-        units = [(work, n, chunks[n], job.options, crashed) for n in missing]
+        name = units.save_task(work, job.options, listed, crashed=crashed)
+        todo = [(str(work), name, number) for number in missing]
         missing = []
-        if not units:
+        if not todo:
             break
         with watch.progress("cut", total=len(photos), unit="photos", done=before) as advance:  # type: ignore[attr-defined]
-            for ended in pool.run(write_spill, units, workers=job.workers, stopping=watch.stopping):
-                if isinstance(ended, pool.Died):
-                    missing.append(int(str(ended.unit[1])))
-                else:
+            for ended in run(units.cut_chunk, todo):
+                if isinstance(ended, Done):
                     advance(len(chunks[ended.result]), "")
+                else:
+                    missing.append(int(str(ended.unit[2])))
         if missing and attempt == 0:
-            suspects = [photo for number in missing for photo in chunks[number]]
-            crashed = _crashing(suspects, job, watch)
+            crashed = _crashing(work, name, {number: chunks[number] for number in missing}, run)
     if missing:
         name = chunks[missing[0]][0].name
         raise UsrganError(
@@ -46,9 +53,15 @@ def cut(job: Job, work: Path, photos: Sequence[Found], watch: Watch) -> int:
     return len(chunks)
 
 
-def _crashing(photos: Sequence[Found], job: Job, watch: Watch) -> frozenset[str]:
+def _crashing(
+    work: Path, name: str, chunks: dict[int, Sequence[Found]], run: Run
+) -> frozenset[str]:
     """The photos that kill a process which does nothing but read them."""
-    units = [(photo, job.options) for photo in photos]
-    ended = list(pool.run(open_photo, units, workers=job.workers, stopping=watch.stopping))
-    survived = {done.result for done in ended if isinstance(done, pool.Done)}
+    todo = [
+        (str(work), name, number, place)
+        for number, chunk in chunks.items()
+        for place in range(len(chunk))
+    ]
+    survived = {ended.result for ended in run(units.try_photo, todo) if isinstance(ended, Done)}
+    photos = (photo for chunk in chunks.values() for photo in chunk)
     return frozenset(photo.name for photo in photos if photo.name not in survived)

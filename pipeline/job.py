@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from pipeline.engines import Engine
 from pipeline.options import Options
 from shards.storage import Location
 
@@ -20,6 +21,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     options: Options
     workers: int
     """Processes; 0 works in this one."""
+    engine: Engine = "local"
+    scheduler: str = ""
+    """Address of a Dask or Ray cluster; without one, `workers` processes of this machine are started."""
     exclude_like: tuple[Path, ...] = ()
     """Folders of test pictures that no photo may resemble."""
     lr_dir: Path | None = None

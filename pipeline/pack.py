@@ -35,11 +35,23 @@ def save_plan(work: Path, plan: Plan) -> None:
     for name, content in (
         ("plan-photos.json", msgspec.json.encode(plan.photos)),
         ("plan-rows.npy", rows.getvalue()),
+        ("plan-shards.json", msgspec.json.encode(plan.shards)),
     ):
         if (work / name).exists() and (work / name).read_bytes() != content:
             for shard in work.parent.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"):
                 files.remove(shard)
         files.write_file(work / name, content)
+
+
+def load_shards(work: Path) -> list[Shard]:
+    """The shards of a saved plan."""
+    path = work / "plan-shards.json"
+    return _shards(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _shards(path: Path, _written: int) -> list[Shard]:
+    return msgspec.json.decode(path.read_bytes(), type=list[Shard])
 
 
 def pack_shard(out: Path, shard: Shard, options: Options, url: str = "") -> ShardEntry:

@@ -127,7 +127,7 @@ def _alone(
 
 def _processes(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.pack"])
+    context.set_forkserver_preload(["pipeline.units"])
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # Ctrl-C is the parent's alone; until it is ignored there, it must not reach the imports

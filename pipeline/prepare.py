@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
-from pipeline import folder, pool, repair, upload
+from pipeline import folder, repair, units, upload
 from pipeline.cut import cut
+from pipeline.engines import Run, open_engine
 from pipeline.job import Job, Watch
 from pipeline.official import listing_sha256 as partners_sha256
 from pipeline.official import with_partners
 from pipeline.options import check_options
-from pipeline.pack import pack_shard, save_plan
+from pipeline.pack import save_plan
 from pipeline.plan import Plan, make_plan
+from pipeline.pool import Died
 from pipeline.report import Report, check_rejects, manifest_of, report_of, write_rejects
 from pipeline.scan import Scan, changed, describe, matching, scan
 from pipeline.similar import Look, looks_below
@@ -91,18 +94,23 @@ def prepare(job: Job, watch: Watch) -> Report:
             report = report_of(job, done, already_done=True)
             files.remove(job.out if job.url else job.out / "_work")
             return report
-        work = job.out / "_work"
+        work = (job.out / "_work").absolute()
         folder.begin_work(work, promise)
-        chunks = cut(job, work, found.photos, watch)
-        plan = make_plan(work, chunks, job.options, val_names=val_names, tests=tests)
-        write_rejects(job.out, plan)
-        check_rejects(job, found, plan)
-        save_plan(work, plan)
-        manifest = manifest_of(job, found, plan, promise, _pack(job, plan, watch))
-        if not repair.is_as_expected(work, manifest):
-            watch.say("the photos are not what they were: all shards are written anew")
-            repair.drop_shards(job.out)
-            manifest = manifest_of(job, found, plan, promise, _pack(job, plan, watch))
+        with open_engine(
+            job.engine, workers=job.workers, scheduler=job.scheduler, stopping=watch.stopping
+        ) as run:
+            chunks = cut(job, work, found.photos, run, watch)
+            plan = make_plan(work, chunks, job.options, val_names=val_names, tests=tests)
+            write_rejects(job.out, plan)
+            check_rejects(job, found, plan)
+            save_plan(work, plan)
+            manifest = manifest_of(job, found, plan, promise, _pack(job, work, plan, run, watch))
+            if not repair.is_as_expected(work, manifest):
+                watch.say("the photos are not what they were: all shards are written anew")
+                repair.drop_shards(job.out)
+                manifest = manifest_of(
+                    job, found, plan, promise, _pack(job, work, plan, run, watch)
+                )
         if path := changed(found, scan(job.sources)):
             raise UsrganError(f"{path}: was changed during the run; run the same command again")
         manifest = writer.publish(job.out, manifest)
@@ -132,20 +140,23 @@ def _with_tests(job: Job, tests: Sequence[tuple[str, Look]]) -> Job:
     return msgspec.structs.replace(job, options=options)
 
 
-def _pack(job: Job, plan: Plan, watch: Watch) -> dict[str, ShardEntry]:
-    """Write the shards that are not there yet."""
+def _pack(job: Job, work: Path, plan: Plan, run: Run, watch: Watch) -> dict[str, ShardEntry]:
+    """Write (and send) the shards that are not there yet."""
     entries: dict[str, ShardEntry] = {}
     for shard in plan.shards:
         entry = writer.finished_shard(job.out, shard.name)
         if entry and (not job.url or upload.was_sent(job.out, shard.name)):
             entries[shard.name] = entry
-    units = [
-        (job.out, shard, job.options, job.url) for shard in plan.shards if shard.name not in entries
+    name = units.save_task(work, job.options, ("", ()), url=job.url)
+    todo = [
+        (str(work), name, number)
+        for number, shard in enumerate(plan.shards)
+        if shard.name not in entries
     ]
     total = len(plan.shards)
     with watch.progress("pack", total=total, unit="shards", done=len(entries)) as advance:  # type: ignore[attr-defined]
-        for ended in pool.run(pack_shard, units, workers=job.workers, stopping=watch.stopping):
-            if isinstance(ended, pool.Died):
+        for ended in run(units.pack, todo):
+            if isinstance(ended, Died):
                 raise UsrganError(
                     "a process that writes shards was killed again and again"
                     " (out of memory?); use fewer --workers or --samples-per-shard"

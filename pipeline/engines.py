@@ -1,0 +1,156 @@
+"""Who runs the units: processes of this machine, a Dask cluster, or a Ray cluster.
+
+All give the same: for each unit, in the order in which they end, `pool.Done` or `pool.Died`. An
+engine carries names and numbers; the folders of photos and shards must be the same paths everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+from pipeline import pool
+from pipeline.pool import Arguments, Died, Done
+from shards.errors import Stopped, UsageError
+
+Engine = Literal["local", "dask", "ray"]
+Result = TypeVar("Result")
+Run = Callable[[Callable[..., Any], Sequence[Arguments]], Iterator[Done[Any] | Died]]
+"""`run(function, units)`: calls `function(*unit)` for every unit."""
+_ASK_EVERY_SECONDS = 0.2
+_WAIT_SECONDS = 60
+"""So long a cluster may take to show a first worker."""
+
+
+@contextlib.contextmanager
+def open_engine(
+    name: Engine, *, workers: int, scheduler: str, stopping: Callable[[], bool]
+) -> Iterator[Run]:
+    """Connect to a cluster, or start one of `workers` processes here where none is named.
+
+    Raises:
+        UsageError: the engine is not installed, or no cluster answers.
+    """
+    if name == "local":
+        yield functools.partial(pool.run, workers=workers, stopping=stopping)
+    elif name == "dask":
+        with _dask_client(workers, scheduler) as client:
+            yield functools.partial(_run_dask, client, stopping)
+    else:
+        with _ray(workers, scheduler) as ray:
+            yield functools.partial(_run_ray, ray, stopping)
+
+
+@contextlib.contextmanager
+def _dask_client(workers: int, scheduler: str) -> Iterator[Any]:
+    try:
+        import distributed
+    except ImportError:
+        raise UsageError(
+            "--engine dask: Dask is not installed; pip install 'usrgan[dask]'"
+        ) from None
+    with contextlib.ExitStack() as stack:
+        try:
+            if scheduler.endswith(".json"):
+                client = distributed.Client(scheduler_file=scheduler, timeout=_WAIT_SECONDS)
+            else:
+                cluster = scheduler or stack.enter_context(
+                    distributed.LocalCluster(
+                        n_workers=max(1, workers), threads_per_worker=1, dashboard_address=None
+                    )
+                )
+                client = distributed.Client(cluster, timeout=_WAIT_SECONDS)
+            stack.enter_context(client)
+            client.wait_for_workers(1, timeout=_WAIT_SECONDS)
+        except (OSError, ValueError, TimeoutError) as error:
+            raise UsageError(
+                f"--scheduler {scheduler}: no Dask cluster with workers answers ({error}); check the address"
+            ) from None
+        yield client
+
+
+def _run_dask(
+    client: Any,  # noqa: ANN401  Dask ships no types
+    stopping: Callable[[], bool],
+    function: Callable[..., Result],
+    units: Sequence[Arguments],
+) -> Iterator[Done[Result] | Died]:
+    """A unit that killed several workers (`distributed.scheduler.allowed-failures`) has died."""
+    import distributed
+
+    waiting = list(reversed(units))
+    under_way: dict[Any, Arguments] = {}
+    try:
+        while waiting or under_way:
+            _ask(stopping)
+            width = 2 * max(1, sum(client.nthreads().values()))
+            while waiting and len(under_way) < width:
+                unit = waiting.pop()
+                under_way[client.submit(function, *unit, pure=False)] = unit
+            with contextlib.suppress(TimeoutError):
+                distributed.wait(
+                    list(under_way), timeout=_ASK_EVERY_SECONDS, return_when="FIRST_COMPLETED"
+                )
+            for future in [each for each in under_way if each.done()]:
+                unit = under_way.pop(future)
+                try:
+                    yield Done(unit, future.result())
+                except distributed.KilledWorker:
+                    yield Died(unit)
+    finally:
+        client.cancel(list(under_way))
+
+
+@contextlib.contextmanager
+def _ray(workers: int, scheduler: str) -> Iterator[Any]:
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--engine ray: Ray is not installed; pip install 'usrgan[ray]'") from None
+    here: dict[str, Any] = {} if scheduler else {"num_cpus": max(1, workers)}
+    try:
+        ray.init(
+            address=scheduler or "local", log_to_driver=False, configure_logging=False,
+            include_dashboard=None if scheduler else False, **here,
+        )  # fmt: skip
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"--scheduler {scheduler}: no Ray cluster answers ({error}); check the address"
+        ) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _run_ray(
+    ray: Any,  # noqa: ANN401  imported where it is used
+    stopping: Callable[[], bool],
+    function: Callable[..., Result],
+    units: Sequence[Arguments],
+) -> Iterator[Done[Result] | Died]:
+    remote = ray.remote(max_retries=pool.ALONE)(function)
+    waiting = list(reversed(units))
+    under_way: dict[Any, Arguments] = {}
+    while waiting or under_way:
+        _ask(stopping)
+        width = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        while waiting and len(under_way) < width:
+            unit = waiting.pop()
+            under_way[remote.remote(*unit)] = unit
+        ended, _ = ray.wait(list(under_way), timeout=_ASK_EVERY_SECONDS)
+        for reference in ended:
+            unit = under_way.pop(reference)
+            try:
+                yield Done(unit, ray.get(reference))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            except ray.exceptions.WorkerCrashedError:
+                yield Died(unit)
+
+
+def _ask(stopping: Callable[[], bool]) -> None:
+    if stopping():
+        raise Stopped("run the same command again to go on")
