@@ -1,0 +1,135 @@
+"""Real clusters of two processes on this machine: the same data set, also when one is killed on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shards import png
+from tests.pipeline.conftest import make_photo
+from tests.pipeline.test_prepare import make, tree
+
+pytestmark = pytest.mark.engines
+OPTIONS = ["--patches-per-image", "24", "--samples-per-shard", "16", "--hr-size", "64", "--json"]
+WORKERS = {"dask": "distributed.nanny", "ray": "ray::"}
+MAIN = "from pipeline.cli import main\nif __name__ == '__main__': main()"
+
+
+@pytest.fixture
+def many(photos) -> Path:
+    for number in range(40):
+        (photos / f"{number}.png").write_bytes(png.encode_rgb(make_photo(100 + number)))
+    return photos
+
+
+def start(engine: str, photos: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    script = out.with_suffix(".py")  # Dask's processes import the main module again
+    script.write_text(MAIN)
+    command = [sys.executable, str(script), "--src", str(photos), "--out", str(out), *OPTIONS]
+    return subprocess.Popen(
+        [*command, "--engine", engine, "--workers", "2", *more], text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(run: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+    out, errors = run.communicate(timeout=180)
+    assert run.returncode == code, errors
+    return out, errors
+
+
+def processes(session: int, name: str) -> list[int]:
+    """Living processes that a run has started and whose command line holds `name`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if (int(fields[3]) == session or name == "ray::") and name in line and fields[0] != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test_a_cluster_makes_the_data_set_of_one_machine(many, tmp_path, engine):
+    make(many, tmp_path / "local")
+    out, errors = finish(start(engine, many, tmp_path / "out"))
+    assert json.loads(out)["pairs"]["train"] > 100
+    assert tree(tmp_path / "out") == tree(tmp_path / "local")
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test_a_worker_that_is_killed_changes_nothing(many, tmp_path, engine):
+    make(many, tmp_path / "local")
+    run = start(engine, many, tmp_path / "out")
+    limit = time.monotonic() + 90
+    while len(list(tmp_path.glob("out/_work/chunk-*.npz"))) < 3 and time.monotonic() < limit:
+        time.sleep(0.005)
+    victims = processes(run.pid, "multiprocessing" if engine == "dask" else "ray::")
+    killed = 0
+    for pid in victims[-1:]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+    finish(run)
+    assert killed == 1
+    assert tree(tmp_path / "out") == tree(tmp_path / "local")
+
+
+def test_a_dask_cluster_of_its_own_is_used_by_address_and_by_file(many, tmp_path):
+    make(many, tmp_path / "local")
+    file = tmp_path / "scheduler.json"
+    scheduler = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--host",
+         "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file),
+         "--nthreads", "1", "--nworkers", "2", "--no-dashboard"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        limit = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < limit:
+            time.sleep(0.1)
+        address = json.loads(file.read_text())["address"]
+        for number, name in enumerate((str(file), address)):
+            out = tmp_path / f"out{number}"
+            finish(start("dask", many, out, "--scheduler", name))
+            assert tree(out) == tree(tmp_path / "local")
+    finally:
+        for process in (worker, scheduler):
+            process.terminate()
+            process.wait()
+
+
+def test_ctrl_c_stops_a_cluster_run_and_it_goes_on_locally(many, tmp_path):
+    make(many, tmp_path / "local")
+    run = start("dask", many, tmp_path / "out")
+    limit = time.monotonic() + 90
+    while len(list(tmp_path.glob("out/_work/chunk-*.npz"))) < 3 and time.monotonic() < limit:
+        time.sleep(0.005)
+    run.send_signal(signal.SIGINT)
+    _, errors = finish(run, code=75)
+    assert "run the same command again" in errors.splitlines()[-1]
+    make(many, tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "local")
+
+
+def test_an_address_where_nobody_answers_is_one_line(many, tmp_path, monkeypatch):
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "3s")
+    run = start("dask", many, tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9")
+    _, errors = finish(run, code=2)
+    assert errors.splitlines()[-1].startswith(
+        "error: --scheduler tcp://127.0.0.1:9: no Dask cluster"
+    )
