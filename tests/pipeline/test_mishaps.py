@@ -1,0 +1,176 @@
+"""What happens to long runs: processes killed at random, photos that kill, disks that fill up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from shards import png
+from tests.pipeline.conftest import make_photo
+from tests.pipeline.test_prepare import SMALL, _session, command, make, tree
+
+FEW = range(3)
+MANY = [pytest.param(n, marks=pytest.mark.slow) for n in range(3, 30)]
+
+
+@pytest.fixture
+def many(photos) -> Path:
+    for number in range(60):
+        (photos / f"{number}.png").write_bytes(png.encode_rgb(make_photo(100 + number)))
+    return photos
+
+
+def markers(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_ino for path in out.glob("_work/chunk-*.npz")}
+
+
+def shards(out: Path) -> dict[str, int]:
+    """Finished ones, whose index lies there."""
+    names = (path.stem + ".tar" for path in out.glob("index/*.npz"))
+    return {name: (out / name).stat().st_ino for name in names}
+
+
+@pytest.mark.parametrize("seed", [*FEW, *MANY])
+def test_a_kill_at_a_random_moment_costs_only_what_was_under_way(many, tmp_path, seed):
+    chance = random.Random(seed)
+    make(many, tmp_path / "whole")
+    out = tmp_path / "out"
+    run = subprocess.Popen(
+        command(many, out, 2), start_new_session=True, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    time.sleep(chance.uniform(0.3, 2.2))
+    parent = chance.random() < 0.5
+    victims = [run.pid] if parent else [pid for pid in _session(run.pid) if pid != run.pid]
+    with contextlib.suppress(ProcessLookupError, IndexError):
+        os.kill(chance.choice(victims), signal.SIGKILL)
+    run.communicate(timeout=60)
+    limit = time.monotonic() + 30
+    while _session(run.pid) and time.monotonic() < limit:
+        time.sleep(0.02)
+    cut, packed = markers(out), shards(out)
+    ended = subprocess.run(command(many, out, 2), capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    told = re.search(r"(\d+) photos were cut by an earlier run", ended.stderr)
+    assert int(told[1] if told else 0) == len(cut)
+    assert {name: inode for name, inode in shards(out).items() if name in packed} == packed
+    assert tree(out) == tree(tmp_path / "whole")
+    assert not list(out.rglob("*.tmp"))
+
+
+POISON = """
+import cv2, os, signal
+decode = cv2.imdecode
+def poisoned(content, *arguments):
+    if {size} == len(content):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode(content, *arguments)
+cv2.imdecode = poisoned
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_photo_that_kills_its_decoder_is_left_out(many, tmp_path, workers):
+    size = (many / "7.png").stat().st_size
+    assert sum(path.stat().st_size == size for path in many.glob("*.png")) == 1
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(POISON.format(size=size))
+    ended = subprocess.run(
+        [*command(many, tmp_path / "out", workers), "--json"], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")}, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["rejects"] == {"CRASHED": 1}
+    assert "7.png" in (tmp_path / "out/rejects.jsonl").read_text()
+    (many / "7.png").unlink()
+    make(many, tmp_path / "without")
+    left, right = (tree(tmp_path / name) for name in ("out", "without"))
+    assert {k: v for k, v in left.items() if k[-4:] == ".tar"} == {
+        k: v for k, v in right.items() if k[-4:] == ".tar"
+    }
+
+
+def test_a_limit_on_file_sizes_is_one_line_and_the_rerun_goes_on(photos, tmp_path):
+    out = tmp_path / "out"
+    failed = subprocess.run(
+        command(photos, out, 1), capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
+    )  # fmt: skip
+    assert failed.returncode == 1
+    assert "grew larger than files may be here" in failed.stderr.splitlines()[-1]
+    assert not (out / "manifest.json").exists()
+    assert not list(out.rglob("*.tmp"))
+    make(photos, out)
+    make(photos, tmp_path / "whole")
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip("may not mount here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_is_one_line_and_space_lets_it_go_on(photos, small_disk, tmp_path):
+    out = small_disk / "out"
+    failed = subprocess.run(command(photos, out, 2), capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "the disk is full" in failed.stderr.splitlines()[-1]
+    assert not list(out.rglob("*.tmp"))
+    assert not (out / "manifest.json").exists()
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    make(photos, out)
+    make(photos, tmp_path / "whole")
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_folder_that_becomes_read_only_is_one_line(photos, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    where = [*command(photos, small_disk / "out", 1)]
+    failed = subprocess.run(where, capture_output=True, text=True, check=False)
+    assert failed.returncode in (1, 2)
+    assert "cannot be written" in failed.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_photos(tmp_path):
+    from trainer.bench.process import measure
+
+    rng = np.random.default_rng(0)
+    base = cv2.resize(rng.integers(0, 256, (400, 600, 3), np.uint8), (6000, 4000))
+    peaks = []
+    for count in (20, 200):
+        folder = tmp_path / f"photos{count}"
+        folder.mkdir()
+        for number in range(count):
+            base[:, number * 30 : number * 30 + 30] = number
+            (folder / f"{number}.jpg").write_bytes(
+                cv2.imencode(".jpg", base, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+            )
+        code = "from pipeline.cli import main; main()"
+        where = ["--src", str(folder), "--out", str(tmp_path / f"out{count}"), "--workers", "2"]
+        found = measure([sys.executable, "-c", code, *where, *SMALL, "--similar", "keep"])
+        peaks.append(found.peak_mib)
+    assert max(peaks) < 700, peaks
+    assert peaks[1] < peaks[0] * 1.15 + 10, peaks
