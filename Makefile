@@ -43,7 +43,8 @@ test-engines: .venv/ready
 	$(BIN)/python -m pytest -m engines
 
 test-interop: .venv/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check datasets megatron-energon
+	test -d .venv/interop || $(PYTHON) -m venv .venv/interop
+	.venv/interop/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 datasets megatron-energon pillow
 	$(BIN)/python -m pytest -m interop
 
 .venv/ready: requirements.txt pyproject.toml

@@ -111,11 +111,16 @@ def begin_work(work: Path, promise: dict[str, Option]) -> None:
     """
     _check_unfinished(work, promise)
     files.make_folder(work)
-    for folder in (work, work.parent, work.parent / "index", work.parent / ".nv-meta"):
-        files.sweep_temps(folder)
+    sweep(work.parent)
     path = work / "promise.json"
     if not path.exists():
         files.write_file(path, json.dumps(promise, indent=2, sort_keys=True).encode())
+
+
+def sweep(out: Path) -> None:
+    """Remove the temporaries of processes that were killed."""
+    for folder in (out / "_work", out, out / "index", out / ".nv-meta"):
+        files.sweep_temps(folder)
 
 
 def clear_dataset(out: Path) -> None:

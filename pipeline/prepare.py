@@ -113,6 +113,7 @@ def prepare(job: Job, watch: Watch) -> Report:
                 )
         if path := changed(found, scan(job.sources)):
             raise UsrganError(f"{path}: was changed during the run; run the same command again")
+        folder.sweep(job.out)
         manifest = writer.publish(job.out, manifest)
         if job.url:
             upload.publish(job.out, job.url, manifest)
