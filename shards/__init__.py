@@ -10,8 +10,25 @@ writer    shards and data sets to disk
 reader    data sets from disk: CRC-checked, decoded pairs
 photos    strict decoding of image files
 resize    antialiased bicubic by 8-bit PIL
+colour    colour profiles to sRGB
+codec     how pixels are stored: PNG, WebP, raw
+storage   folders that are URLs
+verify    every byte against the manifest
 console   what all commands share at the terminal
+progress  a bar on a terminal, lines off it
 cli       `inspect-shards`
+
+`shards.webdataset_pipeline(...)` hands other people's loops a ready `webdataset.WebDataset`.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name == "webdataset_pipeline":  # brings torch along, so only for those who ask
+        from shards.webdataset import webdataset_pipeline
+
+        return webdataset_pipeline
+    raise AttributeError(name)
