@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from pipeline import pool
 from shards import console
 from shards.errors import UsageError, UsrganError
 from shards.progress import progress
@@ -196,11 +197,6 @@ def main(
     if doctor:
         _print_checks(as_json=as_json)
         return
-    from pipeline.job import Job, Watch
-    from pipeline.options import Options
-    from pipeline.prepare import prepare, rehearse
-    from pipeline.upload import local_folder
-
     if not sources:
         raise UsageError("--src: name the folder of photos, for example --src DIV2K")
     if out is None:
@@ -216,6 +212,14 @@ def main(
         raise UsageError("--work-dir: is for a --out that is a URL; a folder is its own")
     if scheduler and engine == "local":
         raise UsageError("--scheduler: is the address of a cluster; add --engine dask or ray")
+    workers = cores() if workers is None else workers
+    if workers and engine == "local" and not dry_run:
+        pool.start_server()
+    from pipeline.job import Job, Watch
+    from pipeline.options import Options
+    from pipeline.prepare import prepare, rehearse
+    from pipeline.upload import local_folder
+
     settings["patches_per_image"] = 0 if grid else patches_per_image or 200
     settings["grid"] = grid or 0
     settings["val_list"] = _names(val_list) if val_list else ()
@@ -224,7 +228,7 @@ def main(
         out=local_folder(out, work_dir) if isinstance(out, str) else out,
         url=url,
         options=msgspec.convert(settings, Options, strict=False),
-        workers=cores() if workers is None else workers,
+        workers=workers,
         engine=engine,
         scheduler=scheduler,
         exclude_like=exclude_like,

@@ -26,6 +26,9 @@ def cut(job: Job, work: Path, photos: Sequence[Found], run: Run, watch: Watch) -
     size = -(-len(photos) // CHUNKS)
     chunks = [photos[at : at + size] for at in range(0, len(photos), size)]
     missing = [n for n in range(len(chunks)) if load_spill(work, n, chunks[n]) is None]
+    missing.sort(
+        key=lambda n: -sum(photo.size for photo in chunks[n])
+    )  # a long one last holds all up
     before = len(photos) - sum(len(chunks[number]) for number in missing)
     if before:
         watch.say(f"{before:,} photos were cut by an earlier run")

@@ -17,8 +17,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Generic, NamedTuple, TypeVar
 
-import cv2
-
 from shards.errors import Stopped
 
 Arguments = tuple[object, ...]
@@ -125,22 +123,29 @@ def _alone(
     return Died(unit)
 
 
-def _processes(workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.units"])
+def start_server() -> None:
+    """Start the process that workers are forked from; it loads its modules while this one goes on."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["pipeline.units"])
     # Ctrl-C is the parent's alone; until it is ignored there, it must not reach the imports
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _processes(workers: int) -> ProcessPoolExecutor:
+    start_server()
+    context = multiprocessing.get_context("forkserver")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
 
 
 def _begin() -> None:
     """A worker leaves Ctrl-C to the parent, dies with it, and uses one core."""
+    import cv2
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
