@@ -125,15 +125,18 @@ def _alone(
 
 def start_server() -> None:
     """Start the process that workers are forked from; it loads its modules while this one goes on."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["pipeline.units"])
+    before = dict(os.environ)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["pipeline.units"])
     # Ctrl-C is the parent's alone; until it is ignored there, it must not reach the imports
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name in _ENVIRONMENT.keys() - before.keys():  # the server has its own
+            del os.environ[name]
 
 
 def _processes(workers: int) -> ProcessPoolExecutor:

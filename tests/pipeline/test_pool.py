@@ -69,3 +69,14 @@ def test_a_stop_ends_between_units(workers):
     with pytest.raises(Stopped):
         ended.extend(run)
     assert 4 <= len(ended) < 50
+
+
+def blas_threads() -> str | None:
+    return os.environ.get("OPENBLAS_NUM_THREADS")
+
+
+def test_only_workers_are_told_to_compute_in_one_thread():
+    before = dict(os.environ)
+    ended = list(pool.run(blas_threads, [()], workers=1, stopping=never))
+    assert [done.result for done in ended] == [before.get("OPENBLAS_NUM_THREADS", "1")]
+    assert dict(os.environ) == before
