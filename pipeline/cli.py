@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from pipeline import pool
+from pipeline import pool, printing
 from shards import console
-from shards.errors import UsageError, UsrganError
+from shards.errors import UsageError
 from shards.progress import progress
 
 if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run where PIL is broken
     from pipeline.engines import Engine
-    from pipeline.job import Job
-    from pipeline.report import Report
-    from pipeline.scan import Scan
     from shards.storage import Location
 
 
@@ -195,7 +192,7 @@ def main(
     again.
     """
     if doctor:
-        _print_checks(as_json=as_json)
+        printing.print_checks(as_json=as_json)
         return
     if not sources:
         raise UsageError("--src: name the folder of photos, for example --src DIV2K")
@@ -239,30 +236,14 @@ def main(
     )
     if dry_run:
         job, found, val_names = rehearse(job)
-        _print_forecast(job, found, val_names, as_json=as_json)
+        printing.print_forecast(job, found, val_names, as_json=as_json)
         return
     with console.stop_requests() as stopping:
         report = prepare(job, Watch(say=console.say, progress=progress, stopping=stopping))
     if as_json:
         console.print_json(report)
     else:
-        _print_report(report)
-
-
-def _print_checks(*, as_json: bool) -> None:
-    from pipeline.doctor import examine
-
-    checks = examine()
-    if as_json:
-        console.print_json(checks)
-    else:
-        for check in checks:
-            click.echo(f"{check.state:<7} {check.what}: {check.found}")
-            if check.mend:
-                click.echo(f"        {check.mend}")
-    broken = [check.what for check in checks if check.state == "broken"]
-    if broken:
-        raise UsrganError(f"--doctor: {', '.join(broken)}: broken; the commands above mend it")
+        printing.print_report(report)
 
 
 def _names(given: str) -> tuple[str, ...]:
@@ -277,34 +258,3 @@ def _names(given: str) -> tuple[str, ...]:
     if not names:
         raise UsageError(f"--val-list {path}: is empty; write the names of photos, one a line")
     return names
-
-
-def _print_forecast(job: Job, found: Scan, val_names: set[str], *, as_json: bool) -> None:
-    from pipeline.forecast import forecast, lines
-    from pipeline.scan import describe
-
-    made = forecast(found, val_names, job.options)
-    if as_json:
-        console.print_json(made)
-        return
-    click.echo(describe(found))
-    for line in lines(made, workers=job.workers, out=job.url or str(job.out)):
-        click.echo(line)
-
-
-def _print_report(report: Report) -> None:
-    size = report.bytes / 2**20
-    pairs = report.pairs
-    if report.already_done:
-        click.echo(f"{report.out}: is already done ({report.dataset_sha256[:12]})")
-        return
-    click.echo(
-        f"{report.out}: {pairs['train']:,} training and {pairs['val']:,} validation pairs"
-        f" of {report.photos['train']:,} and {report.photos['val']:,} photos"
-        f" in {report.shards} shards, {size:,.1f} MiB ({report.dataset_sha256[:12]})"
-    )
-    if report.rejects:
-        reasons = ", ".join(f"{count} {code}" for code, count in report.rejects.items())
-        click.echo(f"left out: {reasons} (see {report.out.rstrip('/')}/rejects.jsonl)")
-    if not pairs["val"]:
-        console.warn("no photo validates, so training cannot tell its best weights")

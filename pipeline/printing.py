@@ -1,0 +1,69 @@
+"""What `prep-shards` prints of its results: the checks of --doctor, a forecast, a report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from shards import console
+from shards.errors import UsrganError
+
+if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run where PIL is broken
+    from pipeline.job import Job
+    from pipeline.report import Report
+    from pipeline.scan import Scan
+
+
+def print_checks(*, as_json: bool) -> None:
+    """The checks of this installation.
+
+    Raises:
+        UsrganError: something is broken.
+    """
+    from pipeline.doctor import examine
+
+    checks = examine()
+    if as_json:
+        console.print_json(checks)
+    else:
+        for check in checks:
+            click.echo(f"{check.state:<7} {check.what}: {check.found}")
+            if check.mend:
+                click.echo(f"        {check.mend}")
+    broken = [check.what for check in checks if check.state == "broken"]
+    if broken:
+        raise UsrganError(f"--doctor: {', '.join(broken)}: broken; the commands above mend it")
+
+
+def print_forecast(job: Job, found: Scan, val_names: set[str], *, as_json: bool) -> None:
+    """What a run would make."""
+    from pipeline.forecast import forecast, lines
+    from pipeline.scan import describe
+
+    made = forecast(found, val_names, job.options)
+    if as_json:
+        console.print_json(made)
+        return
+    click.echo(describe(found))
+    for line in lines(made, workers=job.workers, out=job.url or str(job.out)):
+        click.echo(line)
+
+
+def print_report(report: Report) -> None:
+    """What a run has made."""
+    size = report.bytes / 2**20
+    pairs = report.pairs
+    if report.already_done:
+        click.echo(f"{report.out}: is already done ({report.dataset_sha256[:12]})")
+        return
+    click.echo(
+        f"{report.out}: {pairs['train']:,} training and {pairs['val']:,} validation pairs"
+        f" of {report.photos['train']:,} and {report.photos['val']:,} photos"
+        f" in {report.shards} shards, {size:,.1f} MiB ({report.dataset_sha256[:12]})"
+    )
+    if report.rejects:
+        reasons = ", ".join(f"{count} {code}" for code, count in report.rejects.items())
+        click.echo(f"left out: {reasons} (see {report.out.rstrip('/')}/rejects.jsonl)")
+    if not pairs["val"]:
+        console.warn("no photo validates, so training cannot tell its best weights")
