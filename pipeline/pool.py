@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
@@ -129,7 +130,9 @@ def start_server() -> None:
     before = dict(os.environ)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Ctrl-C is the parent's alone; until it is ignored there, it must not reach the imports
+    # Ctrl-C is the parent's alone; until it is ignored there, it must not reach the imports. The
+    # tracker, which the server starts if need be, would let it through again.
+    multiprocessing.resource_tracker.ensure_running()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         multiprocessing.forkserver.ensure_running()

@@ -175,3 +175,22 @@ def test_memory_does_not_grow_with_the_number_of_photos(tmp_path):
         peaks.append(found.peak_mib)
     assert max(peaks) < 700, peaks
     assert peaks[1] < peaks[0] * 1.15 + 10, peaks
+
+
+def test_ctrl_c_is_the_parents_alone(photos, tmp_path):
+    run = subprocess.Popen(
+        command(photos, tmp_path / "out", 1), start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    struck: set[int] = set()
+    limit = time.monotonic() + 30
+    while not struck and run.poll() is None and time.monotonic() < limit:
+        for pid in _session(run.pid):
+            with contextlib.suppress(OSError):
+                if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGINT)  # while it imports
+                    struck.add(pid)
+    out, _ = run.communicate(timeout=60)
+    assert struck
+    assert run.returncode == 0, out
+    assert "Traceback" not in out
