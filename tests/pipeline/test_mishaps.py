@@ -188,6 +188,7 @@ def test_ctrl_c_is_the_parents_alone(photos, tmp_path):
         for pid in _session(run.pid):
             with contextlib.suppress(OSError):
                 if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    time.sleep(0.1)
                     os.kill(pid, signal.SIGINT)  # while it imports
                     struck.add(pid)
     out, _ = run.communicate(timeout=60)
