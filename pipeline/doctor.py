@@ -20,7 +20,8 @@ SETTINGS = " ".join(
     for library in ("jpeg", "zlib", "tiff", "freetype", "xcb")
 )
 _AVX2_INSTRUCTIONS = (b"\xc4\xe2\x7d", b"\xc5\xfd")
-"""How 256-bit instructions begin in machine code (VEX.256.66, Intel SDM vol. 2A §2.3.5)."""
+"""How 256-bit instructions begin in machine code (VEX.256.66, Intel SDM vol. 2A §2.3.5). Of these a build
+with AVX2 has 40 and 205 at -O2, 1 027 and 868 at -O3; one without has 0 and 10 by chance."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -68,7 +69,7 @@ def _pil_fast() -> Check:
         if module.name.startswith("_imaging.") and module.suffix in (".so", ".pyd")
     ]
     content = b"".join(Path(str(module.locate())).read_bytes() for module in modules[:1])
-    if all(content.count(start) > 50 for start in _AVX2_INSTRUCTIONS):
+    if all(content.count(start) > 20 for start in _AVX2_INSTRUCTIONS):
         return Check("AVX2", "good", "PIL uses it")
     return Check("AVX2", "slow", "this processor has it and PIL does not use it", _reinstall())
 

@@ -130,7 +130,7 @@ def lines(made: Forecast, *, workers: int, out: str) -> list[str]:
     text = [
         f"would train on {photos['train']:,} photos and validate on {photos['val']:,},"
         " less those refused or alike",
-        f"about {made.pairs:,} pairs in {made.shards:,} shards, {made.gigabytes:,.2f} GB in {out};"
+        f"about {made.pairs:,} pairs in {made.shards:,} shards, {_size(made.gigabytes)} in {out};"
         f" about {_duration(made.cpu_seconds / each)} with {each} processes",
     ]
     if made.refused:
@@ -145,6 +145,10 @@ def lines(made: Forecast, *, workers: int, out: str) -> list[str]:
     ):
         text.append(f"  {low:>3} to {high:<3} {share:>5.0%} {'#' * round(40 * share)}".rstrip())
     return text
+
+
+def _size(gigabytes: float) -> str:
+    return f"{gigabytes:,.1f} GB" if gigabytes >= 1 else f"{1000 * gigabytes:,.1f} MB"
 
 
 def _duration(seconds: float) -> str:
