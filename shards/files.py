@@ -13,6 +13,7 @@ import errno
 import fcntl
 import itertools
 import os
+import secrets
 import shutil
 import signal
 from collections.abc import Iterator
@@ -38,7 +39,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         WriteFailed: the operating system refused; `path` is as it was and the temp is gone.
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}{TEMP_SUFFIX}")
+    # no process id: those of two machines that share a folder may be the same
+    temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}")
     try:
         operation("open", temp)
         with temp.open("wb") as stream:
