@@ -107,7 +107,7 @@ def decode_photo(
         notes.append("first frame of an animation")
     if header.orientation != 1:
         notes.append(f"EXIF orientation {header.orientation} applied")
-        pixels = _upright(pixels, header)
+        pixels = upright(pixels, header)
     return Photo(
         np.ascontiguousarray(pixels),
         sha256(content).hexdigest(),
@@ -207,9 +207,9 @@ def _to_rgb8(raw: npt.NDArray[Any], alpha: Alpha, notes: list[str]) -> RGB8:
     return raw
 
 
-def _upright(pixels: RGB8, header: Header) -> RGB8:
+def upright(pixels: RGB8, header: Header) -> RGB8:
     """Apply the Exif orientation; OpenCV has turned a TIFF by itself."""
-    if header.kind == "TIFF":
+    if header.kind == "TIFF" or header.orientation == 1:
         return pixels
     quarter_turns, mirrored = _TURNS[header.orientation]
     turned = np.rot90(pixels, quarter_turns)

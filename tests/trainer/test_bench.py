@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from shards import resize
+from shards import png, resize
 from shards.errors import UsrganError
 from shards.reader import open_dataset
 from tests.pipeline.conftest import make_photo, photos
@@ -61,6 +61,23 @@ def test_the_floor_works_on_the_patches_of_the_data_set(photos: Path, tmp_path):
     assert sum(len(each.corners) for each in found) == sum(report["pairs"].values())
     assert all(each.photo.is_file() for each in found)
     assert floor.spend(photos, tmp_path / "out") > 0
+
+
+def test_turned_photos_and_equal_names_are_no_trouble(photos: Path, tmp_path):
+    """Exif orientation 6 in a JPEG: the patches lie in the upright photo."""
+    content = (photos / "d.jpg").read_bytes()
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    (photos / "d.jpg").write_bytes(content[:2] + segment + content[2:])
+    (photos / "more/a.png").write_bytes(png.encode_rgb(make_photo(77)))
+    report = make(photos, tmp_path / "out", "--patches-per-image", 60)
+    _, found = floor.cut_of(photos, tmp_path / "out")
+    turned = next(each for each in found if each.name == "d.jpg")
+    assert max(y for _, y in turned.corners) > 300 - 64  # it lay on its side
+    assert floor.spend(photos, tmp_path / "out") > 0
+    basicsr.make(photos, tmp_path / "out", tmp_path / "peer", workers=2)
+    made = list((tmp_path / "peer/hr_sub").glob("*.png"))
+    assert len(made) == sum(report["pairs"].values())
 
 
 def test_the_peers_way_makes_the_same_patches(photos: Path, tmp_path):

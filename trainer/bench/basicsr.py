@@ -2,7 +2,7 @@
 
 What those do (BasicSR v1.4.2): LR of each whole photo by an `imresize` in Python that goes row by row
 and channel by channel (`utils/matlab_functions.py`), saved as a picture; crops of HR and of LR pictures
-as single PNG files of OpenCV's compression level 3 by a `multiprocessing.Pool`
+as single PNG files of OpenCV's compression level 3 by a pool of processes
 (`scripts/data_preparation/extract_subimages.py`); then one process reads every crop, encodes it again
 at level 1 and puts it into one archive (`utils/lmdb_util.py`, whose `multiprocessing_read` is off).
 All stages but the last get the same number of processes as prep-shards.
@@ -13,6 +13,8 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import cv2
@@ -59,14 +61,14 @@ def save_lr(each: Patches, folder: Path, scale: int) -> None:
     cv2.setNumThreads(1)
     hr = _read(each.photo)
     hr = hr[: hr.shape[0] // scale * scale, : hr.shape[1] // scale * scale]
-    _save(folder / f"{each.photo.stem}.png", imresize(hr, scale), LEVEL)
+    _save(folder / f"{each.name}.png", imresize(hr, scale), LEVEL)
 
 
-def extract(photo: Path, corners: list[tuple[int, int]], folder: Path, size: int) -> None:
+def extract(each: Patches, folder: Path, size: int) -> None:
     """The crops of one picture as files."""
     cv2.setNumThreads(1)
-    for number, patch in enumerate(crops(_read(photo), corners, size)):
-        _save(folder / f"{photo.stem}_s{number:03d}.png", patch, LEVEL)
+    for number, patch in enumerate(crops(_read(each.photo), each.corners, size)):
+        _save(folder / f"{each.name}_s{number:03d}.png", patch, LEVEL)
 
 
 def make(photos: Path, shards: Path, out: Path, *, workers: int) -> None:
@@ -75,13 +77,19 @@ def make(photos: Path, shards: Path, out: Path, *, workers: int) -> None:
     scale, size = manifest.scale, manifest.hr_size
     for name in ("lr", "hr_sub", "lr_sub"):
         (out / name).mkdir(parents=True)
-    with multiprocessing.get_context("forkserver").Pool(workers) as pool:
-        pool.starmap(save_lr, [(each, out / "lr", scale) for each in found], chunksize=1)
-        units = [(each.photo, each.corners, out / "hr_sub", size) for each in found]
-        for each in found:
-            small = [(x // scale, y // scale) for x, y in each.corners]
-            units.append((out / f"lr/{each.photo.stem}.png", small, out / "lr_sub", size // scale))
-        pool.starmap(extract, units, chunksize=1)
+    lows = [
+        Patches(
+            out / f"lr/{each.name}.png",
+            each.name,
+            [(x // scale, y // scale) for x, y in each.corners],
+        )
+        for each in found
+    ]
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        list(pool.map(save_lr, found, repeat(out / "lr"), repeat(scale)))
+        list(pool.map(extract, found, repeat(out / "hr_sub"), repeat(size)))
+        list(pool.map(extract, lows, repeat(out / "lr_sub"), repeat(size // scale)))
     with zipfile.ZipFile(out / "archive.zip", "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(out.glob("*_sub/*.png")):
             again = cv2.imencode(".png", _read(path), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]

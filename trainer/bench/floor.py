@@ -15,7 +15,9 @@ import numpy as np
 import simplejpeg
 
 from shards import index, png, resize
+from shards.headers import read_header
 from shards.manifest import Manifest
+from shards.photos import upright
 from shards.png import RGB8
 from shards.reader import open_dataset
 
@@ -24,6 +26,8 @@ class Patches(NamedTuple):
     """Where a photo was cut."""
 
     photo: Path
+    name: str
+    """Its path below the folder of photos, as a file name."""
     corners: list[tuple[int, int]]
     """Left and top edges of the HR patches, pixels."""
 
@@ -38,7 +42,10 @@ def cut_of(photos: Path, shards: Path) -> tuple[Manifest, list[Patches]]:
             names = table.src[table.src_id].tolist()
             for name, x, y in zip(names, table.x.tolist(), table.y.tolist(), strict=True):
                 corners.setdefault(name, []).append((x, y))
-    return manifest, [Patches(photos / name, found) for name, found in sorted(corners.items())]
+    return manifest, [
+        Patches(photos / name, name.replace("/", "_"), found)
+        for name, found in sorted(corners.items())
+    ]
 
 
 def crops(image: RGB8, corners: list[tuple[int, int]], size: int) -> Iterator[RGB8]:
@@ -65,12 +72,14 @@ def spend(photos: Path, shards: Path) -> float:
 
 
 def _decode(content: bytes) -> RGB8:
-    if content[:2] == b"\xff\xd8":
-        decoded: RGB8 = simplejpeg.decode_jpeg(content, "RGB")
-        return decoded
-    bgr = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    header = read_header(content)  # which way is up, or the patches would lie elsewhere
+    if header.kind == "JPEG":
+        return upright(simplejpeg.decode_jpeg(content, "RGB"), header)
+    bgr = cv2.imdecode(
+        np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    )
     assert bgr is not None
-    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+    return upright(np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8), header)
 
 
 if __name__ == "__main__":
