@@ -188,3 +188,31 @@ def test_a_bucket_that_is_not_there_is_one_line(photos, server, tmp_path):
     )  # fmt: skip
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("error: s3://nowhere/x")
+
+
+TWICE = """
+import sys
+from pathlib import Path
+import fsspec
+from shards import storage
+local, url = Path(sys.argv[1]), sys.argv[2]
+storage.send(local, url)
+storage.send(local, url)
+system, path = fsspec.url_to_fs(url)
+assert system.info(path)["size"] == local.stat().st_size
+try:
+    system.put_file(str(local), path, mode="create")
+except FileExistsError:
+    print("refused")
+"""
+
+
+def test_shards_of_full_size_go_in_parts_and_replace_nothing(server, tmp_path):
+    """s3fs sends more than 100 MiB in parts, which S3 joins at the end: that is where the name is taken."""
+    (tmp_path / "shard.tar").write_bytes(os.urandom(2**20) * 110)
+    ended = subprocess.run(
+        [sys.executable, "-c", TWICE, str(tmp_path / "shard.tar"), f"{URL}/shard.tar"],
+        env=server.environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "refused\n"
