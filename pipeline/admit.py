@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
 from pipeline.official import read_partner
 from pipeline.options import BLOCKY, Options
@@ -66,7 +67,7 @@ def admit(photo: Found, options: Options) -> Admitted:
         image = resize.downscale(resize.crop_to_multiple(image, scale=factor), scale=factor)
     _check_size(image, options)
     partner = read_partner(photo, image, options) if options.lr_dir else None
-    return Admitted(image, partner, read.sha256, pixel_sha256(image), blocks, 1 / factor)
+    return Admitted(image, partner, read.sha256, pixel_digest(image), blocks, 1 / factor)
 
 
 def _read(photo: Found, options: Options) -> Photo:
@@ -81,10 +82,14 @@ def _read(photo: Found, options: Options) -> Photo:
     return decode_photo(content, max_megapixels=options.max_megapixels, alpha=options.alpha)
 
 
-def pixel_sha256(image: RGB8) -> str:
-    """Digest of an image's size and pixels."""
+def pixel_digest(image: RGB8) -> str:
+    """SHA-256 of an image's size and of the CRC-32 of each of its rows: a seventh of the time.
+
+    It tells photos apart that differ by chance, never by intent: rows of one CRC can be made.
+    """
+    rows = np.ascontiguousarray(image)
     digest = hashlib.sha256(b"%d %d\n" % image.shape[:2])
-    digest.update(np.ascontiguousarray(image).data)
+    digest.update(np.array([isal_zlib.crc32(row) for row in rows], "<u4").tobytes())
     return digest.hexdigest()
 
 

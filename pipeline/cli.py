@@ -210,12 +210,13 @@ def main(
     if scheduler and engine == "local":
         raise UsageError("--scheduler: is the address of a cluster; add --engine dask or ray")
     workers = cores() if workers is None else workers
-    if workers and engine == "local" and not dry_run:
-        pool.start_server()
-    from pipeline.job import Job, Watch
-    from pipeline.options import Options
-    from pipeline.prepare import prepare, rehearse
-    from pipeline.upload import local_folder
+    with pool.one_core_each():
+        if workers and engine == "local" and not dry_run:
+            pool.start_server()
+        from pipeline.job import Job, Watch
+        from pipeline.options import Options
+        from pipeline.prepare import prepare, rehearse
+        from pipeline.upload import local_folder
 
     settings["patches_per_image"] = 0 if grid else patches_per_image or 200
     settings["grid"] = grid or 0

@@ -35,7 +35,7 @@ def cut(job: Job, work: Path, photos: Sequence[Found], run: Run, watch: Watch) -
     listed = units.save_chunks(work, chunks)
     crashed: frozenset[str] = frozenset()
     for attempt in range(2):
-        name = units.save_task(work, job.options, listed, crashed=crashed)
+        name = units.save_task(work, job.options, listed, engine=job.engine, crashed=crashed)
         todo = [(str(work), name, number) for number in missing]
         missing = []
         if not todo:

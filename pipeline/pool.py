@@ -6,6 +6,7 @@ the units that were under way run again, alone, so that the one which kills its 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
@@ -127,18 +128,27 @@ def _alone(
 def start_server() -> None:
     """Start the process that workers are forked from; it loads its modules while this one goes on."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["pipeline.units"])
+    with one_core_each():
+        # Ctrl-C is the parent's alone; until it is ignored there, it must not reach the imports. The
+        # tracker, which the server starts if need be, would let it through again.
+        multiprocessing.resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
+def one_core_each() -> Iterator[None]:
+    """What starts or is imported inside makes no threads for BLAS; afterwards the environment is as before."""
     before = dict(os.environ)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Ctrl-C is the parent's alone; until it is ignored there, it must not reach the imports. The
-    # tracker, which the server starts if need be, would let it through again.
-    multiprocessing.resource_tracker.ensure_running()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        multiprocessing.forkserver.ensure_running()
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name in _ENVIRONMENT.keys() - before.keys():  # the server has its own
+        for name in _ENVIRONMENT.keys() - before.keys():
             del os.environ[name]
 
 

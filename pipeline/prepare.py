@@ -148,7 +148,7 @@ def _pack(job: Job, work: Path, plan: Plan, run: Run, watch: Watch) -> dict[str,
         entry = writer.finished_shard(job.out, shard.name)
         if entry and (not job.url or upload.was_sent(job.out, shard.name)):
             entries[shard.name] = entry
-    name = units.save_task(work, job.options, ("", ()), url=job.url)
+    name = units.save_task(work, job.options, ("", ()), engine=job.engine, url=job.url)
     todo = [
         (str(work), name, number)
         for number, shard in enumerate(plan.shards)

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from pipeline.degrade import degrade
+from pipeline.engines import Engine
 from pipeline.options import Options, differences, libraries
 from pipeline.pack import load_shards, pack_shard
 from pipeline.scan import Found
@@ -40,6 +41,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     """Photos that killed a process before."""
     libraries: dict[str, str]
     fingerprint: str
+    """What the process that planned made of a small picture; nothing where all work on its machine."""
 
 
 class _Photo(msgspec.Struct, frozen=True, array_like=True):
@@ -67,6 +69,7 @@ def save_task(
     options: Options,
     photos: tuple[str, tuple[int, ...]],
     *,
+    engine: Engine,
     url: str = "",
     crashed: frozenset[str] = frozenset(),
 ) -> str:
@@ -78,7 +81,7 @@ def save_task(
         starts=photos[1],
         crashed=tuple(sorted(crashed)),
         libraries=libraries(),
-        fingerprint=fingerprint(),
+        fingerprint="" if engine == "local" else fingerprint(),
     )
     content = msgspec.json.encode(task)
     name = f"job-{hashlib.sha256(content).hexdigest()[:16]}.json"
@@ -130,7 +133,7 @@ def fingerprint() -> str:
 def _task(work: str, job: str) -> Task:
     task = msgspec.json.decode((Path(work) / job).read_bytes(), type=Task)
     here = libraries()
-    if here != task.libraries or fingerprint() != task.fingerprint:
+    if here != task.libraries or (task.fingerprint and fingerprint() != task.fingerprint):
         changed = (
             differences(dict(task.libraries), dict(here)) or "the same versions, other results"
         )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline import degrade
-from pipeline.admit import pixel_sha256
+from pipeline.admit import pixel_digest
 from pipeline.degrade import MARGIN, Blur, Noise, describe, kernel
 from pipeline.patches import degradation_key
 from shards.reader import open_dataset
@@ -155,7 +155,7 @@ def test_a_patch_is_degraded_with_its_surroundings(photos, tmp_path):
     split = open_dataset(tmp_path / "out").split("train")
     pair = next(split[n] for n in range(len(split)) if split[n].info.src == "a.png")
     hr = cv2.imread(str(photos / "a.png"))[..., ::-1]
-    key = degradation_key(0, pixel_sha256(hr), pair.info.x, pair.info.y)
+    key = degradation_key(0, pixel_digest(hr), pair.info.x, pair.info.y)
     assert describe(key) == pair.info.degradation
     x, y, reach = pair.info.x, pair.info.y, 4 * MARGIN
     left, top = max(0, x - reach), max(0, y - reach)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.admit import pixel_sha256
+from pipeline.admit import pixel_digest
 from pipeline.options import Options, check_options
 from pipeline.patches import PER_AREA, cut_photo, detail, positions, rank
 from shards import png, resize
@@ -21,7 +21,7 @@ def test_lr_is_pillows_antialiased_bicubic_of_the_whole_photo(scale):
     whole = np.asarray(
         Image.fromarray(np.ascontiguousarray(cropped)).resize(size, Image.Resampling.BICUBIC)
     )
-    cuts = list(cut_photo(photo, pixel_sha256(photo), options))
+    cuts = list(cut_photo(photo, pixel_digest(photo), options))
     assert len(cuts) == 30 if scale < 8 else cuts
     for cut in cuts:
         assert cut.x % scale == cut.y % scale == 0
@@ -36,7 +36,7 @@ def test_lr_is_pillows_antialiased_bicubic_of_the_whole_photo(scale):
 def test_the_matlab_kernel_is_cut_from_the_whole_photo_too():
     photo = make_photo(5, height=200, width=240)
     whole = resize.downscale(photo, scale=4, kernel="matlab")
-    for cut in cut_photo(photo, pixel_sha256(photo), Options(patches_per_image=5, kernel="matlab")):
+    for cut in cut_photo(photo, pixel_digest(photo), Options(patches_per_image=5, kernel="matlab")):
         expected = whole[cut.y // 4 :, cut.x // 4 :][:32, :32]
         np.testing.assert_array_equal(png.decode_rgb(cut.lr), expected)
 
@@ -44,7 +44,7 @@ def test_the_matlab_kernel_is_cut_from_the_whole_photo_too():
 def test_lr_from_patch_sees_nothing_around_the_patch():
     photo = make_photo(2)
     options = Options(patches_per_image=4, lr_from="patch")
-    for cut in cut_photo(photo, pixel_sha256(photo), options):
+    for cut in cut_photo(photo, pixel_digest(photo), options):
         patch = Image.fromarray(png.decode_rgb(cut.hr))
         alone = np.asarray(patch.resize((32, 32), Image.Resampling.BICUBIC))
         np.testing.assert_array_equal(png.decode_rgb(cut.lr), alone)
@@ -99,7 +99,7 @@ def test_pixel_digest_tells_shapes_and_pixels_apart():
     turned = np.ascontiguousarray(image.reshape(60, 40, 3))
     changed = image.copy()
     changed[3, 4, 1] ^= 1
-    assert len({pixel_sha256(i) for i in (image, turned, changed)}) == 3
+    assert len({pixel_digest(i) for i in (image, turned, changed)}) == 3
 
 
 def test_detail_agrees_with_numpy():

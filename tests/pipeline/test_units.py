@@ -27,7 +27,7 @@ def test_photos_come_back_as_they_were_saved(tmp_path):
         Found(Path("/photos/写真.jpg"), "写真.jpg", 7, 1, False),
     ]
     name, starts = units.save_chunks(tmp_path, [photos[:1], photos[1:]])
-    job = units.save_task(tmp_path, OPTIONS, (name, starts))
+    job = units.save_task(tmp_path, OPTIONS, (name, starts), engine="dask")
     task = units._task(str(tmp_path), job)
     assert units._photos(tmp_path, task, 0) == photos[:1]
     assert units._photos(tmp_path, task, 1) == photos[1:]
@@ -36,7 +36,7 @@ def test_photos_come_back_as_they_were_saved(tmp_path):
 def test_a_unit_is_a_name_and_a_number(photos, tmp_path):
     found = scan([photos]).photos
     listed = units.save_chunks(tmp_path, [found[:2], found[2:]])
-    job = units.save_task(tmp_path, OPTIONS, listed)
+    job = units.save_task(tmp_path, OPTIONS, listed, engine="local")
     unit = (str(tmp_path), job, 1)
     assert len(pickle.dumps(unit)) < 300
     assert units.cut_chunk(*unit) == 1
@@ -48,7 +48,7 @@ def test_a_unit_is_a_name_and_a_number(photos, tmp_path):
 @pytest.mark.parametrize("what", ["numpy", "the same"])
 def test_a_worker_that_would_write_other_bytes_refuses(photos, tmp_path, what):
     found = scan([photos]).photos
-    job = units.save_task(tmp_path, OPTIONS, units.save_chunks(tmp_path, [found]))
+    job = units.save_task(tmp_path, OPTIONS, units.save_chunks(tmp_path, [found]), engine="dask")
     task = units._task(str(tmp_path), job)
     if what == "numpy":
         task = msgspec.structs.replace(task, libraries={**task.libraries, "numpy": "1.0"})
