@@ -20,6 +20,7 @@ from shards.errors import UsrganError
 from shards.photos import Photo, RejectedPhoto, decode_photo, read_photo
 from shards.png import RGB8
 
+Luma = npt.NDArray[np.uint8]
 _LOOKED_AT = 1024
 """Blocks are looked for in the middle of a photo, at most so many pixels each way."""
 
@@ -29,6 +30,8 @@ class Admitted(NamedTuple):
 
     image: RGB8
     """[h w 3], after `pre_scale`."""
+    luma: Luma
+    """[h w], of `image`."""
     lr: RGB8 | None
     """Its official LR image, where the options name one."""
     sha256: str
@@ -67,7 +70,8 @@ def admit(photo: Found, options: Options) -> Admitted:
         image = resize.downscale(resize.crop_to_multiple(image, scale=factor), scale=factor)
     _check_size(image, options)
     partner = read_partner(photo, image, options) if options.lr_dir else None
-    return Admitted(image, partner, read.sha256, pixel_digest(image), blocks, 1 / factor)
+    digest = pixel_digest(image)
+    return Admitted(image, luma_of(image), partner, read.sha256, digest, blocks, 1 / factor)
 
 
 def _read(photo: Found, options: Options) -> Photo:
@@ -80,6 +84,11 @@ def _read(photo: Found, options: Options) -> Photo:
     if len(content) != photo.size:
         raise UsrganError(f"{photo.path}: was changed during the run; run the same command again")
     return decode_photo(content, max_megapixels=options.max_megapixels, alpha=options.alpha)
+
+
+def luma_of(image: RGB8) -> Luma:
+    """BT.601 luma [h w] of an image [h w 3], rounded."""
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
 def pixel_digest(image: RGB8) -> str:
@@ -103,7 +112,7 @@ def blockiness(image: RGB8) -> float:
     height, width = image.shape[:2]
     top, left = max(0, (height - _LOOKED_AT) // 2), max(0, (width - _LOOKED_AT) // 2)
     middle = np.ascontiguousarray(image[top : top + _LOOKED_AT, left : left + _LOOKED_AT])
-    luma = np.asarray(cv2.cvtColor(middle, cv2.COLOR_RGB2GRAY), np.uint8)
+    luma = luma_of(middle)
     if min(luma.shape) < 33:
         return 1.0
     product = _steps_ratio(luma) * _steps_ratio(np.ascontiguousarray(luma.T))

@@ -105,7 +105,7 @@ def _look(photos: Sequence[Found], options: Options) -> tuple[list[_Look], Count
         except RejectedPhoto as reason:
             refused[reason.code] += 1
             continue
-        cutter = cut_photo(photo.image, photo.pixels, few, official=photo.lr)
+        cutter = cut_photo(photo, few)
         cuts = [next(cutter)]
         once = time.process_time()
         cuts += itertools.islice(cutter, ENCODE - 1)

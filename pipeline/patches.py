@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.admit import Admitted
 from pipeline.degrade import MARGIN, degrade
 from pipeline.options import FLAT, Options
 from shards import codec, resize
@@ -32,25 +33,21 @@ class Cut(NamedTuple):
     lr: bytes
 
 
-def cut_photo(
-    image: RGB8, pixels: str, options: Options, *, official: RGB8 | None = None
-) -> Iterator[Cut]:
-    """Cut a photo [h w 3] with digest `pixels` into encoded pairs, in no particular order.
+def cut_photo(photo: Admitted, options: Options) -> Iterator[Cut]:
+    """Cut a photo into encoded pairs, in no particular order.
 
     LR is the antialiased bicubic x1/scale of the whole photo (cropped to a multiple of the scale),
-    so a patch's LR saw the pixels around the patch, as at inference; or `official`, which somebody
-    else made of it.
+    so a patch's LR saw the pixels around the patch, as at inference; or its official LR image.
     """
-    scale, size = options.scale, options.stored_size
-    hr = resize.crop_to_multiple(image, scale=scale)
-    lr = official
+    scale, size, pixels = options.scale, options.stored_size, photo.pixels
+    hr = resize.crop_to_multiple(photo.image, scale=scale)
+    lr = photo.lr
     degraded = options.degrade == "realesrgan"
     if lr is None and options.lr_from == "image" and not degraded:
         lr = resize.downscale(hr, scale=scale, kernel=options.kernel)
-    luma = np.asarray(cv2.cvtColor(hr, cv2.COLOR_RGB2GRAY), np.uint8)
     for x, y in positions(hr.shape[1], hr.shape[0], pixels, options):
         place = rank(options.seed, pixels, x, y)
-        spread, gradient = detail(luma[y : y + size, x : x + size])
+        spread, gradient = detail(photo.luma[y : y + size, x : x + size])
         if not kept(spread, place, options):
             continue
         patch = np.ascontiguousarray(hr[y : y + size, x : x + size])

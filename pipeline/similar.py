@@ -18,9 +18,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.admit import Luma, luma_of
 from shards.errors import UsageError
 from shards.photos import RejectedPhoto, looks_like_photo, read_photo
-from shards.png import RGB8
 
 CLOSE = 3
 """Bits in which one of the two hashes may differ; four bands of 16 bits find all such pairs."""
@@ -38,15 +38,14 @@ class Look(msgspec.Struct, frozen=True):
     mirrored_phash: int
 
 
-def look_of(image: RGB8) -> Look:
-    """Hash an upright photo [h w 3]."""
-    height, width = image.shape[:2]
+def look_of(luma: Luma) -> Look:
+    """Hash the luma [h w] of an upright photo."""
+    height, width = luma.shape
     factor = max(1, min(height, width) // 256)  # whole factors are averaged fast
     if factor > 1:
-        whole = image[: height - height % factor, : width - width % factor]
+        whole = luma[: height - height % factor, : width - width % factor]
         size = (width // factor, height // factor)
-        image = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.uint8)
-    luma = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+        luma = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.uint8)
     small = np.asarray(cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA), np.int64)
     fine = np.asarray(cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA), np.int64)
     return Look(_dhash(small), _phash(fine), _dhash(small[:, ::-1]), _phash(fine[:, ::-1]))
@@ -68,7 +67,9 @@ def looks_below(folders: Sequence[Path]) -> list[tuple[str, Look]]:
                 photo = read_photo(path, alpha="drop")
             except RejectedPhoto as refused:
                 raise UsageError(f"--exclude-like {path}: {refused.reason}") from None
-            found.append((f"{folder.name}/{path.relative_to(folder)}", look_of(photo.pixels)))
+            found.append(
+                (f"{folder.name}/{path.relative_to(folder)}", look_of(luma_of(photo.pixels)))
+            )
     return sorted(found, key=lambda each: each[0])
 
 

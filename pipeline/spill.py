@@ -98,12 +98,12 @@ def write_spill(
                 sha256=read.sha256,
                 pixels=read.pixels,
                 area=read.image.shape[0] * read.image.shape[1],
-                look=look_of(read.image),
+                look=look_of(read.luma),
                 blockiness=read.blockiness,
                 pre_scale=read.pre_scale,
             )
         )
-        found = cut_photo(read.image, read.pixels, options, official=read.lr)
+        found = cut_photo(read, options)
         cuts.extend((cut.rank, number, *cut[1:]) for cut in found)
     cuts.sort(key=lambda cut: cut[:4])
     rows = np.zeros(len(cuts), ROW)

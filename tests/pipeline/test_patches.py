@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.admit import pixel_digest
+from pipeline.admit import Admitted, luma_of, pixel_digest
 from pipeline.options import Options, check_options
 from pipeline.patches import PER_AREA, cut_photo, detail, positions, rank
 from shards import png, resize
 from shards.errors import UsageError
 from tests.pipeline.conftest import make_photo
+
+
+def admitted(photo: np.ndarray) -> Admitted:
+    return Admitted(photo, luma_of(photo), None, "", pixel_digest(photo), 1.0, 1.0)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
@@ -21,7 +25,7 @@ def test_lr_is_pillows_antialiased_bicubic_of_the_whole_photo(scale):
     whole = np.asarray(
         Image.fromarray(np.ascontiguousarray(cropped)).resize(size, Image.Resampling.BICUBIC)
     )
-    cuts = list(cut_photo(photo, pixel_digest(photo), options))
+    cuts = list(cut_photo(admitted(photo), options))
     assert len(cuts) == 30 if scale < 8 else cuts
     for cut in cuts:
         assert cut.x % scale == cut.y % scale == 0
@@ -36,7 +40,7 @@ def test_lr_is_pillows_antialiased_bicubic_of_the_whole_photo(scale):
 def test_the_matlab_kernel_is_cut_from_the_whole_photo_too():
     photo = make_photo(5, height=200, width=240)
     whole = resize.downscale(photo, scale=4, kernel="matlab")
-    for cut in cut_photo(photo, pixel_digest(photo), Options(patches_per_image=5, kernel="matlab")):
+    for cut in cut_photo(admitted(photo), Options(patches_per_image=5, kernel="matlab")):
         expected = whole[cut.y // 4 :, cut.x // 4 :][:32, :32]
         np.testing.assert_array_equal(png.decode_rgb(cut.lr), expected)
 
@@ -44,7 +48,7 @@ def test_the_matlab_kernel_is_cut_from_the_whole_photo_too():
 def test_lr_from_patch_sees_nothing_around_the_patch():
     photo = make_photo(2)
     options = Options(patches_per_image=4, lr_from="patch")
-    for cut in cut_photo(photo, pixel_digest(photo), options):
+    for cut in cut_photo(admitted(photo), options):
         patch = Image.fromarray(png.decode_rgb(cut.hr))
         alone = np.asarray(patch.resize((32, 32), Image.Resampling.BICUBIC))
         np.testing.assert_array_equal(png.decode_rgb(cut.lr), alone)
@@ -123,7 +127,7 @@ def test_flat_patches_are_thinned_and_the_rest_is_untouched():
     cuts = {}
     for share in (1.0, 0.3, 0.0):
         options = Options(hr_size=32, patches_per_image=400, keep_flat=share)
-        cuts[share] = set(cut_photo(photo, "p", options))
+        cuts[share] = set(cut_photo(admitted(photo), options))
     flat = {cut for cut in cuts[1.0] if cut.luma_std < 4}
     assert len(flat) > 100
     assert cuts[0.0] == cuts[1.0] - flat
@@ -134,7 +138,7 @@ def test_flat_patches_are_thinned_and_the_rest_is_untouched():
 
 def test_patches_below_the_least_detail_are_left_out():
     options = Options(hr_size=32, patches_per_image=400, keep_flat=1.0, min_detail=2.0)
-    cuts = list(cut_photo(flat_photo(), "p", options))
+    cuts = list(cut_photo(admitted(flat_photo()), options))
     assert cuts
     assert min(cut.luma_std for cut in cuts) >= 2.0
 
