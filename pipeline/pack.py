@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -74,10 +75,11 @@ def _samples(work: Path, shard: Shard, options: Options) -> Iterator[tuple[Sampl
     rows = np.load(work / "plan-rows.npy", mmap_mode="r")[shard.first : shard.last]
     photos = _photos(work / "plan-photos.json", (work / "plan-photos.json").stat().st_mtime_ns)
     pairs = _read_pairs(work, rows)
-    for number, (row, (hr, lr)) in enumerate(zip(rows, pairs, strict=True)):
-        photo = photos[row["source"]]
-        x, y = int(row["x"]), int(row["y"])
-        spread, gradient = float(row["luma_std"]), float(row["gradient"])
+    placed = rows[["source", "x", "y", "luma_std", "gradient"]].tolist()
+    for key, (source, x, y, spread, gradient), (hr, lr) in zip(
+        range(shard.first, shard.last), placed, pairs, strict=True
+    ):
+        photo = photos[source]
         info = SampleInfo(
             gradient, spread, options.scale, shard.split, photo.name, photo.sha256, x, y
         )
@@ -85,24 +87,24 @@ def _samples(work: Path, shard: Shard, options: Options) -> Iterator[tuple[Sampl
             info.blockiness, info.pre_scale = photo.blockiness, photo.pre_scale
         if options.degrade == "realesrgan":
             info.degradation = describe(degradation_key(options.seed, photo.pixels, x, y))
-        sample = Sample(shard.first + number, hr, encode_info(info), lr)
-        yield sample, Row(photo.name, x, y, spread, gradient)
+        yield Sample(key, hr, encode_info(info), lr), Row(photo.name, x, y, spread, gradient)
 
 
 def _read_pairs(work: Path, rows: Rows) -> list[tuple[bytes, bytes]]:
     """HR and LR of every row; each spill is opened once and read forward."""
     pairs = [(b"", b"")] * len(rows)
+    placed = rows[["offset", "hr", "lr", "crc32"]].tolist()
     for chunk in np.unique(rows["chunk"]):
-        with (work / f"{spill_name(chunk)}.bin").open("rb") as stream:
-            for number in np.flatnonzero(rows["chunk"] == chunk):
-                row = rows[number]
-                stream.seek(int(row["offset"]))
-                hr, lr = stream.read(int(row["hr"])), stream.read(int(row["lr"]))
-                if isal_zlib.crc32(lr, isal_zlib.crc32(hr)) != row["crc32"]:
+        path = work / f"{spill_name(chunk)}.bin"
+        with path.open("rb", buffering=0) as stream:
+            for number in np.flatnonzero(rows["chunk"] == chunk).tolist():
+                at, hr, lr, checksum = placed[number]
+                both = os.pread(stream.fileno(), hr + lr, at)
+                if isal_zlib.crc32(both) != checksum:
                     raise DamagedData(
-                        f"{stream.name}: was damaged on disk; run the same command with --repair"
+                        f"{path}: was damaged on disk; run the same command with --repair"
                     )
-                pairs[number] = (hr, lr)
+                pairs[number] = both[:hr], both[hr:]
     return pairs
 
 

@@ -105,8 +105,7 @@ class SampleInfo(msgspec.Struct):
 
 def encode_info(info: SampleInfo) -> bytes:
     """JSON with sorted keys; floats always with a fraction, as schema-guessing readers need."""
-    fields = msgspec.to_builtins(info)
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return msgspec.json.encode(info, order="sorted")
 
 
 def dataset_digest(splits: dict[str, Split]) -> str:
