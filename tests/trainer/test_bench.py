@@ -112,7 +112,12 @@ def test_the_command_prints_what_the_contract_names(photos: Path):
     ended = CliRunner().invoke(bench_main, options)
     assert ended.exit_code == 0, ended.output
     found = json.loads(ended.stdout)
-    ratios = ("cpu_over_floor", "parallel_efficiency", "speedup_over_basicsr_way")
+    ratios = (
+        "cpu_over_floor",
+        "parallel_efficiency",
+        "floor_efficiency",
+        "speedup_over_basicsr_way",
+    )
     for name in (*ratios, "peak_mib_per_worker", "photos_per_s"):
         assert found[name] > 0
     assert set(found["spread"]) == set(ratios)

@@ -36,6 +36,8 @@ class Prep(msgspec.Struct, frozen=True):
     """CPU time of prep-shards with one worker over that of decoding, resizing and encoding once."""
     parallel_efficiency: float
     """Wall time with one worker over that with all, per worker."""
+    floor_efficiency: float
+    """The same of the bare work, done by as many processes that share nothing: what the machine allows."""
     speedup_over_basicsr_way: float
     """Wall time, both with all workers."""
     peak_mib_per_worker: float
@@ -59,8 +61,11 @@ def bench_prep(
     if not src.is_dir():
         raise UsageError(f"--src {src}: there is no such folder of photos")
     ratios: dict[str, list[float]] = {
-        name: [] for name in ("cpu_over_floor", "parallel_efficiency", "speedup_over_basicsr_way")
-    }
+        name: []
+        for name in (
+            "cpu_over_floor", "parallel_efficiency", "floor_efficiency", "speedup_over_basicsr_way",
+        )
+    }  # fmt: skip
     many: list[Measured] = []
     with tempfile.TemporaryDirectory(prefix="bench-sr-") as folder:
         out = Path(folder)
@@ -70,10 +75,12 @@ def bench_prep(
             shutil.rmtree(out)
             one = _prep(src, out / "one", 1, options)
             many.append(_prep(src, out / "many", workers, options))
-            floor = float(measure(_module("floor", src, out / "many")).output)
+            floor = measure(_module("floor", src, out / "many", 1))
+            floors = measure(_module("floor", src, out / "many", workers))
             peer = measure(_module("basicsr", src, out / "many", out / "peer", workers))
-            ratios["cpu_over_floor"].append(one.cpu / floor)
+            ratios["cpu_over_floor"].append(one.cpu / float(floor.output))
             ratios["parallel_efficiency"].append(one.wall / many[-1].wall / workers)
+            ratios["floor_efficiency"].append(floor.wall / floors.wall)
             ratios["speedup_over_basicsr_way"].append(peer.wall / many[-1].wall)
     report = json.loads(many[-1].output)
     wall = statistics.median(each.wall for each in many)
@@ -119,6 +126,7 @@ def lines(found: Prep) -> list[str]:
         f" with {found.workers} workers: {found.photos_per_s:.2f} photos/s, {found.megabytes_per_s:.1f} MB/s",
         row("CPU time over decode + resize + encode once", "cpu_over_floor", found.cpu_over_floor),
         row("parallel efficiency", "parallel_efficiency", found.parallel_efficiency),
+        row("the same of the bare work", "floor_efficiency", found.floor_efficiency),
         row("speed over BasicSR's way", "speedup_over_basicsr_way", found.speedup_over_basicsr_way),
         f"  {'memory of the largest process, MiB':<44} {found.peak_mib_per_worker:6.0f}",
     ]
