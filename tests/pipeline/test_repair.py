@@ -131,7 +131,7 @@ def test_photos_that_change_between_two_tries_are_cut_again(photos, tmp_path, wh
     out = tmp_path / "out"
     environment = {**os.environ, "USRGAN_FAULT": "kill@40"}
     subprocess.run(command(photos, out, 0), env=environment, capture_output=True, check=False)
-    assert list((out / "_work").glob("chunk-*.npz"))
+    assert list((out / "_work").glob("chunk-*.spill"))
     if what == "changes":
         bmp(photos / "f.bmp", 51)
     elif what == "vanishes":
