@@ -14,10 +14,10 @@ from shards.errors import UsageError
 from shards.reader import open_dataset
 from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config import PAPER, Config, Stage, load_config
-from trainer.data import steps_per_pass
 from trainer.loop import Job, train_stage
 from trainer.losses import build_content_features
 from trainer.memory import within_memory
+from trainer.order import steps_per_pass
 from trainer.report import write_report
 from trainer.run import choose_device
 from trainer.weights import load_matching
