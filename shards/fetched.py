@@ -44,6 +44,8 @@ def fetch(url: str, shard: ShardEntry, folder: Path) -> Path:
     with _one_at_a_time(folder / f".{shard.sha256}.lock"):
         if is_there(path, shard):
             return path
+        for rest in folder.glob(f".{path.name}.*{files.TEMP_SUFFIX}"):  # of a run that was killed
+            files.remove(rest)
         digest = hashlib.sha256()
         with files.replacing(path) as stream:
             try:
@@ -61,15 +63,20 @@ def fetch(url: str, shard: ShardEntry, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _one_at_a_time(lock: Path) -> Iterator[None]:
-    """Wait for the lock; its file goes when it is done, and who still holds it sees the shard there."""
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise WriteFailed(
-            f"{lock}: cannot be written ({error.strerror}); check the folder and its permissions"
-        ) from error
-    try:
+    """Hold a lock file that is removed at the end."""
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise WriteFailed(
+                f"{lock}: cannot be written ({error.strerror}); check the folder and its permissions"
+            ) from error
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if lock.stat().st_ino == os.fstat(descriptor).st_ino:
+                break
+        os.close(descriptor)  # of one that its holder has removed meanwhile
+    try:
         yield
     finally:
         lock.unlink(missing_ok=True)

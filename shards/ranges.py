@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Protocol
 
 from shards import fetched, storage
@@ -86,10 +86,10 @@ class FetchedRanges:
         self.folder = folder
         self.bytes_read = 0
         self._store = StoreRanges(url)
-        self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+        self._wanted: SimpleQueue[ShardEntry | None] = SimpleQueue()
         self._asked: set[str] = set()
-        self._lock = threading.Lock()
         self._trouble: UsrganError | None = None
+        self._lock = threading.Lock()
 
     def read(self, shard: ShardEntry, start: int, stop: int) -> bytes:
         """As `Ranges` says; raises as well what fetching a shard came upon."""
@@ -99,23 +99,31 @@ class FetchedRanges:
         if fetched.is_there(path, shard):
             content = _pread(path, start, stop)
         else:
-            with self._lock:
-                if shard.name not in self._asked:
-                    self._asked.add(shard.name)
-                    self._fetcher.submit(self._fetch, shard)
+            self._ask(shard)
             content = self._store.read(shard, start, stop)
         self.bytes_read += len(content)
         return content
 
     def close(self) -> None:
-        """Let the shard that is being fetched come in, and forget the others."""
-        self._fetcher.shutdown(cancel_futures=True)
+        """Fetch no more shards after the next."""
+        self._trouble = UsrganError("closed")
+        self._wanted.put(None)
 
-    def _fetch(self, shard: ShardEntry) -> None:
-        try:
-            fetched.fetch(storage.below(self.url, shard.name), shard, self.folder)
-        except UsrganError as error:
-            self._trouble = error
+    def _ask(self, shard: ShardEntry) -> None:
+        with self._lock:
+            if not self._asked:
+                # a daemon: the end of a run does not wait for shards that nobody needs any more
+                threading.Thread(target=self._fetch, name="fetch", daemon=True).start()
+            if shard.name not in self._asked:
+                self._asked.add(shard.name)
+                self._wanted.put(shard)
+
+    def _fetch(self) -> None:
+        while self._trouble is None and (shard := self._wanted.get()) is not None:
+            try:
+                fetched.fetch(storage.below(self.url, shard.name), shard, self.folder)
+            except UsrganError as error:
+                self._trouble = error
 
 
 def open_ranges(location: Location, cache: Path | None) -> Ranges:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,13 +190,16 @@ class SplitReader:
         return DamagedData(f"{where}: sample {key:012d}: {reason}; {REPAIR}")
 
 
+@dataclass(frozen=True)
 class Dataset:
     """A finished folder of shards, or one at a URL."""
 
-    def __init__(self, location: Location, manifest: Manifest, cache: Path | None = None) -> None:
-        self.location = location
-        self.manifest = manifest
-        self.cache = cache
+    location: Location
+    manifest: Manifest
+    cache: Path | None = None
+    """Where shards of a URL are kept whole for later runs; None: nowhere."""
+    indices: dict[str, list[index.ShardIndex]] = field(default_factory=dict, repr=False)
+    """Of the splits that were opened; read once."""
 
     def split(self, name: str) -> SplitReader:
         """Open `train` or `val`; checks that every shard is there in its full length.
@@ -208,22 +214,14 @@ class Dataset:
             raise UsageError(
                 f"{self.location}: has no split {name!r}; it has {', '.join(self.manifest.splits)}"
             )
-        shards = self.manifest.splits[name].shards
-        if isinstance(self.location, Path):
-            indices = [_local_index(self.location, entry) for entry in shards]
-        else:
-            with ThreadPoolExecutor(_INDICES_AT_ONCE) as pool:
-                indices = list(pool.map(lambda entry: _remote_index(self.location, entry), shards))
+        if name not in self.indices:
+            self.indices[name] = _indices(self.location, self.manifest.splits[name].shards)
         ranges = open_ranges(self.location, self.cache)
-        return SplitReader(self.location, self.manifest, name, indices, ranges)
+        return SplitReader(self.location, self.manifest, name, self.indices[name], ranges)
 
 
-def open_dataset(location: Location, *, cache: Path | None = None) -> Dataset:
-    """Open a folder or URL that `prep-shards` wrote.
-
-    Args:
-        location: a local folder, or a URL of fsspec (`s3://…`).
-        cache: where shards of a URL are kept whole for later runs; None: nowhere.
+def open_dataset(location: Location) -> Dataset:
+    """Open a local folder that `prep-shards` wrote, or a URL of fsspec (`s3://…`).
 
     Raises:
         UsageError: it is no finished data set, or of a newer format.
@@ -239,11 +237,18 @@ def open_dataset(location: Location, *, cache: Path | None = None) -> Dataset:
             f"{location}: has no {NAME}, so no finished data set is there; check the URL, or make one"
             f" with prep-shards --src PHOTOS --out {location}"
         ) from None
-    return Dataset(location, parse_manifest(content, storage.below(location, NAME)), cache)
+    return Dataset(location, parse_manifest(content, storage.below(location, NAME)))
 
 
 def _at(location: Location, name: str) -> str:
     return storage.below(location, name) if isinstance(location, str) else str(location / name)
+
+
+def _indices(location: Location, shards: Sequence[ShardEntry]) -> list[index.ShardIndex]:
+    if isinstance(location, Path):
+        return [_local_index(location, entry) for entry in shards]
+    with ThreadPoolExecutor(_INDICES_AT_ONCE) as pool:
+        return list(pool.map(partial(_remote_index, location), shards))
 
 
 def _local_index(folder: Path, entry: ShardEntry) -> index.ShardIndex:
@@ -258,7 +263,7 @@ def _local_index(folder: Path, entry: ShardEntry) -> index.ShardIndex:
     return _same_shard(index.load_npz(npz), entry, str(npz))
 
 
-def _remote_index(location: Location, entry: ShardEntry) -> index.ShardIndex:
+def _remote_index(location: str, entry: ShardEntry) -> index.ShardIndex:
     url = _at(location, str(index.npz_path(Path(), entry.name)))
     try:
         content = storage.read(url)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor
 
 from shards.png import RGB8
-from shards.reader import Block, SplitReader
+from shards.reader import Block, Dataset, SplitReader
+from trainer.cache import Cache, Store, check_cache, stored_sides
 from trainer.order import CHUNK, Order, Visit, places_of, steps_per_pass
 
 CPU = torch.device("cpu")
@@ -37,13 +39,19 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Threads that decode beside the training step; 0 reads and decodes in the step's own thread."""
     augment: bool = True
     """Flips and 90° turns, the same for LR and HR."""
+    cache: Cache = "none"
+    """Where decoded patches are kept after their first use: "ram" of each process, or its "device"."""
+    cache_gib: float = 8.0
+    """The most that they may take, GiB."""
+    cache_dir: str = ""
+    """Folder in which whole shards of a URL are kept, for any run; "": nowhere."""
 
 
 class Batch(NamedTuple):
     """One step's share of patches, uint8 RGB, not yet turned: `to_float` turns them on the device."""
 
     lr: Tensor
-    """[B h w 3], in pinned memory where the device is a GPU."""
+    """[B h w 3]; where the device is a GPU, in pinned memory or, with data.cache=device, on it."""
     hr: Tensor
     """[B sh sw 3]."""
     turns: Tensor
@@ -65,6 +73,14 @@ class Wanted(NamedTuple):
 
 S = TypeVar("S", bound=np.generic)
 Read = Callable[[Visit], Future[Block]]
+Loaded = Callable[[], Batch]
+"""The rest of the work of a batch, for the step's own thread: on a GPU its order of commands."""
+
+
+def with_cache(dataset: Dataset, config: DataConfig) -> Dataset:
+    """The data set with the folder where whole shards of a URL are kept."""
+    folder = Path(config.cache_dir).expanduser() if config.cache_dir else None
+    return replace(dataset, cache=folder)
 
 
 def batches(
@@ -99,45 +115,52 @@ def batches(
         batch_size=batch_size,
     )
 
-    def read(visit: Visit) -> Block:
-        return split.block(int(visit.positions.min()), int(visit.positions.max()) + 1)
+    check_cache(split, cache=config.cache, gib=config.cache_gib, device=device)
+    store = None
+    if config.cache != "none":
+        store = Store(split, device if config.cache == "device" else CPU)
+    pin = device.type == "cuda"
 
-    def load(wanted: list[Wanted]) -> Batch:
-        return load_batch(split, wanted, side=side, pin=device.type == "cuda")
+    def read(visit: Visit) -> Block:
+        missing = visit.positions if store is None else store.missing(visit.positions)
+        return split.block(int(missing.min()), int(missing.max()) + 1) if len(missing) else ()
+
+    def load(wanted: list[Wanted]) -> Loaded:
+        if store is not None and config.cache == "device":
+            return load_on_device(split, wanted, store, side=side, pin=pin)
+        batch = load_batch(split, wanted, store, side=side, pin=pin)
+        return lambda: batch
 
     def requests(read: Read, *, ahead: bool) -> Iterator[list[Wanted]]:
+        # lanes that ask at different times do not ask all at once
+        leads = [CHUNK // 4 + place % (CHUNK // 2) if ahead else 0 for place in places]
         lanes = [
-            lane(
-                order.lane(place, first_step=first_step),
-                read,
-                lead=CHUNK // 4 + place % (CHUNK // 2) if ahead else 0,
-            )
-            for place in places
+            lane(order.lane(place, first_step=first_step), read, lead=lead)
+            for place, lead in zip(places, leads, strict=True)
         ]
         while True:
             yield [next(each) for each in lanes]
 
-    def in_own_thread() -> Generator[Batch]:
-        for wanted in requests(lambda visit: _now(read, visit), ahead=False):
-            yield load(wanted)
+    if config.workers == 0:
+        return (load(wanted)() for wanted in requests(lambda visit: _now(read, visit), ahead=False))
+    readers = 1 if isinstance(split.location, Path) else _REQUESTS
 
     def by_threads() -> Generator[Batch]:
-        readers = 1 if isinstance(split.location, Path) else _REQUESTS
         with (
             ThreadPoolExecutor(readers, "read") as reading,
             ThreadPoolExecutor(config.workers, "decode", _use, (device,)) as decoding,
         ):
-            due: deque[Future[Batch]] = deque()
+            due: deque[Future[Loaded]] = deque()
             try:
                 for wanted in requests(lambda visit: reading.submit(read, visit), ahead=True):
                     due.append(decoding.submit(load, wanted))
                     if len(due) > max(BATCHES_AHEAD, config.workers):
-                        yield due.popleft().result()
+                        yield due.popleft().result()()
             finally:
                 reading.shutdown(wait=False, cancel_futures=True)
                 decoding.shutdown(cancel_futures=True)
 
-    return by_threads() if config.workers else in_own_thread()
+    return by_threads()
 
 
 def lane(visits: Iterator[Visit], read: Read, *, lead: int) -> Iterator[Wanted]:
@@ -159,26 +182,46 @@ def lane(visits: Iterator[Visit], read: Read, *, lead: int) -> Iterator[Wanted]:
         here = coming or asked()
 
 
-def load_batch(split: SplitReader, wanted: list[Wanted], *, side: int, pin: bool) -> Batch:
-    """Decode the pairs that a step wants, crops of `side` LR pixels."""
-    manifest = split.manifest
-    scale, stored = manifest.scale, manifest.hr_size // manifest.scale
-    lr, hr = (
-        torch.empty((len(wanted), size, size, 3), dtype=torch.uint8, pin_memory=pin)
-        for size in (side, scale * side)
-    )
-    turns = torch.tensor([each.turn for each in wanted])
-    whole_lr = np.empty((stored, stored, 3), np.uint8)
-    whole_hr = np.empty((scale * stored, scale * stored, 3), np.uint8)
+def load_batch(
+    split: SplitReader, wanted: list[Wanted], store: Store | None, *, side: int, pin: bool
+) -> Batch:
+    """Decode the pairs that a step wants, crops of `side` LR pixels, or copy those that the store holds."""
+    low, high = stored_sides(split.manifest)
+    scale = high // low
+    lr, hr = _empty(len(wanted), side, pin=pin), _empty(len(wanted), scale * side, pin=pin)
+    scratch = np.empty((low, low, 3), np.uint8), np.empty((high, high, 3), np.uint8)
     for each, lr_out, hr_out in zip(wanted, lr.numpy(), hr.numpy(), strict=True):
-        block = each.block.result()
-        if side == stored:
-            split.decode_into(block, each.position, lr=lr_out, hr=hr_out)
-            continue
-        split.decode_into(block, each.position, lr=whole_lr, hr=whole_hr)
-        lr_out[...], hr_out[...] = cropped(whole_lr, whole_hr, each.left, each.top, side)
-    positions = np.array([each.position for each in wanted], np.int64)
-    return Batch(lr, hr, turns.pin_memory() if pin else turns, positions)
+        direct = store is None and side == low
+        whole = (lr_out, hr_out) if direct else scratch
+        if store is not None:
+            whole = store.lr[each.position].numpy(), store.hr[each.position].numpy()
+        if store is None or not store.there[each.position]:
+            split.decode_into(each.block.result(), each.position, lr=whole[0], hr=whole[1])
+        if store is not None:
+            store.there[each.position] = True
+        if not direct:
+            lr_out[...], hr_out[...] = cropped(whole[0], whole[1], each.left, each.top, side)
+    return Batch(lr, hr, _turns(wanted, pin=pin), _positions(wanted))
+
+
+def load_on_device(
+    split: SplitReader, wanted: list[Wanted], store: Store, *, side: int, pin: bool
+) -> Loaded:
+    """Decode what the store on the device lacks; what is returned puts it there and gathers the batch."""
+    low, high = stored_sides(split.manifest)
+    missing = [each for each in wanted if not store.there[each.position]]
+    lr, hr = _empty(len(missing), low, pin=pin), _empty(len(missing), high, pin=pin)
+    for each, lr_out, hr_out in zip(missing, lr.numpy(), hr.numpy(), strict=True):
+        split.decode_into(each.block.result(), each.position, lr=lr_out, hr=hr_out)
+
+    def gathered() -> Batch:
+        if missing:
+            store.put(_positions(missing), lr, hr)
+        positions, corners = _positions(wanted), np.array([each[2:4] for each in wanted], np.int64)
+        taken = store.take(positions, corners, side=side)
+        return Batch(*taken, _turns(wanted, pin=pin), positions)
+
+    return gathered
 
 
 def cropped(lr: RGB8, hr: RGB8, left: int, top: int, side: int) -> tuple[RGB8, RGB8]:
@@ -219,6 +262,19 @@ def _pixels_of_turns(side: int, device: torch.device) -> Tensor:
     """Where each pixel of a turned square image comes from: [8 side*side]."""
     pixels = np.arange(side * side).reshape(side, side)
     return torch.from_numpy(np.stack([turned(pixels, n).reshape(-1) for n in range(8)])).to(device)
+
+
+def _empty(count: int, side: int, *, pin: bool) -> Tensor:
+    return torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=pin)
+
+
+def _turns(wanted: list[Wanted], *, pin: bool) -> Tensor:
+    turns = torch.tensor([each.turn for each in wanted])
+    return turns.pin_memory() if pin else turns
+
+
+def _positions(wanted: list[Wanted]) -> npt.NDArray[np.int64]:
+    return np.array([each.position for each in wanted], np.int64)
 
 
 def _now(read: Callable[[Visit], Block], visit: Visit) -> Future[Block]:
