@@ -83,9 +83,16 @@ def crop_corners(
 
 
 def batches(
-    split: SplitReader, *, seed: int, batch_size: int, first_step: int, config: DataConfig
+    split: SplitReader,
+    *,
+    seed: int,
+    batch_size: int,
+    first_step: int,
+    config: DataConfig,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Generator[Batch]:
-    """Endless batches from `first_step` on.
+    """Endless batches from `first_step` on: of each, this rank's equal share of the places.
 
     Raises:
         UsageError: the split holds less than one batch.
@@ -109,8 +116,10 @@ def batches(
                 if free
                 else None
             )
-            for start in range(step * batch_size, per_pass * batch_size, batch_size):
-                chosen = order[start : start + batch_size].tolist()
+            share = batch_size // world_size
+            first = step * batch_size + rank * share
+            for start in range(first, per_pass * batch_size, batch_size):
+                chosen = order[start : start + share].tolist()
                 yield [
                     Request(
                         i,
