@@ -17,6 +17,7 @@ import msgspec
 
 from shards.errors import ConfigError
 from trainer.data import DataConfig
+from trainer.guard import GuardConfig
 from trainer.losses import ContentConfig, LossConfig
 from trainer.models import DiscriminatorConfig, GeneratorConfig
 from trainer.networks.rrdb import COLOURS
@@ -28,7 +29,7 @@ STAGES: tuple[Stage, ...] = ("psnr", "gan")
 PAPER = "usrgan"
 Table = dict[str, Any]
 _POSITIVE = (
-    "epochs", "epoch_patches", "batch_size", "generator.features", "generator.blocks",
+    "epochs", "epoch_patches", "batch_size", "accumulate", "guard.patience", "generator.features", "generator.blocks",
     "generator.growth", "discriminator.features", "discriminator.dense", "optim.lr",
 )  # fmt: skip
 
@@ -48,6 +49,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epoch_patches: int = 2368
     """Patches in an epoch: 74 iterations of 32 (§5.1)."""
     batch_size: int = 32
+    """Patches of a step, over all ranks and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches that each rank takes one after the other, where its memory holds no more."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 autocast, or fp32 throughout; "auto" is bf16 where the device computes in it."""
     generator: GeneratorConfig = GeneratorConfig()
@@ -59,6 +63,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: DataConfig = DataConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -244,6 +249,12 @@ def _faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             ("batch_size", "epoch_patches"),
             f"batch_size {config.batch_size} is more than epoch_patches {config.epoch_patches};"
             " an epoch needs one step",
+        )
+    if config.batch_size % config.accumulate:
+        yield (
+            ("accumulate", "batch_size"),
+            f"batch_size {config.batch_size} is no multiple of accumulate {config.accumulate};"
+            " the micro-batches of a step are equally large",
         )
     for name, beta in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
         if not beta < 1:

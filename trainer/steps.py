@@ -1,12 +1,13 @@
-"""The two training steps: one signature, one state.
+"""The gradients of the two stages: one signature, one state.
 
-Each takes LR [B 3 h w] and HR [B 3 sh sw] in [0, 1] on the device, updates the state in place and
-returns its losses, unweighted, as tensors on the device; reading them is the caller's one sync.
+Each takes LR [B 3 h w] and HR [B 3 sh sw] in [0, 1] on the device, adds the gradients of its losses to
+those in the state, `config.accumulate` micro-batches one after the other, and returns the losses,
+unweighted, as tensors on the device. `trainer.update` makes a step of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -23,69 +24,84 @@ from trainer.networks.discriminator import normalised
 from trainer.state import TrainState
 
 Images = Float[Tensor, "b 3 h w"]
-Step = Callable[[TrainState, Config, Images, Images, bool], dict[str, Tensor]]
+Losses = dict[str, Tensor]
 
 
-def psnr_step(
-    state: TrainState, config: Config, lr: Images, hr: Images, bf16: bool
-) -> dict[str, Tensor]:
+def psnr_gradients(state: TrainState, config: Config, lr: Images, hr: Images, bf16: bool) -> Losses:
     """Stage 1: the pixel loss alone (paper §4)."""
-    with torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16):
-        sr = state.generator(lr)
-    loss = pixel_loss(sr, hr)
-    state.optimizer.zero_grad()
-    loss.backward()
-    state.optimizer.step()
-    return {"pixel": loss.detach()}
+    micros = []
+    for low, high in _micro_batches(lr, hr, config.accumulate):
+        with torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16):
+            sr = state.generator(low)
+        loss = pixel_loss(sr, high)
+        (loss / config.accumulate).backward()
+        micros.append({"pixel": loss.detach()})
+    return _mean(micros)
 
 
-def gan_step(
-    state: TrainState, config: Config, lr: Images, hr: Images, bf16: bool
-) -> dict[str, Tensor]:
-    """Stage 2: the generator against eq. 5, then the discriminator against eq. 4."""
+def gan_gradients(state: TrainState, config: Config, lr: Images, hr: Images, bf16: bool) -> Losses:
+    """Stage 2: the generator against eq. 5, and the discriminator against eq. 4."""
     assert state.adversary is not None
     discriminator, content = state.adversary.discriminator, state.adversary.content
     autocast = torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16)
+    weights, share = config.loss, 1 / config.accumulate
 
     # generator: the discriminator stands still, its singular vectors too
     discriminator.eval().requires_grad_(False)
-    with normalised(discriminator), autocast:
-        sr = state.generator(lr)
-        with torch.no_grad():
-            wanted = content(hr)
-        found = content(sr)
-        fake = discriminator(sr)
-    terms = {
-        "pixel": pixel_loss(sr, hr),
-        "content": content_loss(found, wanted, criterion=config.content.criterion),
-        "adversarial": generator_adversarial_loss(fake),
+    judgements: list[Losses] = []
+    made: list[Tensor] = []
+    for low, high in _micro_batches(lr, hr, config.accumulate):
+        with normalised(discriminator), autocast:
+            sr = state.generator(low)
+            with torch.no_grad():
+                wanted = content(high)
+            found = content(sr)
+            fake = discriminator(sr)
+        terms = {
+            "pixel": pixel_loss(sr, high),
+            "content": content_loss(found, wanted, criterion=config.content.criterion),
+            "adversarial": generator_adversarial_loss(fake),
+        }
+        total = (
+            weights.pixel * terms["pixel"]
+            + weights.content * terms["content"]
+            + weights.adversarial * terms["adversarial"]
+        )
+        (total * share).backward()
+        judgements.append(terms | {"generator": total})
+        made.append(sr.detach().float())
+
+    # discriminator: real and generated patches in one batch, one power iteration in a step
+    discriminator.requires_grad_(True)
+    verdicts: list[Losses] = []
+    for number, high in enumerate(hr.chunk(config.accumulate)):
+        discriminator.train(number == 0)
+        with normalised(discriminator), autocast:
+            real, fake = discriminator(torch.cat((high, made[number]))).chunk(2)
+        judged = discriminator_loss(real, fake)
+        (judged * share).backward()
+        verdicts.append(
+            {
+                "discriminator": judged,
+                "d_real": real.float().sigmoid().mean(),
+                "d_fake": fake.float().sigmoid().mean(),
+            }
+        )
+    return _mean(judgements) | _mean(verdicts)
+
+
+def _micro_batches(lr: Images, hr: Images, count: int) -> Iterator[tuple[Images, Images]]:
+    return zip(lr.chunk(count), hr.chunk(count), strict=True)
+
+
+def _mean(micros: list[Losses]) -> Losses:
+    """The mean of each loss over micro-batches of one size."""
+    return {
+        name: torch.stack([each[name].detach() for each in micros]).mean() for name in micros[0]
     }
-    weights = config.loss
-    total = (
-        weights.pixel * terms["pixel"]
-        + weights.content * terms["content"]
-        + weights.adversarial * terms["adversarial"]
-    )
-    state.optimizer.zero_grad()
-    total.backward()
-    state.optimizer.step()
-
-    # discriminator: real and generated patches in one batch, one power iteration
-    discriminator.train().requires_grad_(True)
-    with normalised(discriminator), autocast:
-        real, fake = discriminator(torch.cat((hr, sr.detach().float()))).chunk(2)
-    judged = discriminator_loss(real, fake)
-    state.adversary.optimizer.zero_grad()
-    judged.backward()
-    state.adversary.optimizer.step()
-
-    losses = {name: value.detach() for name, value in terms.items()}
-    return losses | {
-        "generator": total.detach(),
-        "discriminator": judged.detach(),
-        "d_real": real.detach().float().sigmoid().mean(),
-        "d_fake": fake.detach().float().sigmoid().mean(),
-    }
 
 
-STEPS: dict[Stage, Step] = {"psnr": psnr_step, "gan": gan_step}
+GRADIENTS: dict[Stage, Callable[[TrainState, Config, Images, Images, bool], Losses]] = {
+    "psnr": psnr_gradients,
+    "gan": gan_gradients,
+}
