@@ -9,7 +9,7 @@ data        batches out of shards, order = f(data, seed, step)
 losses      eq. 1 to 5 of the paper
 optim       Adam, schedules, weight averaging
 models      which networks a configuration asks for
-networks/   RRDBNet, VGG discriminator, VGG-19 features
+networks/   three generators, three discriminators, VGG-19 features
 weights     safetensors in and out
 validate    PSNR/SSIM over held-out patches
 metrics     PSNR and SSIM as the field's papers measure them

@@ -19,7 +19,7 @@ from shards.errors import ConfigError
 from trainer.data import DataConfig
 from trainer.losses import ContentConfig, LossConfig
 from trainer.models import DiscriminatorConfig, GeneratorConfig
-from trainer.networks.rrdb import COLOURS
+from trainer.networks.start import COLOURS
 from trainer.optim import EmaConfig, OptimConfig
 from trainer.validate import ValidationConfig
 
@@ -234,10 +234,12 @@ def _faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     if config.seed >= 2**63:
         yield ("seed",), f"seed = {config.seed}: must be below 2^63"
     features = config.generator.features
-    if features < COLOURS:
+    least = COLOURS * (2 if config.generator.architecture == "srcnn" else 1)
+    if features < least:
         yield (
             ("generator.features",),
-            f"generator.features = {features}: must be at least {COLOURS}, one for each colour",
+            f"generator.features = {features}: must be at least {least}, one for each colour"
+            + " in half as many" * (least > COLOURS),
         )
     if config.batch_size > config.epoch_patches:
         yield (

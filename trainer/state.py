@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from trainer.config import Config, Stage
 from trainer.losses import build_content_features
 from trainer.models import build_discriminator, build_generator
-from trainer.networks.discriminator import VGGDiscriminator
-from trainer.networks.rrdb import RRDBNet
 from trainer.networks.vgg import VGGFeatures
 from trainer.optim import build_adam
 
@@ -26,7 +24,7 @@ M = TypeVar("M", bound=nn.Module)
 class Adversary:
     """What stage `gan` has beside the generator."""
 
-    discriminator: VGGDiscriminator
+    discriminator: nn.Module
     optimizer: torch.optim.Adam
     content: VGGFeatures
     """Frozen; rebuilt from the configuration and never saved."""
@@ -37,9 +35,9 @@ class TrainState:
     """Networks, average, optimisers and position of one stage."""
 
     stage: Stage
-    generator: RRDBNet
+    generator: nn.Module
     optimizer: torch.optim.Adam
-    average: RRDBNet | None
+    average: nn.Module | None
     adversary: Adversary | None
     patches_seen: int = 0
     best: dict[str, float] = field(default_factory=dict)
@@ -48,7 +46,7 @@ class TrainState:
     """Sums of the losses since the epoch began, on the device; logged and cleared at its end."""
 
     @property
-    def output(self) -> RRDBNet:
+    def output(self) -> nn.Module:
         """The generator that is validated and handed on: the average where there is one."""
         return self.generator if self.average is None else self.average
 

@@ -227,11 +227,19 @@ def test_an_empty_table_that_is_no_table_is_refused(text, tmp_path):
         ("optim.beta2=1", "--set optim.beta2=1: optim.beta2 = 1.0: must be below 1"),
         ("seed=9223372036854775808", "must be below 2^63"),
         ("generator.features=2", "generator.features = 2: must be at least 3"),
+        ("discriminator.architecture=resnet", "choose one of vgg, unet, patch"),
         ("batch_size=4096", "batch_size 4096 is more than epoch_patches 2368"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_in_the_users_words(override, words):
     assert words in refusal("usrgan", override)
+
+
+def test_srcnn_needs_a_colour_each_in_half_as_many_features():
+    overrides = ["generator.architecture=srcnn", "generator.features=5"]
+    assert "must be at least 6, one for each colour in half as many" in refusal(
+        "usrgan", *overrides
+    )
 
 
 def test_settings_that_fit_only_together_are_checked_after_all_overrides():
