@@ -6,11 +6,14 @@ steps       the two training steps, `psnr` and `gan`
 state       everything that must survive a restart
 checkpoint  `last` and the best generators on disk
 data        batches out of shards, order = f(data, seed, step)
-losses      eq. 1 to 5 of the paper
+losses      eq. 1 and 5 of the paper
+content     eq. 2: features of VGG-19
+adversarial eq. 3 and 4, and four other kinds
 optim       Adam, schedules, weight averaging
 models      which networks a configuration asks for
 networks/   three generators, three discriminators, VGG-19 features
 weights     safetensors in and out
+describe    what a file of weights is
 validate    PSNR/SSIM over held-out patches
 metrics     PSNR and SSIM as the field's papers measure them
 evaluate    `eval-sr`: models and bicubic on image sets

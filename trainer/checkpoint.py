@@ -30,7 +30,7 @@ class Position(msgspec.Struct, frozen=True):
     patches_seen: int
     best: dict[str, float]
     dataset_sha256: str
-    config: dict[str, str | int | float | bool]
+    config: dict[str, str | int | float | bool | list[float]]
     """Every setting by its dotted name."""
     version: str = __version__
 

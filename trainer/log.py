@@ -10,7 +10,7 @@ import torch
 
 from shards.reader import Dataset
 from trainer.config import Config, Stage, differences
-from trainer.run import describe_device, use_bf16
+from trainer.run import describe_device, describe_precision
 from trainer.state import TrainState
 from trainer.validate import validate_bicubic
 
@@ -28,9 +28,9 @@ def header(
     """What a stage says before its first step: the network, the data, and each deviation from the paper."""
     val = dataset.split("val")
     weights = sum(parameter.numel() for parameter in state.generator.parameters())
-    precision = "bf16" if use_bf16(config, device) else "fp32"
     yield (
-        f"stage {stage}: {weights:,} generator weights on {describe_device(device)}, {precision};"
+        f"stage {stage}: {weights:,} generator weights on {describe_device(device)},"
+        f" {describe_precision(config, device)};"
         f" {len(dataset.split('train')):,} training and {len(val):,} held-out patches"
         f" ({dataset.manifest.dataset_sha256[:12]})"
     )

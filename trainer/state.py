@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import Config, Stage
-from trainer.losses import build_content_features
+from trainer.content import build_content_features
 from trainer.models import build_discriminator, build_generator
 from trainer.networks.vgg import VGGFeatures
 from trainer.optim import build_adam
 
 M = TypeVar("M", bound=nn.Module)
+_SCALER = ("scale", "_growth_tracker")
+"""What of a GradScaler moves."""
 
 
 @dataclass
@@ -39,6 +41,8 @@ class TrainState:
     optimizer: torch.optim.Adam
     average: nn.Module | None
     adversary: Adversary | None
+    scaler: torch.amp.GradScaler | None = None
+    """Keeps fp16 gradients in range; bf16 has float32's range and needs none."""
     patches_seen: int = 0
     best: dict[str, float] = field(default_factory=dict)
     """The best validation value so far of each metric that a checkpoint is kept for."""
@@ -74,6 +78,7 @@ def build_state(
         optimizer=build_adam(config.optim, generator.parameters()),
         average=average,
         adversary=adversary,
+        scaler=torch.amp.GradScaler(device.type) if config.precision == "fp16" else None,
     )
 
 
@@ -104,6 +109,9 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
             for name, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{prefix}.{number}.{name}"] = value
     tensors |= {f"losses.{name}": value for name, value in state.losses.items()}
+    if state.scaler is not None:
+        held = state.scaler.state_dict()
+        tensors |= {f"scaler.{name}": torch.tensor(held[name]) for name in _SCALER}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -126,6 +134,9 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
                 optimizer.state[parameter][name] = kept
     device = next(state.generator.parameters()).device
     state.losses = {name: value.to(device) for name, value in _below(tensors, "losses.").items()}
+    if state.scaler is not None:
+        held = {name: value.item() for name, value in _below(tensors, "scaler.").items()}
+        state.scaler.load_state_dict(state.scaler.state_dict() | held)
     torch.set_rng_state(tensors["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])

@@ -10,15 +10,12 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from trainer.adversarial import discriminator_loss, generator_adversarial_loss, r1_penalty
 from trainer.config import Config, Stage
-from trainer.losses import (
-    content_loss,
-    discriminator_loss,
-    generator_adversarial_loss,
-    pixel_loss,
-)
+from trainer.content import content_loss, layer_weights
+from trainer.losses import pixel_loss
 from trainer.networks.discriminator import normalised
 from trainer.state import TrainState
 
@@ -30,12 +27,12 @@ def psnr_step(
     state: TrainState, config: Config, lr: Images, hr: Images, bf16: bool
 ) -> dict[str, Tensor]:
     """Stage 1: the pixel loss alone (paper §4)."""
-    with torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16):
+    with _autocast(state, lr, bf16):
         sr = state.generator(lr)
     loss = pixel_loss(sr, hr)
-    state.optimizer.zero_grad()
-    loss.backward()
-    state.optimizer.step()
+    _descend(state, state.optimizer, loss)
+    if state.scaler is not None:
+        state.scaler.update()
     return {"pixel": loss.detach()}
 
 
@@ -45,7 +42,7 @@ def gan_step(
     """Stage 2: the generator against eq. 5, then the discriminator against eq. 4."""
     assert state.adversary is not None
     discriminator, content = state.adversary.discriminator, state.adversary.content
-    autocast = torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16)
+    kind, autocast = config.adversarial.kind, _autocast(state, lr, bf16)
 
     # generator: the discriminator stands still, its singular vectors too
     discriminator.eval().requires_grad_(False)
@@ -53,12 +50,18 @@ def gan_step(
         sr = state.generator(lr)
         with torch.no_grad():
             wanted = content(hr)
+            real = discriminator(hr) if kind == "relativistic" else None
         found = content(sr)
         fake = discriminator(sr)
     terms = {
         "pixel": pixel_loss(sr, hr),
-        "content": content_loss(found, wanted, criterion=config.content.criterion),
-        "adversarial": generator_adversarial_loss(fake),
+        "content": content_loss(
+            found,
+            wanted,
+            weights=list(layer_weights(config.content.layer).values()),
+            criterion=config.content.criterion,
+        ),
+        "adversarial": generator_adversarial_loss(kind, fake, real),
     }
     weights = config.loss
     total = (
@@ -66,26 +69,57 @@ def gan_step(
         + weights.content * terms["content"]
         + weights.adversarial * terms["adversarial"]
     )
-    state.optimizer.zero_grad()
-    total.backward()
-    state.optimizer.step()
+    _descend(state, state.optimizer, total)
 
     # discriminator: real and generated patches in one batch, one power iteration
     discriminator.train().requires_grad_(True)
-    with normalised(discriminator), autocast:
-        real, fake = discriminator(torch.cat((hr, sr.detach().float()))).chunk(2)
-    judged = discriminator_loss(real, fake)
-    state.adversary.optimizer.zero_grad()
-    judged.backward()
-    state.adversary.optimizer.step()
+    with normalised(discriminator):
+        with autocast:
+            real, fake = discriminator(torch.cat((hr, sr.detach().float()))).chunk(2)
+        judged = discriminator_loss(kind, real, fake)
+        penalty = _penalty(state, config, discriminator, hr)
+    _descend(state, state.adversary.optimizer, judged + config.adversarial.r1 * penalty)
+    if state.scaler is not None:
+        state.scaler.update()
 
     losses = {name: value.detach() for name, value in terms.items()}
+    losses |= {"r1": penalty.detach()} if config.adversarial.r1 else {}
     return losses | {
         "generator": total.detach(),
         "discriminator": judged.detach(),
         "d_real": real.detach().float().sigmoid().mean(),
         "d_fake": fake.detach().float().sigmoid().mean(),
     }
+
+
+def _autocast(state: TrainState, lr: Images, bf16: bool) -> torch.autocast:
+    """Half precision for the networks: fp16 where the state scales gradients for it, or bf16."""
+    half = torch.bfloat16 if state.scaler is None else torch.float16
+    return torch.autocast(lr.device.type, half, enabled=bf16 or state.scaler is not None)
+
+
+def _descend(state: TrainState, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of an optimiser down a loss; under fp16 none where a gradient overflows."""
+    optimizer.zero_grad()
+    if state.scaler is None:
+        loss.backward()
+        optimizer.step()
+    else:
+        state.scaler.scale(loss).backward()
+        state.scaler.step(optimizer)
+
+
+def _penalty(state: TrainState, config: Config, discriminator: nn.Module, hr: Images) -> Tensor:
+    """R1 on the real patches, in float32; zero in the steps between.
+
+    Counted `r1_every` times where it is taken, so its mean over the steps of an epoch is the penalty.
+    """
+    settings = config.adversarial
+    step = state.patches_seen // config.batch_size
+    if not settings.r1 or step % settings.r1_every:
+        return hr.new_zeros(())
+    images = hr.detach().requires_grad_()
+    return settings.r1_every * r1_penalty(discriminator(images), images)
 
 
 STEPS: dict[Stage, Step] = {"psnr": psnr_step, "gan": gan_step}

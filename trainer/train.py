@@ -14,12 +14,12 @@ from shards.errors import UsageError
 from shards.reader import open_dataset
 from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config import PAPER, Config, Stage, load_config
+from trainer.content import build_content_features
 from trainer.data import steps_per_pass
 from trainer.loop import Job, train_stage
-from trainer.losses import build_content_features
 from trainer.memory import within_memory
 from trainer.report import write_report
-from trainer.run import choose_device
+from trainer.run import choose_device, use_bf16
 from trainer.weights import load_matching
 
 
@@ -48,6 +48,7 @@ def train(
     dataset = open_dataset(shards)
     with_val = len(dataset.split("val")) > 0
     for stage, config in stages.items():
+        use_bf16(config, chosen)
         steps_per_pass(len(dataset.split("train")), config.batch_size)
         if stage == "gan":
             build_content_features(config.content, weights=content_weights)

@@ -209,7 +209,18 @@ def test_an_empty_table_that_is_no_table_is_refused(text, tmp_path):
             "generator.norm=layer",
             "--set generator.norm=layer: generator.norm: Invalid enum value 'layer'; choose one of batch, none",
         ),
-        ("precision=fp16", "precision: Invalid enum value 'fp16'"),
+        ("precision=fp8", "precision: Invalid enum value 'fp8'"),
+        (
+            "adversarial.kind=wgan",
+            "choose one of non-saturating, saturating, relativistic, hinge, least",
+        ),
+        ("adversarial.r1_every=0", "adversarial.r1_every = 0: must be more than 0"),
+        (
+            "optim.milestones=[0.5]",
+            "optim.schedule = constant: optim.milestones belong to multistep",
+        ),
+        ("optim.schedule=multistep", "optim.schedule = multistep: optim.milestones belong to"),
+        ("optim.milestones=0.5", "optim.milestones: Expected `array`"),
         ("generator.architecture=swinir", "generator.architecture: Invalid"),
         ("epochs=2020-01-01", "epochs: Expected `int`"),
         ("epochs=[1]", "epochs: Expected `int`, got `array`"),
@@ -233,6 +244,21 @@ def test_an_empty_table_that_is_no_table_is_refused(text, tmp_path):
 )
 def test_a_value_that_cannot_be_is_refused_in_the_users_words(override, words):
     assert words in refusal("usrgan", override)
+
+
+def test_milestones_are_parts_of_the_stage():
+    overrides = ["optim.schedule=multistep", "optim.milestones=[0.5, 5e4]"]
+    assert "must be parts of the stage, between 0 and 1" in refusal("usrgan", *overrides)
+
+
+def test_milestones_read_back_as_they_were(tmp_path):
+    overrides = ["optim.schedule=multistep", "optim.milestones=[0.125, 0.5]"]
+    config = load_config("usrgan", stage="gan", overrides=overrides)
+    assert config.optim.milestones == (0.125, 0.5)
+    assert flat(config)["optim.milestones"] == [0.125, 0.5]
+    assert load_config(write(tmp_path, to_toml(config)), stage="gan") == config
+    both = stages_to_toml({"psnr": load_config("usrgan", stage="psnr"), "gan": config})
+    assert load_config(write(tmp_path, both), stage="gan") == config
 
 
 def test_srcnn_needs_a_colour_each_in_half_as_many_features():
