@@ -9,6 +9,7 @@ data        batches out of shards, order = f(data, seed, step)
 losses      eq. 1 and 5 of the paper
 content     eq. 2: features of VGG-19
 adversarial eq. 3 and 4, and four other kinds
+telemetry   who pulls at the generator, and how hard
 optim       Adam, schedules, weight averaging
 models      which networks a configuration asks for
 networks/   three generators, three discriminators, VGG-19 features

@@ -123,7 +123,7 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
             f"{run}: was trained on data set {position.dataset_sha256[:12]}, --shards is"
             f" {dataset_sha256[:12]}; name those shards, or another --out"
         )
-    free = ["data.workers", "checkpoint.", "validation."]
+    free = ["data.workers", "checkpoint.", "validation.", "telemetry."]
     if config.optim.schedule == "constant":
         free.append("epochs")  # a cosine over other epochs is another learning rate from the start
     for name, now in flat(config).items():

@@ -23,6 +23,7 @@ from trainer.losses import LossConfig
 from trainer.models import DiscriminatorConfig, GeneratorConfig
 from trainer.networks.start import COLOURS
 from trainer.optim import EmaConfig, OptimConfig
+from trainer.telemetry import TelemetryConfig
 from trainer.validate import ValidationConfig
 
 Stage = Literal["psnr", "gan"]
@@ -64,6 +65,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: DataConfig = DataConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
     def iterations_per_epoch(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from shards.reader import Dataset
+from trainer import telemetry
 from trainer.config import Config, Stage, differences
 from trainer.run import describe_device, describe_precision
 from trainer.state import TrainState
@@ -42,7 +43,7 @@ def header(
     elif start is not None:
         yield f"  starting from {start}"
     for name, (ours, papers) in differences(config, paper).items():
-        if not name.startswith(("data.", "validation.", "checkpoint.", "seed")):
+        if not name.startswith(("data.", "validation.", "checkpoint.", "telemetry.", "seed")):
             yield f"  deviates from the paper: {name} = {ours} (paper: {papers})"
 
 
@@ -64,6 +65,7 @@ class EpochLog:
             "epoch": state.patches_seen // (steps * config.batch_size),
             "patches_seen": state.patches_seen,
             **{f"loss_{name}": value for name, value in means.items()},
+            **telemetry.means(state.telemetry),
             "lr": state.optimizer.param_groups[0]["lr"],
             "patches_per_s": self.steps * config.batch_size / seconds,
             "data_wait": self.waited / seconds,

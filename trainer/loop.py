@@ -36,6 +36,7 @@ from trainer.run import (
 )
 from trainer.state import TrainState, build_state, restore, start_from
 from trainer.steps import STEPS
+from trainer.telemetry import imbalances
 from trainer.validate import sample_strip, validate
 from trainer.weights import load_matching
 
@@ -121,7 +122,7 @@ def train_stage(job: Job) -> TrainState:
     # steps
     step, bf16 = STEPS[job.stage], use_bf16(config, device)
     epoch = config.iterations_per_epoch * config.batch_size
-    log = EpochLog()
+    log, told = EpochLog(), set[str]()
     state.generator.train()
     with (
         job.progress(
@@ -158,8 +159,10 @@ def train_stage(job: Job) -> TrainState:
             note = ""
             if state.patches_seen % epoch == 0:
                 row = log.row(state, config)
-                state.losses = {}
+                state.losses, state.telemetry = {}, {}
                 _check_finite(row, run=run)
+                for warning in imbalances(row, told):
+                    job.warn(warning)
                 if _validation_due(state.patches_seen // epoch, config, val, done=done):
                     row |= _validate_and_keep_best(job, state, val)
                 append_metrics(run, row)

@@ -48,6 +48,8 @@ class TrainState:
     """The best validation value so far of each metric that a checkpoint is kept for."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Sums of the losses since the epoch began, on the device; logged and cleared at its end."""
+    telemetry: dict[str, Tensor] = field(default_factory=dict)
+    """Sums of what `telemetry` saw since the epoch began, likewise."""
 
     @property
     def output(self) -> nn.Module:
@@ -109,6 +111,7 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
             for name, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{prefix}.{number}.{name}"] = value
     tensors |= {f"losses.{name}": value for name, value in state.losses.items()}
+    tensors |= {f"telemetry.{name}": value for name, value in state.telemetry.items()}
     if state.scaler is not None:
         held = state.scaler.state_dict()
         tensors |= {f"scaler.{name}": torch.tensor(held[name]) for name in _SCALER}
@@ -134,6 +137,7 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
                 optimizer.state[parameter][name] = kept
     device = next(state.generator.parameters()).device
     state.losses = {name: value.to(device) for name, value in _below(tensors, "losses.").items()}
+    state.telemetry = {n: value.to(device) for n, value in _below(tensors, "telemetry.").items()}
     if state.scaler is not None:
         held = {name: value.item() for name, value in _below(tensors, "scaler.").items()}
         state.scaler.load_state_dict(state.scaler.state_dict() | held)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trainer import telemetry
 from trainer.adversarial import discriminator_loss, generator_adversarial_loss, r1_penalty
 from trainer.config import Config, Stage
 from trainer.content import content_loss, layer_weights
@@ -20,6 +21,7 @@ from trainer.networks.discriminator import normalised
 from trainer.state import TrainState
 
 Images = Float[Tensor, "b 3 h w"]
+GRADIENT = "grad_norm_generator"
 Step = Callable[[TrainState, Config, Images, Images, bool], dict[str, Tensor]]
 
 
@@ -33,6 +35,8 @@ def psnr_step(
     _descend(state, state.optimizer, loss)
     if state.scaler is not None:
         state.scaler.update()
+    if _looking(state, config):
+        telemetry.note(state.telemetry, {GRADIENT: telemetry.gradient_norm(state.generator)})
     return {"pixel": loss.detach()}
 
 
@@ -43,6 +47,8 @@ def gan_step(
     assert state.adversary is not None
     discriminator, content = state.adversary.discriminator, state.adversary.content
     kind, autocast = config.adversarial.kind, _autocast(state, lr, bf16)
+    looking = _looking(state, config)
+    seen: dict[str, Tensor] = {}
 
     # generator: the discriminator stands still, its singular vectors too
     discriminator.eval().requires_grad_(False)
@@ -63,12 +69,13 @@ def gan_step(
         ),
         "adversarial": generator_adversarial_loss(kind, fake, real),
     }
-    weights = config.loss
-    total = (
-        weights.pixel * terms["pixel"]
-        + weights.content * terms["content"]
-        + weights.adversarial * terms["adversarial"]
-    )
+    weighted = {name: getattr(config.loss, name) * value for name, value in terms.items()}
+    total = weighted["pixel"] + weighted["content"] + weighted["adversarial"]
+    if looking:
+        scale = (lambda loss: loss) if state.scaler is None else state.scaler.scale
+        scaled = {name: scale(loss) for name, loss in weighted.items()}  # lest fp16 underflows
+        seen |= telemetry.gradient_shares(scaled, sr)
+        seen |= {f"weighted_{name}": loss for name, loss in weighted.items()}
     _descend(state, state.optimizer, total)
 
     # discriminator: real and generated patches in one batch, one power iteration
@@ -78,9 +85,15 @@ def gan_step(
             real, fake = discriminator(torch.cat((hr, sr.detach().float()))).chunk(2)
         judged = discriminator_loss(kind, real, fake)
         penalty = _penalty(state, config, discriminator, hr)
+        if looking:
+            seen["sigma_max"] = telemetry.largest_singular_value(discriminator)
     _descend(state, state.adversary.optimizer, judged + config.adversarial.r1 * penalty)
     if state.scaler is not None:
         state.scaler.update()
+    if looking:
+        seen[GRADIENT] = telemetry.gradient_norm(state.generator)
+        seen["grad_norm_discriminator"] = telemetry.gradient_norm(discriminator)
+        telemetry.note(state.telemetry, seen)
 
     losses = {name: value.detach() for name, value in terms.items()}
     losses |= {"r1": penalty.detach()} if config.adversarial.r1 else {}
@@ -90,6 +103,15 @@ def gan_step(
         "d_real": real.detach().float().sigmoid().mean(),
         "d_fake": fake.detach().float().sigmoid().mean(),
     }
+
+
+def _looking(state: TrainState, config: Config) -> bool:
+    return telemetry.due(
+        patches_seen=state.patches_seen,
+        batch_size=config.batch_size,
+        epoch=config.iterations_per_epoch * config.batch_size,
+        every=config.telemetry.every_patches,
+    )
 
 
 def _autocast(state: TrainState, lr: Images, bf16: bool) -> torch.autocast:
