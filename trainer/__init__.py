@@ -5,7 +5,9 @@ loop        one stage from wherever it stands to its end
 steps       the two training steps, `psnr` and `gan`
 state       everything that must survive a restart
 checkpoint  `last` and the best generators on disk
-data        batches out of shards, order = f(data, seed, step)
+order       which sample stands where: lanes of chunks, a function of data, seed and step
+cache       decoded patches kept in memory or on the device
+data        batches out of shards, read ahead and decoded by threads
 losses      eq. 1 and 5 of the paper
 content     eq. 2: features of VGG-19
 adversarial eq. 3 and 4, and four other kinds

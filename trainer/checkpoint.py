@@ -19,6 +19,7 @@ from torch import Tensor
 from shards import __version__, files
 from shards.errors import DamagedData, UsageError
 from trainer.config import Config, Stage, flat
+from trainer.order import ORDER
 from trainer.state import TrainState, state_tensors
 from trainer.weights import load_tensors, save_tensors
 
@@ -33,6 +34,8 @@ class Position(msgspec.Struct, frozen=True):
     config: dict[str, str | int | float | bool | list[float]]
     """Every setting by its dotted name."""
     version: str = __version__
+    order: int = 1
+    """Of the batches: `trainer.order.ORDER`."""
 
 
 def last_folder(run: Path) -> Path:
@@ -73,6 +76,7 @@ def save_last(run: Path, state: TrainState, config: Config, *, dataset_sha256: s
         best=state.best,
         dataset_sha256=dataset_sha256,
         config=flat(config),
+        order=ORDER,
     )
     folder = last_folder(run)
     files.make_folder(folder)
@@ -123,7 +127,13 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
             f"{run}: was trained on data set {position.dataset_sha256[:12]}, --shards is"
             f" {dataset_sha256[:12]}; name those shards, or another --out"
         )
-    free = ["data.workers", "checkpoint.", "validation.", "telemetry."]
+    if position.order != ORDER:
+        raise UsageError(
+            f"{run}: was trained by usrgan {position.version}, whose batches came in another order;"
+            f" name another --out, and to keep what was learned"
+            f" --init {run}/checkpoints/best-psnr_y/{position.stage}.safetensors"
+        )
+    free = ["data.workers", "data.cache", "checkpoint.", "validation.", "telemetry."]
     if config.optim.schedule == "constant":
         free.append("epochs")  # a cosine over other epochs is another learning rate from the start
     for name, now in flat(config).items():

@@ -108,6 +108,7 @@ def train_stage(job: Job) -> TrainState:
         batch_size=config.batch_size,
         first_step=state.patches_seen // config.batch_size,
         config=config.data,
+        device=device,
     )
     write_header(
         run, stage=job.stage, config=config, preset=job.preset, manifest=manifest, device=device
@@ -138,9 +139,8 @@ def train_stage(job: Job) -> TrainState:
             waited = time.perf_counter()
             batch = next(stream)
             log.waited += time.perf_counter() - waited
-            losses = step(
-                state, config, to_float(batch.lr, device), to_float(batch.hr, device), bf16
-            )
+            lr, hr = (to_float(images, device, batch.turns) for images in (batch.lr, batch.hr))
+            losses = step(state, config, lr, hr, bf16)
             state.patches_seen += config.batch_size
             for name, value in losses.items():
                 state.losses[name] = state.losses[name] + value if name in state.losses else value

@@ -12,12 +12,14 @@ import torch
 from shards import files
 from shards.errors import UsageError
 from shards.reader import open_dataset
+from shards.storage import Location
 from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config import PAPER, Config, Stage, load_config
 from trainer.content import build_content_features
-from trainer.data import steps_per_pass
+from trainer.data import with_cache
 from trainer.loop import Job, train_stage
 from trainer.memory import within_memory
+from trainer.order import steps_per_pass
 from trainer.report import write_report
 from trainer.run import choose_device, use_bf16
 from trainer.weights import load_matching
@@ -28,7 +30,7 @@ def train(
     run: Path,
     stages: dict[Stage, Config],
     preset: str,
-    shards: Path,
+    shards: Location,
     device: str,
     init: Path | None,
     content_weights: Path | None,
@@ -77,7 +79,7 @@ def train(
                 config=config,
                 preset=preset,
                 paper=load_config(PAPER, stage=stage),
-                dataset=dataset,
+                dataset=with_cache(dataset, config.data),
                 device=chosen,
                 init=start,
                 content_weights=content_weights,

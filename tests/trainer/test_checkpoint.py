@@ -13,7 +13,14 @@ import torch
 from shards import files
 from shards.errors import DamagedData, UsageError, WriteFailed
 from tests.trainer.test_resume import train
-from trainer.checkpoint import best_file, check_same_run, load_last, save_last, save_weights
+from trainer.checkpoint import (
+    Position,
+    best_file,
+    check_same_run,
+    load_last,
+    save_last,
+    save_weights,
+)
 from trainer.config import Config, load_config
 from trainer.networks.fold import fold_batch_norm
 from trainer.state import TrainState, build_state, restore, state_tensors
@@ -151,6 +158,15 @@ def test_other_data_is_refused(tmp_path):
     assert loaded is not None
     with pytest.raises(UsageError, match="was trained on data set ab"):
         check_same_run(loaded[1], config(), run=tmp_path, dataset_sha256="cd")
+
+
+def test_a_checkpoint_of_another_order_of_batches_is_refused(tmp_path):
+    old = msgspec.json.decode(
+        b'{"stage":"gan","patches_seen":8,"best":{},"dataset_sha256":"ab","config":{},"version":"0.0.9"}',
+        type=Position,
+    )
+    with pytest.raises(UsageError, match=r"usrgan 0\.0\.9, whose batches came in another order"):
+        check_same_run(old, config(), run=tmp_path, dataset_sha256="ab")
 
 
 def test_the_position_lists_every_setting(tmp_path):
