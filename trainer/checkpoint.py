@@ -31,7 +31,7 @@ class Position(msgspec.Struct, frozen=True):
     patches_seen: int
     best: dict[str, float]
     dataset_sha256: str
-    config: dict[str, str | int | float | bool]
+    config: dict[str, str | int | float | bool | list[float]]
     """Every setting by its dotted name."""
     passed_over: int = 0
     bad_in_a_row: int = 0
@@ -47,7 +47,7 @@ class Position(msgspec.Struct, frozen=True):
         state: TrainState,
         *,
         dataset_sha256: str,
-        config: dict[str, str | int | float | bool],
+        config: dict[str, str | int | float | bool | list[float]],
     ) -> Position:
         """Where a state stands."""
         return cls(
@@ -174,7 +174,7 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
             f" name another --out, and to keep what was learned"
             f" --init {run}/checkpoints/best-psnr_y/{position.stage}.safetensors"
         )
-    free = ["data.workers", "data.cache", "checkpoint.", "validation.", "guard."]
+    free = ["data.workers", "data.cache", "checkpoint.", "validation.", "guard.", "telemetry."]
     if config.generator.norm == "none":
         free.append("accumulate")  # batch normalisation sees micro-batches, nothing else does
     if config.optim.schedule == "constant":
