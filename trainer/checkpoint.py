@@ -175,8 +175,8 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
             f" --init {run}/checkpoints/best-psnr_y/{position.stage}.safetensors"
         )
     free = ["data.workers", "data.cache", "checkpoint.", "validation.", "guard.", "telemetry."]
-    if config.generator.norm == "none":
-        free.append("accumulate")  # batch normalisation sees micro-batches, nothing else does
+    if config.generator.norm == "none" and config.adversarial.kind != "relativistic":
+        free.append("accumulate")  # those two see micro-batches, nothing else does
     if config.optim.schedule == "constant":
         free.append("epochs")  # a cosine over other epochs is another learning rate from the start
     for name, now in flat(config).items():
