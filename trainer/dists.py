@@ -10,42 +10,45 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.networks.trunks import WIDTHS, Trunk
-from trainer.perceptual import Judge, build_judge, learnt
+from trainer.perceptual import Judge, Layers, build_judge, learnt
 
 _C1 = _C2 = 1e-6
 CHANNELS = 3 + sum(WIDTHS["vgg16"])
 """The image's and those of five activations."""
 
 
-class DISTS(nn.Module):
+class DISTS:
     """Two batches of RGB in [0, 1] to a distance for each pair: 0 is alike, towards 1 is worse.
 
     Args:
         trunk: VGG-16 with L2 pooling and its weights.
-        texture: weight of each channel's mean (the authors' alpha).
-        structure: weight of each channel's covariance (the authors' beta).
+        texture: weight of each channel's mean (the authors' alpha), on the trunk's device.
+        structure: weight of each channel's covariance (the authors' beta), there, too.
     """
 
-    texture: Tensor
-    structure: Tensor
-
     def __init__(self, trunk: Trunk, texture: Tensor, structure: Tensor) -> None:
-        super().__init__()
         assert len(texture) == len(structure) == CHANNELS
         total = texture.sum() + structure.sum()
         self.trunk = trunk
-        self.register_buffer("texture", texture / total, persistent=False)
-        self.register_buffer("structure", structure / total, persistent=False)
+        self.texture, self.structure = texture / total, structure / total
 
-    def forward(
+    def __call__(
         self, sr: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, " b"]:
+        """Distances of the pairs; gradients flow."""
+        return self.compare(self.look(sr), self.look(hr))
+
+    def look(self, image: Float[Tensor, "b 3 h w"]) -> Layers:
+        """The image itself and the five activations."""
+        return [image, *self.trunk(image)]
+
+    def compare(self, sr: Layers, hr: Layers) -> Float[Tensor, " b"]:
         """Distances of the pairs."""
         textures, structures = [], []
-        for a, b in zip((sr, *self.trunk(sr)), (hr, *self.trunk(hr)), strict=True):
+        for a, b in zip(sr, hr, strict=True):
             mean_a, mean_b = a.mean((2, 3)), b.mean((2, 3))
             # centred first: E[ab] - E[a]E[b] loses digits in float32
             off_a, off_b = a - mean_a[..., None, None], b - mean_b[..., None, None]
@@ -69,7 +72,9 @@ def build_dists(path: Path, *, device: torch.device) -> Judge:
         option="--dists",
         kinds=("vgg16",),
         pool="l2",
-        build=lambda trunk: DISTS(trunk, learnt("dists.alpha"), learnt("dists.beta")),
+        build=lambda trunk: DISTS(
+            trunk, learnt("dists.alpha").to(device), learnt("dists.beta").to(device)
+        ),
         title=lambda _: "DISTS VGG-16",
         device=device,
     )

@@ -11,38 +11,44 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.networks.trunks import WIDTHS, Trunk, TrunkKind
-from trainer.perceptual import Judge, build_judge, learnt
+from trainer.perceptual import Judge, Layers, build_judge, learnt
 
 _TINY = 1e-10
 _SHORT: dict[TrunkKind, str] = {"alexnet": "alex", "vgg16": "vgg"}
 TITLES: dict[TrunkKind, str] = {"alexnet": "AlexNet", "vgg16": "VGG-16"}
 
 
-class LPIPS(nn.Module):
+class LPIPS:
     """Two batches of RGB in [0, 1] to a distance for each pair: 0 is alike, more is worse.
 
     Args:
         trunk: the network that looks, with its weights.
-        heads: five vectors, one weight for each channel of an activation.
+        heads: five vectors on the trunk's device, one weight for each channel of an activation.
     """
 
     def __init__(self, trunk: Trunk, heads: Sequence[Tensor]) -> None:
-        super().__init__()
         assert [len(head) for head in heads] == list(WIDTHS[trunk.kind])
         self.trunk = trunk
-        self.heads = nn.ParameterList(nn.Parameter(head.clone(), False) for head in heads)
+        self.heads = heads
 
-    def forward(
+    def __call__(
         self, sr: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, " b"]:
+        """Distances of the pairs; gradients flow."""
+        return self.compare(self.look(sr), self.look(hr))
+
+    def look(self, image: Float[Tensor, "b 3 h w"]) -> Layers:
+        """The five activations, each of length one over its channels."""
+        return [_unit(layer) for layer in self.trunk(image)]
+
+    def compare(self, sr: Layers, hr: Layers) -> Float[Tensor, " b"]:
         """Distances of the pairs."""
-        total = sr.new_zeros(len(sr))
-        for a, b, head in zip(self.trunk(sr), self.trunk(hr), self.heads, strict=True):
-            difference = (_unit(a) - _unit(b)) ** 2
-            total = total + torch.einsum("bchw,c->bhw", difference, head).mean((1, 2))
+        total = sr[0].new_zeros(len(sr[0]))
+        for a, b, head in zip(sr, hr, self.heads, strict=True):
+            total = total + torch.einsum("bchw,c->bhw", (a - b).square(), head).mean((1, 2))
         return total
 
 
@@ -55,7 +61,7 @@ def build_lpips(path: Path, *, device: torch.device) -> Judge:
 
     def build(trunk: Trunk) -> LPIPS:
         name = _SHORT[trunk.kind]
-        return LPIPS(trunk, [learnt(f"lpips.{name}.{level}") for level in range(5)])
+        return LPIPS(trunk, [learnt(f"lpips.{name}.{level}").to(device) for level in range(5)])
 
     return build_judge(
         path,

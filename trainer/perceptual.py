@@ -12,11 +12,11 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from shards.errors import UsageError, UsrganError
 from shards.png import RGB8
@@ -38,6 +38,20 @@ PUBLISHED: dict[TrunkKind, tuple[str, str]] = {
 LEARNT = Path(__file__).with_name("perceptual.safetensors")
 
 
+Layers = list[Float[Tensor, "b c h w"]]
+"""What a distance compares: activations of a batch of pictures."""
+
+
+class Distance(Protocol):
+    """LPIPS or DISTS, in two halves: what depends on one picture, and the comparison."""
+
+    def look(self, image: Float[Tensor, "b 3 h w"]) -> Layers:
+        """The activations of RGB in [0, 1]."""
+
+    def compare(self, sr: Layers, hr: Layers) -> Float[Tensor, " b"]:
+        """Distances of the pairs: 0 is alike, more is worse."""
+
+
 class Judge(NamedTuple):
     """One perceptual distance, ready to be asked."""
 
@@ -49,14 +63,14 @@ class Judge(NamedTuple):
     """Not empty where the network's weights are not the published ones."""
     smallest: int
     """Pixels a side that a picture needs."""
-    module: nn.Module
+    module: Distance
     device: torch.device
 
-    def distance(self, sr: RGB8, hr: RGB8) -> float:
-        """Distance of two pictures [h w 3] of one size.
+    def against(self, hr: RGB8) -> Callable[[RGB8], float]:
+        """The distance of any picture [h w 3] from this one, which is looked at once.
 
         Raises:
-            UsrganError: they are too small, or the device's memory does not hold the activations.
+            UsrganError: it is too small, or the device's memory does not hold the activations.
         """
         height, width = hr.shape[:2]
         if min(height, width) < self.smallest:
@@ -64,16 +78,24 @@ class Judge(NamedTuple):
                 f"an image of {width}x{height} is too small for {self.name.upper()}:"
                 f" {self.smallest} pixels a side are needed"
             )
-        with within_memory(
-            f"{self.name.upper()} of {width}x{height} pixels", fix="use --device cpu"
-        ):
-            return self._distance(sr, hr)
+        what = f"{self.name.upper()} of {width}x{height} pixels"
+        wanted = self._look(hr, what)
+
+        def distance(sr: RGB8) -> float:
+            assert sr.shape == hr.shape, (sr.shape, hr.shape)
+            return float(self.module.compare(self._look(sr, what), wanted))
+
+        return distance
 
     @torch.inference_mode()
-    def _distance(self, sr: RGB8, hr: RGB8) -> float:
+    def _look(self, image: RGB8, what: str) -> Layers:
+        # HWC => NCHW
+        pixels = torch.from_numpy(image.copy()).to(self.device)
+        batch = pixels.permute(2, 0, 1)[None].float().div(255)
         # TF32 would change the fourth digit
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return float(self.module(_batch(sr, self.device), _batch(hr, self.device)))
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with within_memory(what, fix="use --device cpu"), exact:
+            return self.module.look(batch)
 
 
 def build_judge(
@@ -83,7 +105,7 @@ def build_judge(
     option: str,
     kinds: Sequence[TrunkKind],
     pool: Pool,
-    build: Callable[[Trunk], nn.Module],
+    build: Callable[[Trunk], Distance],
     title: Callable[[TrunkKind], str],
     device: torch.device,
 ) -> Judge:
@@ -106,7 +128,7 @@ def build_judge(
             f"{option} {path}: is not torchvision's {PUBLISHED[kind][0]} (its SHA-256 is {digest[:8]}…);"
             " numbers of other programs do not compare"
         )
-    module = build(trunk).eval().requires_grad_(False).to(device)
+    module = build(trunk.eval().requires_grad_(False).to(device))
     return Judge(name, told, warning, SMALLEST[kind], module, device)
 
 
@@ -157,9 +179,3 @@ def _what(weights: dict[str, Tensor], kind: TrunkKind | None) -> str:
     if {"alpha", "beta"} <= weights.keys():
         return "holds DISTS' learnt weights, which come with usrgan; the network is what is missing"
     return "holds another network"
-
-
-def _batch(image: RGB8, device: torch.device) -> Tensor:
-    # HWC => NCHW
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device)
-    return pixels.permute(2, 0, 1)[None].float().div(255)

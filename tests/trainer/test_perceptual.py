@@ -108,9 +108,9 @@ def test_lpips_equals_a_second_implementation(backbones, kind, short, size):
         head = learnt(f"lpips.{short}.{level}").double().numpy()
         expected += (head[:, None, None] * (a - b) ** 2).sum(0).mean()
     judge = build_lpips(backbones[kind], device=CPU)
-    assert judge.distance(sr, hr) == pytest.approx(expected, rel=1e-4)
+    assert judge.against(hr)(sr) == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
-    assert judge.distance(hr, hr) == 0
+    assert judge.against(hr)(hr) == 0
 
 
 def test_dists_equals_a_second_implementation(backbones):
@@ -128,9 +128,9 @@ def test_dists_equals_a_second_implementation(backbones):
     alike = alpha @ np.concatenate(texture) + beta @ np.concatenate(structure)
     expected = 1 - alike / (alpha.sum() + beta.sum())
     judge = build_dists(backbones["vgg16"], device=CPU)
-    assert judge.distance(sr, hr) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert judge.against(hr)(sr) == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert expected > 1e-3
-    assert judge.distance(hr, hr) == pytest.approx(0, abs=1e-6)
+    assert judge.against(hr)(hr) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_learnt_weights_are_the_published_ones():
@@ -165,7 +165,7 @@ def test_safetensors_do_as_well(backbones, tmp_path):
     sr, hr = pair(40, 50)
     paths = (tmp_path / "alex.safetensors", backbones["alexnet"])
     a, b = (build_lpips(path, device=CPU) for path in paths)
-    assert a.distance(sr, hr) == b.distance(sr, hr)
+    assert a.against(hr)(sr) == b.against(hr)(sr)
 
 
 def build(option: str, path: Path) -> Judge:
@@ -220,6 +220,6 @@ def test_vgg19_is_not_taken_for_vgg16(tmp_path):
 def test_a_picture_that_is_too_small_is_told(backbones):
     sr, hr = pair(30, 50)
     with pytest.raises(UsrganError, match="too small for LPIPS: 31 pixels"):
-        build_lpips(backbones["alexnet"], device=CPU).distance(sr, hr)
+        build_lpips(backbones["alexnet"], device=CPU).against(hr)(sr)
     sr, hr = pair(31, 31)
-    assert build_lpips(backbones["alexnet"], device=CPU).distance(sr, hr) > 0
+    assert build_lpips(backbones["alexnet"], device=CPU).against(hr)(sr) > 0
