@@ -27,6 +27,7 @@ from trainer.config import Config, Stage, flat
 from trainer.data import batches, to_float
 from trainer.log import EpochLog, header, note_of
 from trainer.optim import learning_rate, set_learning_rate, update_average
+from trainer.report import LiveReport
 from trainer.run import (
     append_metrics,
     rewind_metrics,
@@ -121,7 +122,7 @@ def train_stage(job: Job) -> TrainState:
     # steps
     step, bf16 = STEPS[job.stage], use_bf16(config, device)
     epoch = config.iterations_per_epoch * config.batch_size
-    log = EpochLog()
+    log, report = EpochLog(), LiveReport(run, warn=job.warn)
     state.generator.train()
     with (
         job.progress(
@@ -163,6 +164,8 @@ def train_stage(job: Job) -> TrainState:
                 if _validation_due(state.patches_seen // epoch, config, val, done=done):
                     row |= _validate_and_keep_best(job, state, val)
                 append_metrics(run, row)
+                if "val_psnr_y" in row:
+                    report.refresh()
                 note = note_of(row)
                 log = EpochLog()
 
