@@ -94,7 +94,7 @@ class Judge(NamedTuple):
         batch = pixels.permute(2, 0, 1)[None].float().div(255)
         # TF32 would change the fourth digit
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with within_memory(what, fix="use --device cpu"), exact:
+        with within_memory(what, fix="use --device cpu, or leave it out"), exact:
             return self.module.look(batch)
 
 

@@ -17,10 +17,12 @@ from click.testing import CliRunner
 from shards import png
 from tests.trainer.conftest import make_patch
 from tests.trainer.test_figures import run_of
+from tests.trainer.test_resume import train
 from trainer import charts, report
 from trainer.cli import train_main
 from trainer.config import load_config
 from trainer.report import LiveReport, write_report
+from trainer.run import read_metrics
 from trainer.strips import Shown, strip
 from trainer.testsets import Picture
 from trainer.toml import stages_to_toml
@@ -221,6 +223,20 @@ def test_a_page_on_the_way_takes_two_parts_in_a_hundred_of_the_time(clock, tmp_p
             moments.append(epoch)
     assert moments[0] == 9  # after 50 seconds: one second was the guess
     assert 0.015 < 2 * len(moments) / (clock[0] - 1000) <= 0.0205
+
+
+def test_training_makes_the_page_anew_after_each_validation(tiny_shards, tmp_path, monkeypatch):
+    seen = []
+
+    def write(run, *, figures=True):
+        seen.append((len(read_metrics(run)), figures))
+        return run / "report.html"
+
+    monkeypatch.setattr(report, "SHARE_OF_TIME", float("inf"))
+    monkeypatch.setattr(report, "write_report", write)
+    monkeypatch.setattr("trainer.train.write_report", write)
+    train(tiny_shards, tmp_path / "run", "--stage", "psnr")
+    assert seen == [(1, False), (2, False), (3, False), (3, True)]
 
 
 def test_a_page_that_cannot_be_written_is_one_warning(monkeypatch, tmp_path):
