@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     "report_of",
     type=console.FilePath(),
     metavar="RUN",
-    help="Make RUN/report.html anew and end.",
+    help="Make RUN/report.html and RUN/figures/ anew and end.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def train_main(
