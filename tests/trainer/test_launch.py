@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.test_resume import arguments, logged, spawn, train
+from tests.trainer.test_resume import arguments, logged, spawn, train, weights
 from trainer.weights import load_tensors
 
 LONG = ["--stage", "psnr", "--set", "epochs=2000", "--set", "precision=fp32"]
@@ -116,12 +117,40 @@ def test_a_rank_that_hangs_ends_the_job_with_its_name(tiny_shards, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", ["psnr", "gan"])
+def test_two_processes_that_are_killed_again_and_again_end_bit_equal(tiny_shards, tmp_path, stage):
+    """Not only the order of the samples: gloo adds up in one order, too."""
+    start = tmp_path / "start"
+    train(tiny_shards, start, "--stage", "psnr", "--set", "epochs=1")
+    options = ["--stage", stage, "--init", str(start / "checkpoints/final/psnr.safetensors")]
+    options += ["--set", "epochs=8", "--gpus", "2"]
+    rng = random.Random(3)
+    for _ in range(4):
+        running = spawn(tiny_shards, tmp_path / "run", *options)
+        assert running.stderr is not None
+        for line in running.stderr:
+            if "deviates" in line:
+                break
+        time.sleep(rng.uniform(0, 1.5))
+        os.kill(rng.choice(ranks_of(running)), signal.SIGKILL)
+        running.communicate(timeout=60)
+        assert running.returncode == 1
+    for run in ("run", "whole"):
+        running = spawn(tiny_shards, tmp_path / run, *options)
+        _, errors = running.communicate(timeout=120)
+        assert running.returncode == 0, errors
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_ranks_do_not_outlive_their_launcher(tiny_shards, tmp_path):
     running = started(tiny_shards, tmp_path / "run")
     pids = ranks_of(running)
     running.kill()
-    running.wait()
+    _, errors = running.communicate(timeout=60)
     assert all_gone(pids, within=20)
+    assert "the process that started the ranks has gone" in errors
 
 
 @pytest.mark.slow
@@ -179,6 +208,7 @@ def test_torchrun_starts_again_from_the_last_checkpoint(tiny_shards, tmp_path):
     os.kill(ranks_of(running)[1], signal.SIGKILL)
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 0, errors
+    assert "rank 1 (on " in errors  # torchrun's own words follow
     assert "going on at" in errors
     train(tiny_shards, tmp_path / "whole", *asked)
     assert [row["patches_seen"] for row in logged(out)] == [
