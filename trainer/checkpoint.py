@@ -19,6 +19,7 @@ from torch import Tensor
 from shards import __version__, files
 from shards.errors import DamagedData, UsageError
 from trainer.config import Config, Stage, flat
+from trainer.order import ORDER
 from trainer.state import TrainState, state_tensors
 from trainer.weights import load_tensors, save_tensors
 
@@ -30,13 +31,15 @@ class Position(msgspec.Struct, frozen=True):
     patches_seen: int
     best: dict[str, float]
     dataset_sha256: str
-    config: dict[str, str | int | float | bool]
+    config: dict[str, str | int | float | bool | list[float]]
     """Every setting by its dotted name."""
     passed_over: int = 0
     bad_in_a_row: int = 0
     rollbacks: int = 0
     """See `TrainState`."""
     version: str = __version__
+    order: int = 1
+    """Of the batches: `trainer.order.ORDER`."""
 
     @classmethod
     def of(
@@ -44,7 +47,7 @@ class Position(msgspec.Struct, frozen=True):
         state: TrainState,
         *,
         dataset_sha256: str,
-        config: dict[str, str | int | float | bool],
+        config: dict[str, str | int | float | bool | list[float]],
     ) -> Position:
         """Where a state stands."""
         return cls(
@@ -56,6 +59,7 @@ class Position(msgspec.Struct, frozen=True):
             passed_over=state.passed_over,
             bad_in_a_row=state.bad_in_a_row,
             rollbacks=state.rollbacks,
+            order=ORDER,
         )
 
 
@@ -164,9 +168,15 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
             f"{run}: was trained on data set {position.dataset_sha256[:12]}, --shards is"
             f" {dataset_sha256[:12]}; name those shards, or another --out"
         )
-    free = ["data.workers", "checkpoint.", "validation.", "guard."]
-    if config.generator.norm == "none":
-        free.append("accumulate")  # batch normalisation sees micro-batches, nothing else does
+    if position.order != ORDER:
+        raise UsageError(
+            f"{run}: was trained by usrgan {position.version}, whose batches came in another order;"
+            f" name another --out, and to keep what was learned"
+            f" --init {run}/checkpoints/best-psnr_y/{position.stage}.safetensors"
+        )
+    free = ["data.workers", "data.cache", "checkpoint.", "validation.", "guard.", "telemetry."]
+    if config.generator.norm == "none" and config.adversarial.kind != "relativistic":
+        free.append("accumulate")  # those two see micro-batches, nothing else does
     if config.optim.schedule == "constant":
         free.append("epochs")  # a cosine over other epochs is another learning rate from the start
     for name, now in flat(config).items():

@@ -19,6 +19,7 @@ from trainer.optim import learning_rate, set_learning_rate
 from trainer.run import use_bf16, write_header
 from trainer.start import begin, begin_again
 from trainer.state import TrainState
+from trainer.telemetry import imbalances
 from trainer.update import count_step, train_step
 from trainer.validate import sample_strip, validate
 
@@ -61,7 +62,7 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
     train, val = job.dataset.split("train"), job.dataset.split("val")
     epoch = config.iterations_per_epoch * config.batch_size
     bf16 = use_bf16(config, device)
-    log = EpochLog()
+    log, told = EpochLog(), set[str]()
     stream = batches(
         train,
         seed=config.seed,
@@ -70,6 +71,7 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
         config=config.data,
         rank=ranks.rank,
         world_size=ranks.world,
+        device=device,
     )
     state.generator.train()
     with (
@@ -87,7 +89,7 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
             waited = time.perf_counter()
             batch = next(stream)
             log.waited += time.perf_counter() - waited
-            lr, hr = to_float(batch.lr, device), to_float(batch.hr, device)
+            lr, hr = (to_float(images, device, batch.turns) for images in (batch.lr, batch.hr))
             asked = job.stop_requested()
             outcome = train_step(state, config, lr, hr, bf16, ranks=ranks, stop=asked)
             count_step(state, config, outcome)
@@ -105,7 +107,9 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
             note = ""
             if ending:
                 row = log.row(state, config)
-                state.losses = {}
+                state.losses, state.telemetry = {}, {}
+                for warning in imbalances(row, told):
+                    job.warn(warning)
                 if _validation_due(state.patches_seen // epoch, config, val, done=done):
                     row |= _validate_and_keep_best(job, state, val, keeper)
                 keeper.log(row)

@@ -13,16 +13,18 @@ import torch
 from shards import files
 from shards.errors import UsageError
 from shards.reader import open_dataset
+from shards.storage import Location
 from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config import PAPER, Config, Stage, load_config
-from trainer.data import steps_per_pass
+from trainer.content import build_content_features
+from trainer.data import with_cache
 from trainer.job import Job
 from trainer.loop import train_stage
-from trainer.losses import build_content_features
 from trainer.memory import within_memory
+from trainer.order import steps_per_pass
 from trainer.ranks import ALONE, Ranks
 from trainer.report import write_report
-from trainer.run import choose_device
+from trainer.run import choose_device, use_bf16
 from trainer.watch import Watch, connected
 from trainer.weights import load_matching
 
@@ -32,7 +34,7 @@ def train(
     run: Path,
     stages: dict[Stage, Config],
     preset: str,
-    shards: Path,
+    shards: Location,
     device: str,
     init: Path | None,
     content_weights: Path | None,
@@ -60,6 +62,7 @@ def train(
     dataset = open_dataset(shards)
     with_val = len(dataset.split("val")) > 0
     for stage, config in stages.items():
+        use_bf16(config, chosen)
         steps_per_pass(len(dataset.split("train")), config.batch_size)
         _check_divides(config, ranks)
         if stage == "gan":
@@ -87,7 +90,7 @@ def train(
                 config=config,
                 preset=preset,
                 paper=load_config(PAPER, stage=stage),
-                dataset=dataset,
+                dataset=with_cache(dataset, config.data),
                 device=chosen,
                 ranks=ranks,
                 init=start,

@@ -31,7 +31,12 @@ CASES = {
     f"{stage} {norm} {micros}": [f"generator.norm={norm}", f"accumulate={micros}"]
     for stage in ("psnr", "gan")
     for norm, micros in (("none", 1), ("none", 2), ("batch", 1))
-}
+} | {
+    # its losses compare patches of all ranks
+    "gan relativistic": [
+        "generator.norm=none", "adversarial.kind=relativistic", "adversarial.r1=2", "loss.adversarial=1"
+    ],
+}  # fmt: skip
 
 
 def images(ranks: Ranks, *, seed: int = 0, batch: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

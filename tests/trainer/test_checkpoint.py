@@ -13,8 +13,16 @@ import torch
 from shards import files
 from shards.errors import DamagedData, UsageError, WriteFailed
 from tests.trainer.test_resume import train
-from trainer.checkpoint import best_file, check_same_run, load_last, save_last, save_weights
+from trainer.checkpoint import (
+    Position,
+    best_file,
+    check_same_run,
+    load_last,
+    save_last,
+    save_weights,
+)
 from trainer.config import Config, load_config
+from trainer.networks.fold import fold_batch_norm
 from trainer.state import TrainState, build_state, restore, state_tensors
 from trainer.update import train_step
 from trainer.weights import load_generator, save_tensors
@@ -152,6 +160,15 @@ def test_other_data_is_refused(tmp_path):
         check_same_run(loaded[1], config(), run=tmp_path, dataset_sha256="cd")
 
 
+def test_a_checkpoint_of_another_order_of_batches_is_refused(tmp_path):
+    old = msgspec.json.decode(
+        b'{"stage":"gan","patches_seen":8,"best":{},"dataset_sha256":"ab","config":{},"version":"0.0.9"}',
+        type=Position,
+    )
+    with pytest.raises(UsageError, match=r"usrgan 0\.0\.9, whose batches came in another order"):
+        check_same_run(old, config(), run=tmp_path, dataset_sha256="ab")
+
+
 def test_the_position_lists_every_setting(tmp_path):
     saved(tmp_path, 8)
     loaded = load_last(tmp_path, "gan", warn=pytest.fail)
@@ -261,7 +278,9 @@ def test_the_best_weights_are_the_averages_and_ready_to_upscale(tmp_path):
     assert (loaded.scale, loaded.metadata["stage"]) == (4, "gan")
     assert state.average is not None
     found = loaded.module.state_dict()
-    for name, value in state.average.state_dict().items():
+    wanted = fold_batch_norm(state.average.state_dict())
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
         assert torch.equal(found[name], value), name
     assert not torch.equal(found["conv_last.weight"], state.generator.conv_last.weight)
 

@@ -15,6 +15,7 @@ import click
 from shards import console
 from shards.errors import UsageError
 from shards.progress import progress
+from shards.storage import Location
 
 if TYPE_CHECKING:
     from trainer import ranks
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
     "train-sr",
     example="train-sr --shards shards/ --stage both\ntrain-sr --shards shards/ --stage psnr --config tiny --device cpu",
 )
-@click.option("--shards", type=console.FilePath(), help="Folder that prep-shards wrote.")
+@click.option(
+    "--shards",
+    type=console.Place(),
+    metavar="DIR|URL",
+    help="Folder or URL that prep-shards wrote.",
+)
 @click.option(
     "--stage",
     type=click.Choice(["psnr", "gan", "both"]),
@@ -83,7 +89,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def train_main(
-    shards: Path | None,
+    shards: Location | None,
     stage: str,
     out: Path | None,
     preset: str,
