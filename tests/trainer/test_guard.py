@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from shards.errors import WriteFailed
 from shards.reader import open_dataset
 from tests.trainer.test_resume import logged, train, weights
-from trainer import checkpoint, keeper, losses, steps
+from trainer import checkpoint, content, keeper, steps
 from trainer.checkpoint import load_good, load_last
 from trainer.data import DataConfig, batches, to_float
 from trainer.weights import load_tensors
@@ -34,7 +35,10 @@ def order(tiny_shards) -> list[float]:
     """What tells the batches of a run apart, in their order."""
     split = open_dataset(tiny_shards).split("train")
     stream = batches(split, seed=0, batch_size=4, first_step=0, config=DataConfig())
-    found = [to_float(next(stream).hr, torch.device("cpu")).sum().item() for _ in range(2 * STEPS)]
+    found = [
+        to_float(batch.hr, torch.device("cpu"), batch.turns).sum().item()
+        for batch in itertools.islice(stream, 2 * STEPS)
+    ]
     stream.close()
     return found
 
@@ -53,18 +57,18 @@ def poison(monkeypatch) -> Callable[..., list[torch.Tensor]]:
 
     def at(*calls: int, when: Callable[[torch.Tensor], bool] | None = None) -> list[torch.Tensor]:
         seen: list[torch.Tensor] = []
-        original, loss = steps.gan_gradients, losses.content_loss
+        original, loss = steps.gan_gradients, content.content_loss
 
-        def gradients(state, config, lr, hr, bf16):
+        def gradients(state, config, lr, hr, *rest, **more):
             seen.append(hr.clone())
-            return original(state, config, lr, hr, bf16)
+            return original(state, config, lr, hr, *rest, **more)
 
-        def content(*features, criterion):
+        def poisoned(*features, **settings):
             bad = len(seen) in calls or (when is not None and when(seen[-1]))
-            return loss(*features, criterion=criterion) * (float("nan") if bad else 1.0)
+            return loss(*features, **settings) * (float("nan") if bad else 1.0)
 
         monkeypatch.setitem(steps.GRADIENTS, "gan", gradients)
-        monkeypatch.setattr(steps, "content_loss", content)
+        monkeypatch.setattr(steps, "content_loss", poisoned)
         return seen
 
     return at
@@ -163,10 +167,10 @@ def test_a_run_killed_between_bad_steps_ends_with_the_same_bits(
         calls = poison(when=bad)
         inner = steps.GRADIENTS["gan"]
 
-        def dying(*arguments, calls=calls, number=number, inner=inner):
+        def dying(*arguments, calls=calls, number=number, inner=inner, **more):
             if len(calls) == number:
                 raise KeyboardInterrupt
-            return inner(*arguments)
+            return inner(*arguments, **more)
 
         monkeypatch.setitem(steps.GRADIENTS, "gan", dying)
         gan(out=f"killed {number}", code=75)

@@ -217,6 +217,26 @@ def test_torchrun_starts_again_from_the_last_checkpoint(tiny_shards, tmp_path):
 
 
 @pytest.mark.slow
+def test_torchrun_hands_on_what_slurm_sends(tiny_shards, tmp_path):
+    """As docs/training.md has it."""
+    options = ["--standalone", "--nproc-per-node", "2", "--signals-to-handle", "SIGTERM,SIGUSR1"]
+    out = tmp_path / "run"
+    running = subprocess.Popen(
+        [*torchrun(*options), *COMMAND, *arguments(tiny_shards, out, *LONG)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while not list((out / "checkpoints/last").glob("*.safetensors")):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.05)
+    running.send_signal(signal.SIGUSR1)
+    _, errors = running.communicate(timeout=60)
+    assert errors.count("stopped:") == 1, errors
+    assert running.returncode == 1
+
+
+@pytest.mark.slow
 def test_two_machines_train_as_one_without_sharing_a_run_folder(tiny_shards, tmp_path):
     """Two addresses on loopback; the second machine has another run folder, and it stays empty."""
     end = f"127.0.0.1:{free_port()}"
