@@ -16,6 +16,8 @@ from tests.trainer.test_resume import logged, train, weights
 from trainer import checkpoint, content, keeper, steps
 from trainer.checkpoint import load_good, load_last
 from trainer.data import DataConfig, batches, to_float
+from trainer.state import state_tensors
+from trainer.update import train_step
 from trainer.weights import load_tensors
 
 SHORT = ["--stage", "gan", "--set", "optim.schedule=constant", "--set", "epochs=2"]
@@ -202,6 +204,31 @@ def test_rollbacks_return_to_no_checkpoint_from_within_a_bad_row(
     loaded = load_last(tmp_path, "gan", warn=pytest.fail)
     assert loaded is not None
     assert loaded[1].patches_seen == 16
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_one_bad_gradient_among_all_is_seen(monkeypatch, bad, network):
+    from tests.trainer.test_checkpoint import config, fresh
+
+    state, original = fresh(), steps.gan_gradients
+    before = {name: value.clone() for name, value in state_tensors(state).items()}
+
+    def gradients(state, *arguments, **more):
+        found = original(state, *arguments, **more)
+        held = state.gradients if network == "generator" else state.adversary.gradients
+        held.flat[held.flat.nonzero()[7]] = bad
+        return found
+
+    monkeypatch.setitem(steps.GRADIENTS, "gan", gradients)
+    lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+    outcome = train_step(state, config(), lr, hr, False)
+    signs = [name for name, sign in zip(outcome.names, outcome.signs, strict=True) if sign]
+    assert signs == [f"gradient of the {network}"]
+    assert outcome.taken == 0
+    for name, value in state_tensors(state).items():
+        if name in before and not name.startswith("random"):
+            assert torch.equal(value, before[name]), name
 
 
 # disks
