@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ from shards import resize
 from shards.png import RGB8
 from shards.reader import SplitReader
 from trainer.data import to_float
-from trainer.metrics import mean_scores, score
+from trainer.metrics import Scores, mean_scores, score
 
 BATCH = 16
 STRIP_ROWS = 4
@@ -37,23 +37,51 @@ def validate(
     generator: nn.Module, split: SplitReader, *, patches: int, device: torch.device
 ) -> Metrics:
     """Score a generator in float32 evaluation mode on the first patches of a split."""
+    return means(patch_scores(generator, split, patches=patches, device=device))
+
+
+def patch_scores(
+    generator: nn.Module,
+    split: SplitReader,
+    *,
+    patches: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[Scores]:
+    """The scores of one rank's share of the first patches, each of which is in one share.
+
+    Shares are whole batches, every W-th, so a patch is scored in the same company for any number of ranks;
+    `in_order` joins them.
+    """
     scale = split.manifest.scale
     scores = []
-    for lr, hr in _batches(split, patches):
+    for lr, hr in _batches(split, patches, rank=rank, world_size=world_size):
         for each, wanted in zip(upscale_patches(generator, lr, device=device), hr, strict=True):
             scores.append(score(each, wanted, crop=scale))
+    return scores
+
+
+def in_order(shares: Sequence[Sequence[Scores]]) -> list[Scores]:
+    """The shares of all ranks, rank 0 first, as one process would have scored them."""
+    starts = range(0, max(len(share) for share in shares), BATCH)
+    return [each for start in starts for share in shares for each in share[start : start + BATCH]]
+
+
+def means(scores: Sequence[Scores]) -> Metrics:
+    """Over patches."""
     return dataclasses.asdict(mean_scores(scores))
 
 
 def validate_bicubic(split: SplitReader, *, patches: int) -> Metrics:
     """The baseline on the same patches."""
     scale = split.manifest.scale
-    scores = (
+    scores = [
         score(resize.upscale(each, scale=scale), wanted, crop=scale)
         for lr, hr in _batches(split, patches)
         for each, wanted in zip(lr, hr, strict=True)
-    )
-    return dataclasses.asdict(mean_scores(scores))
+    ]
+    return means(scores)
 
 
 def sample_strip(generator: nn.Module, split: SplitReader, *, device: torch.device) -> RGB8:
@@ -79,8 +107,10 @@ def upscale_patches(generator: nn.Module, lr: list[RGB8], *, device: torch.devic
     return list(sr.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
-def _batches(split: SplitReader, patches: int) -> Iterator[tuple[list[RGB8], list[RGB8]]]:
+def _batches(
+    split: SplitReader, patches: int, *, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[list[RGB8], list[RGB8]]]:
     count = min(patches or len(split), len(split))
-    for start in range(0, count, BATCH):
+    for start in range(rank * BATCH, count, world_size * BATCH):
         pairs = [split[i] for i in range(start, min(start + BATCH, count))]
         yield [pair.lr for pair in pairs], [pair.hr for pair in pairs]
