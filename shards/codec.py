@@ -55,8 +55,9 @@ def decode_into(content: Buffer, codec: Codec, out: RGB8) -> None:
         return
     if codec == "raw":
         header = _npy_header(out.shape[0], out.shape[1])
-        if len(content) == len(header) + out.size and content[: len(header)] == header:
-            out.reshape(-1)[:] = np.frombuffer(content, np.uint8, offset=len(header))
+        start = len(header)
+        if len(content) == start + out.size and content[:start] == header:
+            out[...] = np.frombuffer(content, np.uint8, offset=start).reshape(out.shape)
             return
     image = decode(content, codec)
     if image.shape != out.shape:

@@ -9,6 +9,7 @@ Format: https://www.w3.org/TR/png-3/ (§9.2 filter types, §11.2 critical chunks
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -41,11 +42,9 @@ def encode_rgb(image: RGB8, *, level: int = 1) -> bytes:
     filtered[:, 0] = _UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"".join(
         (
-            SIGNATURE,
-            _chunk(b"IHDR", header),
+            _head(height, width),
             _chunk(b"IDAT", _deflate(filtered.reshape(-1).data, level)),
             _END,
         )
@@ -58,13 +57,14 @@ def decode_rgb(content: Buffer) -> RGB8:
     Raises:
         DamagedData: a checksum or the amount of pixels is wrong, or it is no PNG.
     """
-    filtered = _inflate(content)
-    if filtered is not None:
-        height, width = filtered.shape[0], (filtered.shape[1] - 1) // 3
-        made = np.empty((height, width, 3), np.uint8)
-        _unfilter(filtered[:, 1:], made.reshape(height, 3 * width))
-        return made
-    if content[:8] != SIGNATURE:
+    if len(content) > _IDAT_AT and content[:_IHDR_AT] == SIGNATURE:
+        width, height = struct.unpack_from(">II", content, _IHDR_AT + 8)
+        filtered = _inflate(content, height, width)
+        if filtered is not None:
+            made = np.empty((height, width, 3), np.uint8)
+            _unfilter(filtered[:, 1:], made.reshape(height, 3 * width))
+            return made
+    if content[:_IHDR_AT] != SIGNATURE:
         raise DamagedData("is not a PNG")
     decoded: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     if decoded is None:
@@ -79,8 +79,8 @@ def decode_rgb_into(content: Buffer, out: RGB8) -> None:
         DamagedData: as `decode_rgb`, or it is of another size.
     """
     height, width, _ = out.shape
-    filtered = _inflate(content)
-    if filtered is not None and filtered.shape == (height, 1 + 3 * width):
+    filtered = _inflate(content, height, width)
+    if filtered is not None:
         _unfilter(filtered[:, 1:], out.reshape(height, 3 * width))
         return
     image = decode_rgb(content)
@@ -89,32 +89,35 @@ def decode_rgb_into(content: Buffer, out: RGB8) -> None:
     out[...] = image
 
 
-def _inflate(content: Buffer) -> npt.NDArray[np.uint8] | None:
-    """Rows of our own form, filtered, the filter's type first; None for any other PNG."""
-    if len(content) < _IDAT_AT + 24 or content[:8] != SIGNATURE:
+def _inflate(content: Buffer, height: int, width: int) -> npt.NDArray[np.uint8] | None:
+    """Rows of our own form, filtered, the filter's type first; None for any other PNG or size."""
+    if content[:_IDAT_AT] != _head(height, width) or len(content) < _IDAT_AT + 24:
         return None
-    size, kind = struct.unpack_from(">I4s", content, _IHDR_AT)
-    width, height, *form = struct.unpack_from(">IIBBBBB", content, _IHDR_AT + 8)
-    length, second = struct.unpack_from(">I4s", content, _IDAT_AT)
-    if (size, kind, form, second) != (13, b"IHDR", [8, 2, 0, 0, 0], b"IDAT"):
+    length, kind = struct.unpack_from(">I4s", content, _IDAT_AT)
+    if kind != b"IDAT" or _IDAT_AT + 12 + length + len(_END) != len(content):
         return None
-    if _IDAT_AT + 12 + length + len(_END) != len(content) or content[-len(_END) :] != _END:
+    if content[-len(_END) :] != _END:
         return None
-    _check_crc(content, _IHDR_AT, 13)
-    _check_crc(content, _IDAT_AT, length)
+    data = memoryview(content)[_IDAT_AT + 4 : _IDAT_AT + 8 + length]
+    if isal_zlib.crc32(data).to_bytes(4, "big") != content[-len(_END) - 4 : -len(_END)]:
+        raise DamagedData("PNG checksum of IDAT is wrong")
     expected = height * (1 + width * 3)
     try:
         # a lying header cannot ask for more memory than deflate's 1032:1 allows
-        raw = isal_zlib.decompress(
-            memoryview(content)[_IDAT_AT + 8 : _IDAT_AT + 8 + length],
-            bufsize=min(expected, 1032 * length + 64),
-        )
+        raw = isal_zlib.decompress(data[4:], bufsize=min(expected, 1032 * length + 64))
     except isal_zlib.error as error:  # type: ignore[misc]  # isal ships no types for it
         raise DamagedData(f"is a damaged PNG ({error})") from error
     if len(raw) != expected:
         raise DamagedData(f"holds {len(raw)} bytes of pixels instead of {expected}")
     filtered = np.frombuffer(raw, np.uint8).reshape(height, 1 + width * 3)
     return filtered if (filtered[:, 0] == _UP).all() else None
+
+
+@lru_cache(maxsize=64)
+def _head(height: int, width: int) -> bytes:
+    """Signature and IHDR: 8 bits, RGB, not interlaced."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return SIGNATURE + _chunk(b"IHDR", header)
 
 
 def _unfilter(rows: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
@@ -150,14 +153,6 @@ def _deflate(data: memoryview, level: int) -> bytes:
     stream = isal_zlib.compressobj(level)
     head = stream.compress(data[:16]) + stream.flush(isal_zlib.Z_SYNC_FLUSH)
     return head + stream.compress(data[16:]) + stream.flush()
-
-
-def _check_crc(content: Buffer, at: int, length: int) -> None:
-    stored = int.from_bytes(content[at + 8 + length : at + 12 + length], "big")
-    if isal_zlib.crc32(memoryview(content)[at + 4 : at + 8 + length]) != stored:
-        raise DamagedData(
-            f"PNG checksum of {bytes(content[at + 4 : at + 8]).decode('latin-1')} is wrong"
-        )
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from isal import isal_zlib
+import numpy as np
+import numpy.typing as npt
+from isal.isal_zlib import crc32
 
 from shards import codec, index, storage, tar
 from shards.errors import DamagedData, UsageError
@@ -41,11 +43,19 @@ class Pair(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Bytes of one shard."""
+    """The bytes of consecutive pairs of one shard, and what the index says of each."""
 
-    shard: int
+    first: int
+    """Position of the first pair."""
     start: int
+    """Where `content` begins in its shard."""
     content: memoryview
+    plain: list[bool]
+    """Whether the headers are, byte for byte, those that our writer makes for key and sizes."""
+    keys: list[int]
+    spans: list[list[int]]
+    """Where the data of HR, JSON and LR begins and ends in `content`: six numbers."""
+    crcs: list[list[int]]
 
 
 Block = tuple[Piece, ...]
@@ -93,8 +103,9 @@ class SplitReader:
 
     def members(self, position: int) -> tuple[int, bytes, bytes, bytes]:
         """Key, HR, JSON and LR of a pair as stored, checksums verified."""
-        key, (hr, meta, lr) = self._checked(self.block(position, position + 1), position)
-        return key, bytes(hr), bytes(meta), bytes(lr)
+        block = self.block(position, position + 1)
+        hr, meta, lr = self._checked(block, position)
+        return block[0].keys[0], bytes(hr), bytes(meta), bytes(lr)
 
     def block(self, first: int, stop: int) -> Block:
         """The bytes of the pairs [first, stop), by one read from each shard that they lie in.
@@ -107,12 +118,7 @@ class SplitReader:
         while first < stop:
             number, row = self._locate(first)
             upto = min(stop, self._first[number + 1])
-            offset, size = self._indices[number].offset, self._indices[number].size
-            last = upto - 1 - self._first[number]
-            start = int(offset[row, 0]) - tar.BLOCK
-            end = int(offset[last, 2]) + tar.padded(int(size[last, 2]))
-            content = self.ranges.read(self._shards[number], start, end)
-            pieces.append(Piece(number, start, memoryview(content)))
+            pieces.append(self._piece(first, number, slice(row, row + upto - first)))
             first = upto
         return tuple(pieces)
 
@@ -122,12 +128,12 @@ class SplitReader:
         Raises:
             DamagedData: anything differs from what the index promises; names shard and key.
         """
-        _, (stored_hr, _, stored_lr) = self._checked(block, position)
-        for name, stored, out in (("hr", stored_hr, hr), ("lr", stored_lr, lr)):
-            try:
-                codec.decode_into(stored, self._codec, out)
-            except DamagedData as error:
-                raise self._damaged(position, f"{name} {error}") from None
+        stored_hr, _, stored_lr = self._checked(block, position)
+        try:
+            codec.decode_into(stored_hr, self._codec, hr)
+            codec.decode_into(stored_lr, self._codec, lr)
+        except DamagedData as error:
+            raise self._damaged(position, str(error)) from None
 
     def shard_of(self, position: int) -> str:
         """The file name of the shard that holds a pair."""
@@ -137,37 +143,60 @@ class SplitReader:
         """End what the source of the bytes does in the background."""
         self.ranges.close()
 
-    def _checked(self, block: Block, position: int) -> tuple[int, list[Buffer]]:
-        """Key and parts of a pair of a block: headers, sizes and checksums are those of the index."""
-        number, row = self._locate(position)
+    def _piece(self, first: int, number: int, rows: slice) -> Piece:
         shard = self._indices[number]
-        key = int(shard.key[row])
-        piece = next(each for each in block if each.shard == number)
-        members = [
-            tar.Member(key, part, at - tar.BLOCK, size)
-            for part, at, size in zip(
-                self._parts, shard.offset[row].tolist(), shard.size[row].tolist(), strict=True
-            )
-        ]
-        found: list[Buffer] = []
-        for member, crc in zip(members, shard.crc32[row].tolist(), strict=True):
-            here = member.data_at - piece.start
-            header = tar.header(key, member.part, member.size)
-            if piece.content[here - tar.BLOCK : here] != header:
-                self._look_closer(piece, position, members)
-            data = piece.content[here : here + member.size]
-            if len(data) != member.size:
-                raise self._damaged(position, f"{member.part} is cut off")
-            if isal_zlib.crc32(data) != crc:
-                raise self._damaged(position, f"{member.part} has a wrong checksum")
-            found.append(data)
-        return key, found
+        offset, size = shard.offset[rows].astype(np.int64), shard.size[rows]
+        start = int(offset[0, 0]) - tar.BLOCK
+        end = int(offset[-1, 2]) + tar.padded(int(size[-1, 2]))
+        content = memoryview(self.ranges.read(self._shards[number], start, end))
+        spans = np.stack((offset - start, offset - start + size), axis=2)
+        return Piece(
+            first,
+            start,
+            content,
+            plain=_plain_headers(content, offset - start, shard.key[rows], self._parts, size),
+            keys=shard.key[rows].tolist(),
+            spans=spans.reshape(-1, 6).tolist(),
+            crcs=shard.crc32[rows].tolist(),
+        )
 
-    def _look_closer(self, piece: Piece, position: int, expected: list[tar.Member]) -> None:
+    def _checked(self, block: Block, position: int) -> tuple[Buffer, Buffer, Buffer]:
+        """HR, JSON and LR of a pair of a block: headers, sizes and checksums are those of the index."""
+        piece = block[0]
+        if len(block) > 1:
+            piece = next(each for each in reversed(block) if each.first <= position)
+        row = position - piece.first
+        if not piece.plain[row]:
+            self._look_closer(piece, position)
+        a, b, c, d, e, f = piece.spans[row]
+        content = piece.content
+        found = content[a:b], content[c:d], content[e:f]
+        if f > len(content) or [crc32(each) for each in found] != piece.crcs[row]:
+            raise self._unlike(piece, position, found)
+        return found
+
+    def _unlike(self, piece: Piece, position: int, found: Sequence[Buffer]) -> DamagedData:
+        """The first of the parts that is not what the index promises."""
+        row = position - piece.first
+        ends = piece.spans[row][1::2]
+        for part, data, end, crc in zip(self._parts, found, ends, piece.crcs[row], strict=True):
+            if end > len(piece.content):
+                return self._damaged(position, f"{part} is cut off")
+            if crc32(data) != crc:
+                return self._damaged(position, f"{part} has a wrong checksum")
+        raise AssertionError(position)
+
+    def _look_closer(self, piece: Piece, position: int) -> None:
         """Headers that are not those of our writer: say why they will not do, or return if they will."""
-        at, key = expected[0].header_at, expected[0].key
+        row = position - piece.first
+        key, span = piece.keys[row], piece.spans[row]
+        expected = [
+            tar.Member(key, part, piece.start + begin - tar.BLOCK, end - begin)
+            for part, begin, end in zip(self._parts, span[::2], span[1::2], strict=True)
+        ]
         try:
-            found = tar.parse_sample(piece.content, at - piece.start, base=piece.start)
+            at = expected[0].header_at - piece.start
+            found = tar.parse_sample(piece.content, at, base=piece.start)
             if found[0].key != key:
                 raise DamagedData(f"holds key {found[0].key:012d} in its place")
             if found[0].part != self._parts[0]:
@@ -276,6 +305,25 @@ def _same_shard(loaded: index.ShardIndex, entry: ShardEntry, path: str) -> index
     if loaded.entry(entry.name) != entry:
         raise DamagedData(f"{path}: is of another shard; {REPAIR}")
     return loaded
+
+
+def _plain_headers(
+    content: memoryview,
+    data_at: npt.NDArray[np.int64],
+    keys: npt.NDArray[np.int64],
+    parts: tuple[str, str, str],
+    sizes: npt.NDArray[np.uint32],
+) -> list[bool]:
+    """Whether each pair of a piece has the headers of our writer before its data [N 3]."""
+    blocks = np.frombuffer(content[: len(content) // tar.BLOCK * tar.BLOCK], np.uint8)
+    blocks = blocks.reshape(-1, tar.BLOCK)
+    number, rest = np.divmod(data_at - tar.BLOCK, tar.BLOCK)
+    there = (rest == 0) & (number >= 0) & (number < len(blocks))
+    if not there.any():
+        return [False] * len(keys)
+    same = (blocks[np.where(there, number, 0)] == tar.headers(keys, parts, sizes)).all(axis=2)
+    plain: list[bool] = (same & there).all(axis=1).tolist()
+    return plain
 
 
 def _check_shapes(pair: Pair, manifest: Manifest) -> None:

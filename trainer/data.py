@@ -68,11 +68,28 @@ class Wanted(NamedTuple):
     left: int
     """Of the crop, LR pixels."""
     top: int
-    block: Future[Block]
+    chunk: Chunk
+
+
+class Chunk:
+    """The bytes of a lane's samples of one chunk, which may be on their way."""
+
+    __slots__ = ("_block", "_coming")
+
+    def __init__(self, coming: Future[Block]) -> None:
+        self._coming = coming
+        self._block: Block | None = None
+
+    @property
+    def block(self) -> Block:
+        """Waits for the bytes, and raises what reading them came upon."""
+        if self._block is None:
+            self._block = self._coming.result()
+        return self._block
 
 
 S = TypeVar("S", bound=np.generic)
-Read = Callable[[Visit], Future[Block]]
+Read = Callable[[Visit], Chunk]
 Loaded = Callable[[], Batch]
 """The rest of the work of a batch, for the step's own thread: on a GPU its order of commands."""
 
@@ -152,7 +169,9 @@ def batches(
         ):
             due: deque[Future[Loaded]] = deque()
             try:
-                for wanted in requests(lambda visit: reading.submit(read, visit), ahead=True):
+                for wanted in requests(
+                    lambda visit: Chunk(reading.submit(read, visit)), ahead=True
+                ):
                     due.append(decoding.submit(load, wanted))
                     if len(due) > max(BATCHES_AHEAD, config.workers):
                         yield due.popleft().result()()
@@ -166,19 +185,19 @@ def batches(
 def lane(visits: Iterator[Visit], read: Read, *, lead: int) -> Iterator[Wanted]:
     """One place of the batch, sample by sample; the next chunk is asked for `lead` samples ahead."""
 
-    def asked() -> tuple[Visit, Future[Block]]:
+    def asked() -> tuple[Visit, Chunk]:
         visit = next(visits)
         return visit, read(visit)
 
     here = asked()
     while True:
-        (positions, turns, corners), block = here
+        (positions, turns, corners), chunk = here
         coming = None
         rows = zip(positions.tolist(), turns.tolist(), corners.tolist(), strict=True)
         for number, (position, turn, (left, top)) in enumerate(rows):
             if coming is None and len(positions) - number <= lead:
                 coming = asked()
-            yield Wanted(position, turn, left, top, block)
+            yield Wanted(position, turn, left, top, chunk)
         here = coming or asked()
 
 
@@ -196,7 +215,7 @@ def load_batch(
         if store is not None:
             whole = store.lr[each.position].numpy(), store.hr[each.position].numpy()
         if store is None or not store.there[each.position]:
-            split.decode_into(each.block.result(), each.position, lr=whole[0], hr=whole[1])
+            split.decode_into(each.chunk.block, each.position, lr=whole[0], hr=whole[1])
         if store is not None:
             store.there[each.position] = True
         if not direct:
@@ -212,7 +231,7 @@ def load_on_device(
     missing = [each for each in wanted if not store.there[each.position]]
     lr, hr = _empty(len(missing), low, pin=pin), _empty(len(missing), high, pin=pin)
     for each, lr_out, hr_out in zip(missing, lr.numpy(), hr.numpy(), strict=True):
-        split.decode_into(each.block.result(), each.position, lr=lr_out, hr=hr_out)
+        split.decode_into(each.chunk.block, each.position, lr=lr_out, hr=hr_out)
 
     def gathered() -> Batch:
         if missing:
@@ -277,10 +296,10 @@ def _positions(wanted: list[Wanted]) -> npt.NDArray[np.int64]:
     return np.array([each.position for each in wanted], np.int64)
 
 
-def _now(read: Callable[[Visit], Block], visit: Visit) -> Future[Block]:
+def _now(read: Callable[[Visit], Block], visit: Visit) -> Chunk:
     done: Future[Block] = Future()
     done.set_result(read(visit))
-    return done
+    return Chunk(done)
 
 
 def _use(device: torch.device) -> None:
