@@ -18,14 +18,13 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from isal.isal_zlib import crc32
 
 from shards import codec, index, storage, tar
 from shards.errors import DamagedData, UsageError
 from shards.manifest import NAME, Manifest, SampleInfo, ShardEntry, load_manifest, parse_manifest
 from shards.png import RGB8, Buffer
-from shards.ranges import Ranges, open_ranges
+from shards.ranges import Range, Ranges, open_ranges
 from shards.storage import Location
 
 REPAIR = "run the prep-shards command that made it with --repair"
@@ -43,23 +42,21 @@ class Pair(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """The bytes of consecutive pairs of one shard, and what the index says of each."""
+    """Consecutive pairs of one shard: their bytes, and what the index says of each."""
 
     first: int
     """Position of the first pair."""
-    start: int
-    """Where `content` begins in its shard."""
-    content: memoryview
-    plain: list[bool]
-    """Whether the headers are, byte for byte, those that our writer makes for key and sizes."""
+    source: Range
+    headers: bytes
+    """Those of the pairs as our writer makes them for key and sizes, three blocks for each pair."""
     keys: list[int]
     spans: list[list[int]]
-    """Where the data of HR, JSON and LR begins and ends in `content`: six numbers."""
+    """Where the data of HR, JSON and LR begins and ends in the shard: six numbers."""
     crcs: list[list[int]]
 
 
 Block = tuple[Piece, ...]
-"""The bytes of consecutive pairs, by the shards that they lie in."""
+"""Consecutive pairs, by the shards that they lie in."""
 
 
 class SplitReader:
@@ -108,7 +105,7 @@ class SplitReader:
         return block[0].keys[0], bytes(hr), bytes(meta), bytes(lr)
 
     def block(self, first: int, stop: int) -> Block:
-        """The bytes of the pairs [first, stop), by one read from each shard that they lie in.
+        """Begin to read the pairs [first, stop), one range of each shard that they lie in.
 
         Raises:
             DamagedData: a shard is gone or cannot be read.
@@ -145,18 +142,15 @@ class SplitReader:
 
     def _piece(self, first: int, number: int, rows: slice) -> Piece:
         shard = self._indices[number]
-        offset, size = shard.offset[rows].astype(np.int64), shard.size[rows]
+        offset, size, keys = shard.offset[rows].astype(np.int64), shard.size[rows], shard.key[rows]
         start = int(offset[0, 0]) - tar.BLOCK
         end = int(offset[-1, 2]) + tar.padded(int(size[-1, 2]))
-        content = memoryview(self.ranges.read(self._shards[number], start, end))
-        spans = np.stack((offset - start, offset - start + size), axis=2)
         return Piece(
             first,
-            start,
-            content,
-            plain=_plain_headers(content, offset - start, shard.key[rows], self._parts, size),
-            keys=shard.key[rows].tolist(),
-            spans=spans.reshape(-1, 6).tolist(),
+            source=self.ranges.range(self._shards[number], start, end),
+            headers=tar.headers(keys, self._parts, size).tobytes(),
+            keys=keys.tolist(),
+            spans=np.stack((offset, offset + size), axis=2).reshape(-1, 6).tolist(),
             crcs=shard.crc32[rows].tolist(),
         )
 
@@ -166,37 +160,39 @@ class SplitReader:
         if len(block) > 1:
             piece = next(each for each in reversed(block) if each.first <= position)
         row = position - piece.first
-        if not piece.plain[row]:
-            self._look_closer(piece, position)
         a, b, c, d, e, f = piece.spans[row]
-        content = piece.content
-        found = content[a:b], content[c:d], content[e:f]
+        content, base = piece.source.part(a - tar.BLOCK, f)
+        a, b, c, d, e, f = a - base, b - base, c - base, d - base, e - base, f - base
+        view = memoryview(content)
+        found = view[a:b], view[c:d], view[e:f]
+        headers = (
+            content[a - tar.BLOCK : a] + content[c - tar.BLOCK : c] + content[e - tar.BLOCK : e]
+        )
+        at = 3 * tar.BLOCK * row
+        if headers != piece.headers[at : at + 3 * tar.BLOCK]:
+            self._look_closer(piece, position)
         if f > len(content) or [crc32(each) for each in found] != piece.crcs[row]:
-            raise self._unlike(piece, position, found)
+            for part, data, stop, crc in zip(
+                self._parts, found, (b, d, f), piece.crcs[row], strict=True
+            ):
+                if stop > len(content):
+                    raise self._damaged(position, f"{part} is cut off")
+                if crc32(data) != crc:
+                    raise self._damaged(position, f"{part} has a wrong checksum")
         return found
-
-    def _unlike(self, piece: Piece, position: int, found: Sequence[Buffer]) -> DamagedData:
-        """The first of the parts that is not what the index promises."""
-        row = position - piece.first
-        ends = piece.spans[row][1::2]
-        for part, data, end, crc in zip(self._parts, found, ends, piece.crcs[row], strict=True):
-            if end > len(piece.content):
-                return self._damaged(position, f"{part} is cut off")
-            if crc32(data) != crc:
-                return self._damaged(position, f"{part} has a wrong checksum")
-        raise AssertionError(position)
 
     def _look_closer(self, piece: Piece, position: int) -> None:
         """Headers that are not those of our writer: say why they will not do, or return if they will."""
         row = position - piece.first
         key, span = piece.keys[row], piece.spans[row]
         expected = [
-            tar.Member(key, part, piece.start + begin - tar.BLOCK, end - begin)
+            tar.Member(key, part, begin - tar.BLOCK, end - begin)
             for part, begin, end in zip(self._parts, span[::2], span[1::2], strict=True)
         ]
         try:
-            at = expected[0].header_at - piece.start
-            found = tar.parse_sample(piece.content, at, base=piece.start)
+            at = expected[0].header_at
+            content, base = piece.source.part(at, expected[2].end)
+            found = tar.parse_sample(memoryview(content), at - base, base=base)
             if found[0].key != key:
                 raise DamagedData(f"holds key {found[0].key:012d} in its place")
             if found[0].part != self._parts[0]:
@@ -305,25 +301,6 @@ def _same_shard(loaded: index.ShardIndex, entry: ShardEntry, path: str) -> index
     if loaded.entry(entry.name) != entry:
         raise DamagedData(f"{path}: is of another shard; {REPAIR}")
     return loaded
-
-
-def _plain_headers(
-    content: memoryview,
-    data_at: npt.NDArray[np.int64],
-    keys: npt.NDArray[np.int64],
-    parts: tuple[str, str, str],
-    sizes: npt.NDArray[np.uint32],
-) -> list[bool]:
-    """Whether each pair of a piece has the headers of our writer before its data [N 3]."""
-    blocks = np.frombuffer(content[: len(content) // tar.BLOCK * tar.BLOCK], np.uint8)
-    blocks = blocks.reshape(-1, tar.BLOCK)
-    number, rest = np.divmod(data_at - tar.BLOCK, tar.BLOCK)
-    there = (rest == 0) & (number >= 0) & (number < len(blocks))
-    if not there.any():
-        return [False] * len(keys)
-    same = (blocks[np.where(there, number, 0)] == tar.headers(keys, parts, sizes)).all(axis=2)
-    plain: list[bool] = (same & there).all(axis=1).tolist()
-    return plain
 
 
 def _check_shapes(pair: Pair, manifest: Manifest) -> None:
