@@ -7,12 +7,13 @@ which patches come.
 
 from __future__ import annotations
 
-from collections import deque
+import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -163,21 +164,36 @@ def batches(
     readers = 1 if isinstance(split.location, Path) else _REQUESTS
 
     def by_threads() -> Generator[Batch]:
-        with (
-            ThreadPoolExecutor(readers, "read") as reading,
-            ThreadPoolExecutor(config.workers, "decode", _use, (device,)) as decoding,
-        ):
-            due: deque[Future[Loaded]] = deque()
+        due: SimpleQueue[Future[Loaded]] = SimpleQueue()
+        room = threading.Semaphore(max(BATCHES_AHEAD, config.workers + 1))
+        stopped = threading.Event()
+        reading = ThreadPoolExecutor(readers, "read")
+        decoding = ThreadPoolExecutor(config.workers, "decode", _use, (device,))
+
+        def plan() -> None:
             try:
-                for wanted in requests(
-                    lambda visit: Chunk(reading.submit(read, visit)), ahead=True
-                ):
-                    due.append(decoding.submit(load, wanted))
-                    if len(due) > max(BATCHES_AHEAD, config.workers):
-                        yield due.popleft().result()()
-            finally:
-                reading.shutdown(wait=False, cancel_futures=True)
-                decoding.shutdown(cancel_futures=True)
+                asked = requests(lambda visit: Chunk(reading.submit(read, visit)), ahead=True)
+                while room.acquire() and not stopped.is_set():
+                    due.put(decoding.submit(load, next(asked)))
+            except BaseException as error:
+                failed: Future[Loaded] = Future()
+                failed.set_exception(error)
+                due.put(failed)
+
+        # planned beside the step, too, which then waits for nothing but its patches
+        planning = threading.Thread(target=plan, name="plan", daemon=True)
+        planning.start()
+        try:
+            while True:
+                batch = due.get().result()()
+                room.release()
+                yield batch
+        finally:
+            stopped.set()
+            room.release()
+            planning.join()
+            reading.shutdown(wait=False, cancel_futures=True)
+            decoding.shutdown(cancel_futures=True)
 
     return by_threads()
 

@@ -31,6 +31,8 @@ from trainer.order import CHUNK, steps_per_pass
 
 CODECS = ("png", "webp", "raw")
 WORKERS = (0, 1, 2)
+WARM = 1000
+"""Pairs that are read before the clock starts: fresh memory costs what used memory does not."""
 FIRST_BATCHES = 5
 STEP_MS = 10.0
 Seconds = tuple[float, float]
@@ -57,7 +59,7 @@ def ours(folder: Path, pairs: int, batch: int, workers: int) -> Seconds:
     config = DataConfig(workers=workers)
     stream = batches(split, seed=0, batch_size=batch, first_step=0, config=config)
     with closing(stream):
-        return _timed(lambda: stream, pairs // batch, warm=4)
+        return _timed(lambda: stream, pairs // batch, warm=WARM // batch)
 
 
 def webdataset(folder: Path, pairs: int) -> Seconds:
@@ -66,7 +68,7 @@ def webdataset(folder: Path, pairs: int) -> Seconds:
 
     urls = [str(path) for path in sorted(folder.glob("train-*.tar"))]
     read = wds.WebDataset(urls, shardshuffle=False, empty_check=False).decode("rgb8").repeat()
-    return _timed(lambda: read, pairs, warm=20)
+    return _timed(lambda: read, pairs, warm=WARM)
 
 
 def loose(folder: Path, pairs: int, batch: int, workers: int) -> Seconds:
