@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from isal.isal_zlib import crc32
 
 from shards import codec, index, storage, tar
@@ -119,18 +120,30 @@ class SplitReader:
             first = upto
         return tuple(pieces)
 
-    def decode_into(self, block: Block, position: int, *, lr: RGB8, hr: RGB8) -> None:
-        """Check one pair of a block and decode it into `lr` [h w 3] and `hr` [scale*h scale*w 3].
+    def decode(
+        self,
+        wanted: Sequence[tuple[Block, int]],
+        *,
+        lr: npt.NDArray[np.uint8],
+        hr: npt.NDArray[np.uint8],
+    ) -> None:
+        """Check pairs, each a block and a position in it, and decode them into `lr` and `hr` [n h w 3].
 
         Raises:
             DamagedData: anything differs from what the index promises; names shard and key.
         """
-        stored_hr, _, stored_lr = self._checked(block, position)
+        stored = [self._checked(block, position) for block, position in wanted]
         try:
-            codec.decode_into(stored_hr, self._codec, hr)
-            codec.decode_into(stored_lr, self._codec, lr)
-        except DamagedData as error:
-            raise self._damaged(position, str(error)) from None
+            codec.decode_many([each[0] for each in stored], self._codec, hr)
+            codec.decode_many([each[2] for each in stored], self._codec, lr)
+        except DamagedData:
+            for number, (each, (_, position)) in enumerate(zip(stored, wanted, strict=True)):
+                for out, content in ((hr, each[0]), (lr, each[2])):
+                    try:
+                        codec.decode_many([content], self._codec, out[number : number + 1])
+                    except DamagedData as error:
+                        raise self._damaged(position, str(error)) from None
+            raise
 
     def shard_of(self, position: int) -> str:
         """The file name of the shard that holds a pair."""

@@ -224,18 +224,20 @@ def load_batch(
     low, high = stored_sides(split.manifest)
     scale = high // low
     lr, hr = _empty(len(wanted), side, pin=pin), _empty(len(wanted), scale * side, pin=pin)
-    scratch = np.empty((low, low, 3), np.uint8), np.empty((high, high, 3), np.uint8)
-    for each, lr_out, hr_out in zip(wanted, lr.numpy(), hr.numpy(), strict=True):
-        direct = store is None and side == low
-        whole = (lr_out, hr_out) if direct else scratch
+    missing = [each for each in wanted if store is None or not store.there[each.position]]
+    if store is None and side == low:
+        _decode(split, missing, lr, hr)
+    else:
+        whole_lr, whole_hr = (_empty(len(missing), each, pin=False) for each in (low, high))
+        _decode(split, missing, whole_lr, whole_hr)
         if store is not None:
-            whole = store.lr[each.position].numpy(), store.hr[each.position].numpy()
-        if store is None or not store.there[each.position]:
-            split.decode_into(each.chunk.block, each.position, lr=whole[0], hr=whole[1])
-        if store is not None:
-            store.there[each.position] = True
-        if not direct:
-            lr_out[...], hr_out[...] = cropped(whole[0], whole[1], each.left, each.top, side)
+            store.put(_positions(missing), whole_lr, whole_hr)
+            whole_lr, whole_hr = store.lr, store.hr
+        outs = zip(wanted, lr.numpy(), hr.numpy(), strict=True)
+        for number, (each, lr_out, hr_out) in enumerate(outs):
+            at = number if store is None else each.position
+            pair = whole_lr[at].numpy(), whole_hr[at].numpy()
+            lr_out[...], hr_out[...] = cropped(*pair, left=each.left, top=each.top, side=side)
     return Batch(lr, hr, _turns(wanted, pin=pin), _positions(wanted))
 
 
@@ -243,11 +245,9 @@ def load_on_device(
     split: SplitReader, wanted: list[Wanted], store: Store, *, side: int, pin: bool
 ) -> Loaded:
     """Decode what the store on the device lacks; what is returned puts it there and gathers the batch."""
-    low, high = stored_sides(split.manifest)
     missing = [each for each in wanted if not store.there[each.position]]
-    lr, hr = _empty(len(missing), low, pin=pin), _empty(len(missing), high, pin=pin)
-    for each, lr_out, hr_out in zip(missing, lr.numpy(), hr.numpy(), strict=True):
-        split.decode_into(each.chunk.block, each.position, lr=lr_out, hr=hr_out)
+    lr, hr = (_empty(len(missing), each, pin=pin) for each in stored_sides(split.manifest))
+    _decode(split, missing, lr, hr)
 
     def gathered() -> Batch:
         if missing:
@@ -259,7 +259,7 @@ def load_on_device(
     return gathered
 
 
-def cropped(lr: RGB8, hr: RGB8, left: int, top: int, side: int) -> tuple[RGB8, RGB8]:
+def cropped(lr: RGB8, hr: RGB8, *, left: int, top: int, side: int) -> tuple[RGB8, RGB8]:
     """Cut `side` LR pixels out of a pair at (left, top), and the same place out of HR."""
     scale = hr.shape[0] // lr.shape[0]
     x, y, size = scale * left, scale * top, scale * side
@@ -297,6 +297,11 @@ def _pixels_of_turns(side: int, device: torch.device) -> Tensor:
     """Where each pixel of a turned square image comes from: [8 side*side]."""
     pixels = np.arange(side * side).reshape(side, side)
     return torch.from_numpy(np.stack([turned(pixels, n).reshape(-1) for n in range(8)])).to(device)
+
+
+def _decode(split: SplitReader, wanted: list[Wanted], lr: Tensor, hr: Tensor) -> None:
+    located = [(each.chunk.block, each.position) for each in wanted]
+    split.decode(located, lr=lr.numpy(), hr=hr.numpy())
 
 
 def _empty(count: int, side: int, *, pin: bool) -> Tensor:
