@@ -5,6 +5,7 @@ loop        one stage from wherever it stands to its end
 steps       the two training steps, `psnr` and `gan`
 state       everything that must survive a restart
 checkpoint  `last` and the best generators on disk
+best        which weights are the best
 order       which sample stands where: lanes of chunks, a function of data, seed and step
 cache       decoded patches kept in memory or on the device
 data        batches out of shards, read ahead and decoded by threads

@@ -14,6 +14,7 @@ import torch
 from shards import __version__
 from shards.errors import Stopped, UsrganError
 from shards.reader import Dataset, SplitReader
+from trainer.best import improvements
 from trainer.checkpoint import (
     best_file,
     check_same_run,
@@ -39,8 +40,6 @@ from trainer.steps import STEPS
 from trainer.telemetry import imbalances
 from trainer.validate import sample_strip, validate
 from trainer.weights import load_matching
-
-BEST_METRICS = ("psnr_y", "ssim_y")
 
 
 @dataclass(frozen=True)
@@ -207,11 +206,11 @@ def _validation_due(epoch: int, config: Config, val: SplitReader, *, done: bool)
 
 def _validate_and_keep_best(job: Job, state: TrainState, val: SplitReader) -> dict[str, float]:
     found = validate(state.output, val, patches=job.config.validation.patches, device=job.device)
-    for metric in BEST_METRICS:
-        if found[metric] > state.best.get(metric, -math.inf):
-            state.best[metric] = found[metric]
-            path = best_file(job.run, metric, state.stage)
-            save_weights(path, state, _metadata(job, state, found))
+    rule = job.config.validation
+    won = improvements(found, state.best, best_by=rule.best_by, psnr_drop=rule.psnr_drop)
+    for metric, values in won.items():
+        state.best |= values
+        save_weights(best_file(job.run, metric, state.stage), state, _metadata(job, state, found))
     picture = sample_strip(state.output, val, device=job.device)
     write_sample(job.run, stage=state.stage, patches_seen=state.patches_seen, picture=picture)
     return {f"val_{name}": value for name, value in found.items()}

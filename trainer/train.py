@@ -98,7 +98,8 @@ def train(
             del state
             torch.cuda.empty_cache()
         report = write_report(run)
-    weights = weights_of(run, list(stages)[-1], warn=warn)
+    last, config = list(stages.items())[-1]
+    weights = weights_of(run, last, best_by=config.validation.best_by, warn=warn)
     return {
         "run": str(run),
         "stages": results,
@@ -110,7 +111,7 @@ def train(
 
 def _gan_start(run: Path, init: Path | None, warn: Callable[[str], None]) -> Path:
     """The weights that stage `gan` starts from."""
-    path = init or weights_of(run, "psnr", warn=warn)
+    path = init or weights_of(run, "psnr", best_by="psnr_y", warn=warn)
     if path is None or not path.is_file():
         raise UsageError(
             f"{path or best_file(run, 'psnr_y', 'psnr')}: stage gan starts from these weights and they are not there;"

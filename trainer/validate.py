@@ -13,6 +13,7 @@ from torch import nn
 from shards import resize
 from shards.png import RGB8
 from shards.reader import SplitReader
+from trainer.best import BestBy
 from trainer.data import to_float
 from trainer.metrics import mean_scores, score
 
@@ -27,6 +28,12 @@ class ValidationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """0: never; then no best checkpoints are kept."""
     patches: int = 512
     """0: all."""
+    best_by: BestBy = "auto"
+    """Which of its weights a run hands on. "auto": stage psnr those of the best PSNR-Y, stage gan those of
+    the lowest LPIPS, or its final ones where LPIPS is not measured. "both": the paper's, which are chosen
+    anew where PSNR and SSIM have both improved. Stage gan always starts from the best PSNR-Y."""
+    psnr_drop: float = 3.0
+    """dB of PSNR-Y below the best of the stage at which the lowest LPIPS does not count."""
 
 
 Metrics = dict[str, float]
