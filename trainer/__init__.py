@@ -2,8 +2,16 @@
 
 config      TOML → frozen structs; presets lie in `configs/`
 loop        one stage from wherever it stands to its end
-steps       the two training steps, `psnr` and `gan`
+steps       the gradients of the two stages, `psnr` and `gan`
+update      a step of all ranks, taken whole or not at all
+flat        many small tensors as views of one
 state       everything that must survive a restart
+job, start  a stage as it was asked for, and where it begins
+guard       losses that are not finite: skip, roll back, stop
+keeper      what is written while training
+ranks       the processes of a job, and what they do together
+watch       how they learn of each other's death
+launch      `--gpus N`: starts them
 checkpoint  `last` and the best generators on disk
 best        which weights are the best
 order       which sample stands where: lanes of chunks, a function of data, seed and step

@@ -19,6 +19,7 @@ from shards.errors import ConfigError
 from trainer.adversarial import AdversarialConfig
 from trainer.content import ContentConfig
 from trainer.data import DataConfig
+from trainer.guard import GuardConfig
 from trainer.losses import LossConfig
 from trainer.models import DiscriminatorConfig, GeneratorConfig
 from trainer.networks.start import COLOURS
@@ -31,7 +32,7 @@ STAGES: tuple[Stage, ...] = ("psnr", "gan")
 PAPER = "usrgan"
 Table = dict[str, Any]
 _POSITIVE = (
-    "epochs", "epoch_patches", "batch_size", "generator.features", "generator.blocks",
+    "epochs", "epoch_patches", "batch_size", "accumulate", "guard.patience", "generator.features", "generator.blocks",
     "generator.growth", "discriminator.features", "discriminator.dense", "optim.lr",
     "adversarial.r1_every",
 )  # fmt: skip
@@ -52,6 +53,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epoch_patches: int = 2368
     """Patches in an epoch: 74 iterations of 32 (§5.1)."""
     batch_size: int = 32
+    """Patches of a step, over all ranks and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches that each rank takes one after the other, where its memory holds no more."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Autocast to bf16 or to fp16 (CUDA alone, with a GradScaler), or fp32 throughout; "auto" is bf16 where
     the device computes in it. bf16 has float32's range, so no gradient is lost that a scaler would save."""
@@ -65,6 +69,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: DataConfig = DataConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
@@ -255,6 +260,12 @@ def _faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             ("batch_size", "epoch_patches"),
             f"batch_size {config.batch_size} is more than epoch_patches {config.epoch_patches};"
             " an epoch needs one step",
+        )
+    if config.batch_size % config.accumulate:
+        yield (
+            ("accumulate", "batch_size"),
+            f"batch_size {config.batch_size} is no multiple of accumulate {config.accumulate};"
+            " the micro-batches of a step are equally large",
         )
     if any(not 0 < part < 1 for part in config.optim.milestones):
         yield (

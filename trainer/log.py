@@ -12,7 +12,7 @@ from shards.reader import Dataset
 from trainer import telemetry
 from trainer.config import Config, Stage, differences
 from trainer.run import describe_device, describe_precision
-from trainer.state import TrainState
+from trainer.state import COUNTED, TrainState
 from trainer.validate import validate_bicubic
 
 
@@ -56,15 +56,19 @@ class EpochLog:
         self.steps = 0
 
     def row(self, state: TrainState, config: Config) -> dict[str, float | int | str]:
-        """A line of `metrics.jsonl`: means over the epoch, read from the device here and only here."""
+        """A line of `metrics.jsonl`, read from the device here and only here: means over the good steps."""
+        sums = {name: value.item() for name, value in state.losses.items()}
+        counted = sums.pop(COUNTED, 0.0)
         steps = config.iterations_per_epoch
-        means = {name: (value / steps).item() for name, value in state.losses.items()}
+        means = {f"loss_{name}": value / counted for name, value in sums.items() if counted}
+        left_out = {"steps_left_out": steps - int(counted)} if counted < steps else {}
         seconds = time.perf_counter() - self.started
         return {
             "stage": state.stage,
             "epoch": state.patches_seen // (steps * config.batch_size),
             "patches_seen": state.patches_seen,
-            **{f"loss_{name}": value for name, value in means.items()},
+            **means,
+            **left_out,
             **telemetry.means(state.telemetry),
             "lr": state.optimizer.param_groups[0]["lr"],
             "patches_per_s": self.steps * config.batch_size / seconds,

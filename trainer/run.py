@@ -25,6 +25,7 @@ from shards.errors import ConfigError, UsageError
 from shards.manifest import Manifest
 from shards.png import RGB8
 from trainer.config import STAGES, Config, Stage, load_config
+from trainer.ranks import ALONE, Ranks
 from trainer.toml import stages_to_toml
 
 METRICS = "metrics.jsonl"
@@ -32,12 +33,20 @@ _ALWAYS = {"stage", "epoch", "patches_seen", "patches_per_s", "data_wait"}
 """What each line of it holds."""
 
 
-def choose_device(wanted: str) -> torch.device:
-    """`cpu`, `cuda` or `auto`.
+def choose_device(wanted: str, ranks: Ranks = ALONE) -> torch.device:
+    """`cpu`, `cuda` or `auto`; each of several ranks of a machine has a GPU of its own.
 
     Raises:
-        UsageError: there is no CUDA device.
+        UsageError: there is no CUDA device, or not one for each rank.
     """
+    if ranks.world > 1 and wanted != "cpu":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if found < ranks.local_world:
+            raise UsageError(
+                f"--gpus: {ranks.local_world} processes were asked for, and torch sees {found} CUDA devices;"
+                " ask for as many as there are, or for CPU processes with --device cpu"
+            )
+        return torch.device("cuda", ranks.local)
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted.startswith("cuda") and not torch.cuda.is_available():

@@ -1,117 +1,163 @@
-"""The two training steps: one signature, one state.
+"""The gradients of the two stages: one signature, one state.
 
-Each takes LR [B 3 h w] and HR [B 3 sh sw] in [0, 1] on the device, updates the state in place and
-returns its losses, unweighted, as tensors on the device; reading them is the caller's one sync.
+Each takes LR [B 3 h w] and HR [B 3 sh sw] in [0, 1] on the device, adds the gradients of its losses to
+those in the state, `config.accumulate` micro-batches one after the other, and returns the losses,
+unweighted, as tensors on the device. `trainer.update` makes a step of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from trainer import telemetry
-from trainer.adversarial import discriminator_loss, generator_adversarial_loss, r1_penalty
+from trainer.adversarial import (
+    Kind,
+    Logits,
+    discriminator_loss,
+    generator_adversarial_loss,
+    r1_penalty,
+)
 from trainer.config import Config, Stage
 from trainer.content import content_loss, layer_weights
 from trainer.losses import pixel_loss
 from trainer.networks.discriminator import normalised
+from trainer.ranks import Ranks
 from trainer.state import TrainState
 
 Images = Float[Tensor, "b 3 h w"]
-GRADIENT = "grad_norm_generator"
-Step = Callable[[TrainState, Config, Images, Images, bool], dict[str, Tensor]]
+Losses = dict[str, Tensor]
+Seen = dict[str, Tensor]
+"""What `telemetry` wants to know of a step that it looks into."""
 
 
-def psnr_step(
-    state: TrainState, config: Config, lr: Images, hr: Images, bf16: bool
-) -> dict[str, Tensor]:
+class GradientsOf(Protocol):
+    """What both stages have in common."""
+
+    def __call__(
+        self,
+        state: TrainState,
+        config: Config,
+        lr: Images,
+        hr: Images,
+        bf16: bool,
+        *,
+        ranks: Ranks,
+        seen: Seen | None,
+    ) -> Losses:
+        """Add gradients to the state's; fills `seen` if it is there."""
+
+
+def psnr_gradients(
+    state: TrainState,
+    config: Config,
+    lr: Images,
+    hr: Images,
+    bf16: bool,
+    *,
+    ranks: Ranks,
+    seen: Seen | None,
+) -> Losses:
     """Stage 1: the pixel loss alone (paper §4)."""
-    with _autocast(state, lr, bf16):
-        sr = state.generator(lr)
-    loss = pixel_loss(sr, hr)
-    _descend(state, state.optimizer, loss)
-    if state.scaler is not None:
-        state.scaler.update()
-    if _looking(state, config):
-        telemetry.note(state.telemetry, {GRADIENT: telemetry.gradient_norm(state.generator)})
-    return {"pixel": loss.detach()}
+    micros = []
+    for low, high in _micro_batches(lr, hr, config.accumulate):
+        with _autocast(state, lr, bf16):
+            sr = state.generator(low)
+        loss = pixel_loss(sr, high)
+        _backward(state, loss / config.accumulate)
+        micros.append({"pixel": loss})
+    return _mean(micros)
 
 
-def gan_step(
-    state: TrainState, config: Config, lr: Images, hr: Images, bf16: bool
-) -> dict[str, Tensor]:
-    """Stage 2: the generator against eq. 5, then the discriminator against eq. 4."""
+def gan_gradients(
+    state: TrainState,
+    config: Config,
+    lr: Images,
+    hr: Images,
+    bf16: bool,
+    *,
+    ranks: Ranks,
+    seen: Seen | None,
+) -> Losses:
+    """Stage 2: the generator against eq. 5, and the discriminator against eq. 4."""
     assert state.adversary is not None
     discriminator, content = state.adversary.discriminator, state.adversary.content
     kind, autocast = config.adversarial.kind, _autocast(state, lr, bf16)
-    looking = _looking(state, config)
-    seen: dict[str, Tensor] = {}
+    share = 1 / config.accumulate
 
     # generator: the discriminator stands still, its singular vectors too
     discriminator.eval().requires_grad_(False)
-    with normalised(discriminator), autocast:
-        sr = state.generator(lr)
-        with torch.no_grad():
-            wanted = content(hr)
-            real = discriminator(hr) if kind == "relativistic" else None
-        found = content(sr)
-        fake = discriminator(sr)
-    terms = {
-        "pixel": pixel_loss(sr, hr),
-        "content": content_loss(
-            found,
-            wanted,
-            weights=list(layer_weights(config.content.layer).values()),
-            criterion=config.content.criterion,
-        ),
-        "adversarial": generator_adversarial_loss(kind, fake, real),
+    judgements: list[Losses] = []
+    made: list[Tensor] = []
+    for low, high in _micro_batches(lr, hr, config.accumulate):
+        with normalised(discriminator), autocast:
+            sr = state.generator(low)
+            with torch.no_grad():
+                wanted = content(high)
+                real = discriminator(high) if kind == "relativistic" else None
+            found = content(sr)
+            fake = discriminator(sr)
+        terms = {
+            "pixel": pixel_loss(sr, high),
+            "content": content_loss(
+                found,
+                wanted,
+                weights=list(layer_weights(config.content.layer).values()),
+                criterion=config.content.criterion,
+            ),
+            "adversarial": generator_adversarial_loss(
+                kind, _of_all(kind, ranks, fake), None if real is None else ranks.gathered(real)
+            ),
+        }
+        weighted = {name: getattr(config.loss, name) * value for name, value in terms.items()}
+        total = weighted["pixel"] + weighted["content"] + weighted["adversarial"]
+        if seen is not None and not made:
+            scaled = {name: _scaled(state, loss) for name, loss in weighted.items()}
+            seen |= telemetry.gradient_shares(scaled, sr)
+            seen |= {f"weighted_{name}": loss for name, loss in weighted.items()}
+        _backward(state, total * share)
+        judgements.append(terms | {"generator": total})
+        made.append(sr.detach().float())
+
+    # discriminator: real and generated patches in one batch, one power iteration in a step
+    discriminator.requires_grad_(True)
+    verdicts: list[Losses] = []
+    for number, high in enumerate(hr.chunk(config.accumulate)):
+        discriminator.train(number == 0)
+        with normalised(discriminator):
+            with autocast:
+                real, fake = discriminator(torch.cat((high, made[number]))).chunk(2)
+            judged = discriminator_loss(
+                kind, _of_all(kind, ranks, real), _of_all(kind, ranks, fake)
+            )
+            penalty = _penalty(state, config, discriminator, high)
+            if seen is not None and number == 0:
+                seen["sigma_max"] = telemetry.largest_singular_value(discriminator)
+        _backward(state, (judged + config.adversarial.r1 * penalty) * share)
+        verdicts.append(
+            {
+                "discriminator": judged,
+                **({"r1": penalty} if config.adversarial.r1 else {}),
+                "d_real": real.float().sigmoid().mean(),
+                "d_fake": fake.float().sigmoid().mean(),
+            }
+        )
+    return _mean(judgements) | _mean(verdicts)
+
+
+def _micro_batches(lr: Images, hr: Images, count: int) -> Iterator[tuple[Images, Images]]:
+    return zip(lr.chunk(count), hr.chunk(count), strict=True)
+
+
+def _mean(micros: list[Losses]) -> Losses:
+    """The mean of each loss over micro-batches of one size."""
+    return {
+        name: torch.stack([each[name].detach() for each in micros]).mean() for name in micros[0]
     }
-    weighted = {name: getattr(config.loss, name) * value for name, value in terms.items()}
-    total = weighted["pixel"] + weighted["content"] + weighted["adversarial"]
-    if looking:
-        scale = (lambda loss: loss) if state.scaler is None else state.scaler.scale
-        scaled = {name: scale(loss) for name, loss in weighted.items()}  # lest fp16 underflows
-        seen |= telemetry.gradient_shares(scaled, sr)
-        seen |= {f"weighted_{name}": loss for name, loss in weighted.items()}
-    _descend(state, state.optimizer, total)
-
-    # discriminator: real and generated patches in one batch, one power iteration
-    discriminator.train().requires_grad_(True)
-    with normalised(discriminator):
-        with autocast:
-            real, fake = discriminator(torch.cat((hr, sr.detach().float()))).chunk(2)
-        judged = discriminator_loss(kind, real, fake)
-        penalty = _penalty(state, config, discriminator, hr)
-        if looking:
-            seen["sigma_max"] = telemetry.largest_singular_value(discriminator)
-    _descend(state, state.adversary.optimizer, judged + config.adversarial.r1 * penalty)
-    if state.scaler is not None:
-        state.scaler.update()
-    if looking:
-        seen[GRADIENT] = telemetry.gradient_norm(state.generator)
-        seen["grad_norm_discriminator"] = telemetry.gradient_norm(discriminator)
-        telemetry.note(state.telemetry, seen)
-
-    losses = {name: value.detach() for name, value in terms.items()}
-    losses |= {"r1": penalty.detach()} if config.adversarial.r1 else {}
-    return losses | {
-        "generator": total.detach(),
-        "discriminator": judged.detach(),
-        "d_real": real.detach().float().sigmoid().mean(),
-        "d_fake": fake.detach().float().sigmoid().mean(),
-    }
-
-
-def _looking(state: TrainState, config: Config) -> bool:
-    return telemetry.due(
-        patches_seen=state.patches_seen,
-        batch_size=config.batch_size,
-        epoch=config.iterations_per_epoch * config.batch_size,
-        every=config.telemetry.every_patches,
-    )
 
 
 def _autocast(state: TrainState, lr: Images, bf16: bool) -> torch.autocast:
@@ -120,15 +166,18 @@ def _autocast(state: TrainState, lr: Images, bf16: bool) -> torch.autocast:
     return torch.autocast(lr.device.type, half, enabled=bf16 or state.scaler is not None)
 
 
-def _descend(state: TrainState, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of an optimiser down a loss; under fp16 none where a gradient overflows."""
-    optimizer.zero_grad()
-    if state.scaler is None:
-        loss.backward()
-        optimizer.step()
-    else:
-        state.scaler.scale(loss).backward()
-        state.scaler.step(optimizer)
+def _scaled(state: TrainState, loss: Tensor) -> Tensor:
+    """A loss whose gradients fp16 can hold; the loss itself in other precisions."""
+    return loss if state.scaler is None else state.scaler.scale(loss)
+
+
+def _backward(state: TrainState, loss: Tensor) -> None:
+    _scaled(state, loss).backward()
+
+
+def _of_all(kind: Kind, ranks: Ranks, logits: Logits) -> Logits:
+    """The logits that a loss compares: only the relativistic kind looks beyond this rank's patches."""
+    return ranks.gathered(logits) if kind == "relativistic" else logits
 
 
 def _penalty(state: TrainState, config: Config, discriminator: nn.Module, hr: Images) -> Tensor:
@@ -144,4 +193,4 @@ def _penalty(state: TrainState, config: Config, discriminator: nn.Module, hr: Im
     return settings.r1_every * r1_penalty(discriminator(images), images)
 
 
-STEPS: dict[Stage, Step] = {"psnr": psnr_step, "gan": gan_step}
+GRADIENTS: dict[Stage, GradientsOf] = {"psnr": psnr_gradients, "gan": gan_gradients}

@@ -51,12 +51,6 @@ def gradient_shares(
     return {f"share_{name}": norm / total for name, norm in norms.items()}
 
 
-def gradient_norm(module: nn.Module) -> Float[Tensor, ""]:
-    """The norm of all gradients of a network, as the last step left them."""
-    found = [each.grad for each in module.parameters() if each.grad is not None]
-    return torch.nn.utils.get_total_norm(found)
-
-
 @torch.no_grad()
 def largest_singular_value(discriminator: nn.Module) -> Float[Tensor, ""]:
     """The largest singular value of any spectrally normalised weight as it is used: about 1.

@@ -17,7 +17,7 @@ from trainer.adversarial import (
     r1_penalty,
 )
 from trainer.state import build_state, restore, state_tensors
-from trainer.steps import gan_step
+from trainer.update import train_step
 
 KINDS = get_args(Kind)
 LOGITS = [-9.0, -1.5, 0.0, 0.25, 7.0]
@@ -132,13 +132,13 @@ def test_the_step_takes_r1_every_so_many_steps_and_it_moves_the_discriminator(ar
     found = {}
     for weight in (0.0, 10.0):
         state, config = gan(*settings, f"adversarial.r1={weight}", adversarial=1.0)
-        gan_step(state, config, *images(), False)
+        train_step(state, config, *images(), False)
         found[weight] = gradients(state.adversary.discriminator)
     assert any(not torch.equal(found[0.0][name], value) for name, value in found[10.0].items())
     state.patches_seen = config.batch_size
-    assert gan_step(state, config, *images(), False)["r1"] == 0
+    assert train_step(state, config, *images(), False).losses["r1"] == 0
     state.patches_seen = 2 * config.batch_size
-    losses = gan_step(state, config, *images(), False)
+    losses = train_step(state, config, *images(), False).losses
     assert losses["r1"] > 0
     patches = images()[1].requires_grad_()
     state.adversary.discriminator.eval()
@@ -159,7 +159,7 @@ def test_a_trained_step_lowers_the_loss_of_its_network(kind, architecture):
     for moving in optimizers:
         for name, optimizer in optimizers.items():
             optimizer.param_groups[0]["lr"] = 1e-3 if name == moving else 0.0
-        losses = [gan_step(state, config, lr, hr.round(), False)[moving] for _ in range(8)]
+        losses = [train_step(state, config, lr, hr.round(), False).losses[moving] for _ in range(8)]
         assert losses[-1] < losses[0], moving
 
 
@@ -169,8 +169,8 @@ def test_fp16_scales_its_gradients_and_leaves_out_the_step_that_overflows():
     assert state.scaler is not None
     assert plain.scaler is None
     state.scaler._init_scale = 1024.0  # the usual 65536 would leave out the first steps
-    gan_step(state, config, *images(), False)
-    gan_step(plain, config, *images(), False)
+    train_step(state, config, *images(), False)
+    train_step(plain, config, *images(), False)
     ours, theirs = gradients(state.generator), gradients(plain.generator)
     flat = [torch.cat([each[name].flatten() for name in each]) for each in (ours, theirs)]
     assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.99
@@ -178,7 +178,7 @@ def test_fp16_scales_its_gradients_and_leaves_out_the_step_that_overflows():
 
     before = {name: value.clone() for name, value in state.generator.state_dict().items()}
     state.scaler.update(2.0**80)
-    gan_step(state, config, *images(), False)
+    train_step(state, config, *images(), False)
     assert all(
         torch.equal(value, before[name]) for name, value in state.generator.state_dict().items()
     )
@@ -187,7 +187,7 @@ def test_fp16_scales_its_gradients_and_leaves_out_the_step_that_overflows():
 
 def test_the_scale_of_fp16_survives_a_restart():
     state, config = gan("precision=fp16", pixel=1.0)
-    gan_step(state, config, *images(), False)
+    train_step(state, config, *images(), False)
     state.scaler.update(512.0)
     saved = state_tensors(state)
     other = build_state(

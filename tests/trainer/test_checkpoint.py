@@ -24,7 +24,7 @@ from trainer.checkpoint import (
 from trainer.config import Config, load_config
 from trainer.networks.fold import fold_batch_norm
 from trainer.state import TrainState, build_state, restore, state_tensors
-from trainer.steps import gan_step
+from trainer.update import train_step
 from trainer.weights import load_generator, save_tensors
 
 SETTINGS = [
@@ -46,7 +46,7 @@ def fresh() -> TrainState:
 def trained(steps: int = 2) -> TrainState:
     state = fresh()
     for _ in range(steps):
-        gan_step(state, config(), torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32), False)
+        train_step(state, config(), torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32), False)
     state.patches_seen = 4
     state.best = {"psnr_y": 30.5}
     return state
@@ -77,7 +77,7 @@ def test_a_restored_state_takes_the_same_next_step_bit_for_bit(tmp_path):
     lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
     for each in (state, other):
         torch.manual_seed(5)
-        gan_step(each, config(), lr, hr, False)
+        train_step(each, config(), lr, hr, False)
     one, two = state_tensors(state), state_tensors(other)
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -87,7 +87,7 @@ def test_a_restored_state_takes_the_same_next_step_bit_for_bit(tmp_path):
 def test_nothing_that_moves_in_a_step_is_left_out(tmp_path):
     state = fresh()
     before = {k: v.clone() for k, v in state_tensors(state).items()}
-    gan_step(state, config(), torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32), False)
+    train_step(state, config(), torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32), False)
     after = state_tensors(state)
     after.pop("random.cpu")  # the patches were drawn from it
     moved = {

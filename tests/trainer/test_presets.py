@@ -17,7 +17,7 @@ from trainer.models import build_discriminator, build_generator
 from trainer.networks import discriminator, rrdb
 from trainer.optim import learning_rate
 from trainer.state import build_state
-from trainer.steps import gan_step
+from trainer.update import train_step
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FIVE_LAYERS = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1, "conv4_4": 1, "conv5_4": 1}
@@ -101,7 +101,7 @@ def test_usrgans_generator_loss_is_equation_5_of_equations_1_2_and_3():
     eq1 = abs(sr.double().numpy() - hr.double().numpy()).mean()
     eq2 = ((found - wanted) ** 2).mean()
     eq3 = -math.fsum(math.log(each) for each in fake) / 2  # non-saturating: docs/decisions/0004
-    losses = gan_step(state, config, lr, hr, False)
+    losses = train_step(state, config, lr, hr, False).losses
     assert losses["pixel"].item() == pytest.approx(eq1, rel=1e-5)
     assert losses["content"].item() == pytest.approx(eq2, rel=1e-4)
     assert losses["adversarial"].item() == pytest.approx(eq3, rel=1e-4)

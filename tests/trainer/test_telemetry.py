@@ -12,7 +12,6 @@ from tests.trainer.test_resume import logged, train
 from trainer.config import load_config
 from trainer.networks.discriminator import normalised
 from trainer.state import build_state
-from trainer.steps import gan_step, psnr_step
 from trainer.telemetry import (
     due,
     gradient_shares,
@@ -21,6 +20,7 @@ from trainer.telemetry import (
     means,
     note,
 )
+from trainer.update import train_step
 
 TERMS = ("pixel", "content", "adversarial")
 
@@ -51,11 +51,11 @@ def test_the_step_tells_each_terms_pull_at_the_output():
             return caught[0]
 
         state.generator.forward = keeping
-        gan_step(state, config, lr, hr, False)
+        train_step(state, config, lr, hr, False)
         norms[term] = caught[0].grad.double().norm().item()
     state, config = gan(**weights)
     state.patches_seen = 2  # the second of two steps
-    losses = gan_step(state, config, lr, hr, False)
+    losses = train_step(state, config, lr, hr, False).losses
     seen = means(state.telemetry)
     for term, norm in norms.items():
         assert seen[f"share_{term}"] == pytest.approx(norm / sum(norms.values()), rel=1e-3)
@@ -81,9 +81,8 @@ def test_looking_changes_no_bit_of_what_is_trained(stage, architecture):
         config = load_config("tiny", stage=stage, overrides=overrides)
         device = torch.device("cpu")
         state = build_state(config, stage=stage, scale=4, device=device, content_weights=None)
-        step = {"psnr": psnr_step, "gan": gan_step}[stage]
         for _ in range(3):
-            step(state, config, *images(), False)
+            train_step(state, config, *images(), False)
             state.patches_seen += config.batch_size
         assert bool(state.telemetry) == bool(every)
         networks = [state.generator]
