@@ -174,7 +174,12 @@ def _validate_and_keep_best(
 ) -> dict[str, float]:
     """Score the generator on all ranks; rank 0 keeps what is better than before."""
     found = validate(
-        state.output, val, patches=job.config.validation.patches, device=job.device, ranks=job.ranks
+        state.output,
+        val,
+        patches=job.config.validation.patches,
+        device=job.device,
+        ranks=job.ranks,
+        lpips=job.lpips,
     )
     if job.ranks.first:
         rule = job.config.validation

@@ -93,6 +93,7 @@ def train(
                 ranks=ranks,
                 init=start,
                 content_weights=content_weights,
+                lpips=None,
                 say=say,
                 warn=warn,
                 progress=progress,

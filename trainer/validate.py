@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import numpy as np
@@ -39,7 +39,9 @@ class ValidationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Metrics = dict[str, float]
-"""`psnr_y`, `ssim_y`, `psnr_rgb`, `ssim_rgb`: means over patches, by the protocol of `metrics`."""
+"""`psnr_y`, `ssim_y`, `psnr_rgb`, `ssim_rgb`: means over patches, by the protocol of `metrics`; perhaps `lpips`."""
+Against = Callable[[RGB8], Callable[[RGB8], float]]
+"""A truth to the perceptual distance of any picture from it: `Judge.against` of LPIPS."""
 
 
 def validate(
@@ -49,6 +51,7 @@ def validate(
     patches: int,
     device: torch.device,
     ranks: Ranks = ALONE,
+    lpips: Against | None = None,
 ) -> Metrics:
     """Score a generator in float32 evaluation mode on the first patches of a split.
 
@@ -57,16 +60,21 @@ def validate(
     """
     scale = split.manifest.scale
     scores = [
-        dataclasses.astuple(score(each, wanted, crop=scale))
+        (
+            *dataclasses.astuple(score(each, wanted, crop=scale)),
+            *([lpips(wanted)(each)] if lpips else ()),
+        )
         for lr, hr in _batches(split, patches, ranks)
         for each, wanted in zip(upscale_patches(generator, lr, device=device), hr, strict=True)
     ]
-    ours = torch.tensor(scores, dtype=torch.float64).reshape(len(scores), 4)
+    ours = torch.tensor(scores, dtype=torch.float64).reshape(len(scores), 5 if lpips else 4)
     shares = [share.split(BATCH) for share in ranks.gather(ours)]
     in_order = [
         batch for turn in itertools.zip_longest(*shares) for batch in turn if batch is not None
     ]
-    return dataclasses.asdict(mean_scores(Scores(*row) for row in torch.cat(in_order).tolist()))
+    table = torch.cat(in_order)
+    found = dataclasses.asdict(mean_scores(Scores(*row[:4]) for row in table.tolist()))
+    return found | ({"lpips": table[:, 4].mean().item()} if lpips else {})
 
 
 def validate_bicubic(split: SplitReader, *, patches: int) -> Metrics:
