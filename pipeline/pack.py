@@ -95,7 +95,7 @@ def _read_pairs(work: Path, rows: Rows) -> list[tuple[bytes, bytes]]:
     pairs = [(b"", b"")] * len(rows)
     placed = rows[["offset", "hr", "lr", "crc32"]].tolist()
     for chunk in np.unique(rows["chunk"]):
-        path = work / f"{spill_name(chunk)}.bin"
+        path = work / spill_name(chunk)
         with path.open("rb", buffering=0) as stream:
             for number in np.flatnonzero(rows["chunk"] == chunk).tolist():
                 at, hr, lr, checksum = placed[number]

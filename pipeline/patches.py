@@ -123,16 +123,13 @@ def detail(luma: npt.NDArray[np.uint8]) -> tuple[float, float]:
 
     Sums of integers, so that every processor gets the same digits.
     """
-    luma = np.ascontiguousarray(luma)
-    total, squares = (
-        int(cv2.sumElems(luma)[0]),
-        int(cv2.norm(luma, cv2.NORM_L2SQR)),
-    )  # exact below 2**53
-    down, across = cv2.absdiff(luma[1:], luma[:-1]), cv2.absdiff(luma[:, 1:], luma[:, :-1])
-    steps = int(cv2.sumElems(down)[0]) + int(cv2.sumElems(across)[0])
+    total = int(cv2.sumElems(luma)[0])
+    squares = int(cv2.norm(luma, cv2.NORM_L2SQR))  # exact below 2**53
+    down = int(cv2.norm(luma[1:], luma[:-1], cv2.NORM_L1))
+    across = int(cv2.norm(luma[:, 1:], luma[:, :-1], cv2.NORM_L1))
     pairs = 2 * luma.size - sum(luma.shape)
     spread = (luma.size * squares - total * total) ** 0.5 / luma.size
-    return round(spread, 3), round(steps / pairs, 3)
+    return round(spread, 3), round((down + across) / pairs, 3)
 
 
 def _grid(side: int, size: int, stride: int) -> list[int]:

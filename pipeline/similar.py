@@ -40,12 +40,11 @@ class Look(msgspec.Struct, frozen=True):
 
 def look_of(luma: Luma) -> Look:
     """Hash the luma [h w] of an upright photo."""
-    height, width = luma.shape
-    factor = max(1, min(height, width) // 256)  # whole factors are averaged fast
-    if factor > 1:
-        whole = luma[: height - height % factor, : width - width % factor]
-        size = (width // factor, height // factor)
-        luma = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.uint8)
+    while min(luma.shape) >= 2 * 256:  # halving is ten times as fast as other factors
+        height, width = luma.shape
+        whole = luma[: height - height % 2, : width - width % 2]
+        halved = cv2.resize(whole, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+        luma = np.asarray(halved, np.uint8)
     small = np.asarray(cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA), np.int64)
     fine = np.asarray(cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA), np.int64)
     return Look(_dhash(small), _phash(fine), _dhash(small[:, ::-1]), _phash(fine[:, ::-1]))

@@ -1,13 +1,15 @@
-"""Spills: the patch pairs of a chunk of photos on scratch, sorted by rank, with a durable marker.
+"""Spills: the patch pairs of a chunk of photos on scratch, sorted by rank.
 
-`NAME.bin` holds `hr lr hr lr …`; `NAME.npz` holds a row for each pair and the photos' outcomes. The
-second is written last, so it says that the chunk is done and a rerun need not cut it again.
+`chunk-NNNNNN.spill` holds `hr lr hr lr …`, then a marker (a row for each pair and the photos'
+outcomes), then the marker's length and CRC-32. A file of that name is whole, so it says that the
+chunk is done and a rerun need not cut it again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,13 +35,19 @@ ROW = np.dtype(
         ("y", "<i4"),
         ("luma_std", "<f8"),  # grey levels
         ("gradient", "<f8"),
-        ("offset", "<u8"),  # of hr in the .bin; lr follows it
+        ("offset", "<u8"),  # of hr in the file; lr follows it
         ("hr", "<u4"),  # bytes
         ("lr", "<u4"),
         ("crc32", "<u4"),  # of both
     ]
 )
 Rows = npt.NDArray[np.void]
+_END = struct.Struct("<QI")
+"""Length of the marker, bytes, and its CRC-32."""
+
+
+Seen = tuple[str, int, int]
+"""Name, size and mtime of a photo."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -57,9 +65,21 @@ class Outcome(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class Marker(msgspec.Struct, frozen=True, array_like=True):
+    """What stands behind the pairs of a spill."""
+
+    rows: bytes
+    """`ROW`s, sorted by rank."""
+    outcomes: list[Outcome]
+    photos: list[Seen]
+    """What the scan knew of the photos."""
+    length: int
+    """Of all pairs, bytes."""
+
+
 def spill_name(chunk: int) -> str:
-    """`chunk-000000`."""
-    return f"chunk-{chunk:06d}"
+    """`chunk-000000.spill`."""
+    return f"chunk-{chunk:06d}.spill"
 
 
 def write_spill(
@@ -107,18 +127,17 @@ def write_spill(
         cuts.extend((cut.rank, number, *cut[1:]) for cut in found)
     cuts.sort(key=lambda cut: cut[:4])
     rows = np.zeros(len(cuts), ROW)
+    pieces: list[bytes] = []
     at = 0
-    with files.replacing(work / f"{spill_name(chunk)}.bin") as stream:
-        for row, (rank, number, x, y, spread, gradient, hr, lr) in enumerate(cuts):
-            checksum = isal_zlib.crc32(lr, isal_zlib.crc32(hr))
-            rows[row] = (rank, number, x, y, spread, gradient, at, len(hr), len(lr), checksum)
-            stream.write(hr)
-            stream.write(lr)
-            at += len(hr) + len(lr)
-    marker = io.BytesIO()
-    stored = np.frombuffer(msgspec.json.encode(outcomes), np.uint8)
-    np.savez(marker, rows=rows, outcomes=stored, length=np.array(at), photos=_listing(photos))
-    files.write_file(work / f"{spill_name(chunk)}.npz", marker.getvalue())
+    for row, (rank, number, x, y, spread, gradient, hr, lr) in enumerate(cuts):
+        checksum = isal_zlib.crc32(lr, isal_zlib.crc32(hr))
+        rows[row] = (rank, number, x, y, spread, gradient, at, len(hr), len(lr), checksum)
+        pieces += (hr, lr)
+        at += len(hr) + len(lr)
+    marker = msgspec.msgpack.encode(Marker(rows.tobytes(), outcomes, _listing(photos), at))
+    pieces += (marker, _END.pack(len(marker), isal_zlib.crc32(marker)))
+    with files.replacing(work / spill_name(chunk)) as stream:
+        stream.writelines(pieces)
     return chunk
 
 
@@ -127,23 +146,23 @@ def load_spill(
 ) -> tuple[Rows, list[Outcome]] | None:
     """The rows and outcomes of a finished chunk, or None if it has to be cut (of these photos)."""
     try:
-        marker = (work / f"{spill_name(chunk)}.npz").read_bytes()
-        with np.load(io.BytesIO(marker), allow_pickle=False) as stored:
-            rows, length = stored["rows"], int(stored["length"])
-            outcomes = msgspec.json.decode(stored["outcomes"].tobytes(), type=list[Outcome])
-            same = photos is None or bytes(stored["photos"]) == bytes(_listing(photos))
-        whole = (work / f"{spill_name(chunk)}.bin").stat().st_size == length
-        if not (same and whole and rows.dtype == ROW):
-            return None
-    except (OSError, ValueError, KeyError, EOFError, msgspec.DecodeError):
+        with (work / spill_name(chunk)).open("rb", buffering=0) as stream:
+            end = stream.seek(0, os.SEEK_END) - _END.size
+            length, checksum = _END.unpack(os.pread(stream.fileno(), _END.size, end))
+            if length > end:
+                return None
+            stored = os.pread(stream.fileno(), length, end - length)
+        marker = msgspec.msgpack.decode(stored, type=Marker)
+        rows = np.frombuffer(marker.rows, ROW)
+    except (OSError, OverflowError, ValueError, struct.error, msgspec.DecodeError):
         return None
-    return rows, outcomes
+    whole = isal_zlib.crc32(stored) == checksum and marker.length + length == end
+    same = photos is None or marker.photos == _listing(photos)
+    return (rows, marker.outcomes) if whole and same else None
 
 
-def _listing(photos: Sequence[Found]) -> npt.NDArray[np.uint8]:
-    """What a scan knows of the photos of a chunk."""
-    seen = [(photo.name, photo.size, photo.mtime_ns) for photo in photos]
-    return np.frombuffer(msgspec.json.encode(seen), np.uint8)
+def _listing(photos: Sequence[Found]) -> list[Seen]:
+    return [(photo.name, photo.size, photo.mtime_ns) for photo in photos]
 
 
 def _check_unchanged(photo: Found) -> None:

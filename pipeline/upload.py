@@ -27,10 +27,10 @@ def finished_upload(url: str, promise: dict[str, Option]) -> Manifest | None:
         DamagedData: the manifest is damaged.
     """
     try:
-        content = storage.read(_at(url, NAME))
+        content = storage.read(storage.below(url, NAME))
     except FileNotFoundError:
         return None
-    manifest = parse_manifest(content, _at(url, NAME))
+    manifest = parse_manifest(content, storage.below(url, NAME))
     check_same(url, manifest, promise)
     return manifest
 
@@ -45,7 +45,7 @@ def send_shard(out: Path, entry: ShardEntry, url: str) -> None:
     """
     check_shard(out, entry)
     for path in _files_of(out, entry.name):
-        storage.send(path, _at(url, str(path.relative_to(out))))
+        storage.send(path, storage.below(url, str(path.relative_to(out))))
     files.write_file(_marker(out, entry.name), b"")
 
 
@@ -70,26 +70,22 @@ def publish(out: Path, url: str, manifest: Manifest) -> None:
         for path in itertools.chain(*(_files_of(out, shard.name) for shard in split.shards)):
             found = there.get(str(path.relative_to(out)))
             if found is None or found.size != path.stat().st_size:  # a store may lose what it took
-                storage.send(path, _at(url, str(path.relative_to(out))))
+                storage.send(path, storage.below(url, str(path.relative_to(out))))
     beside = [path for path in out.glob("*.json*") if path.name != NAME]
     for path in sorted([*beside, out / "README.md", *(out / ".nv-meta").iterdir()]):
-        storage.send(path, _at(url, str(path.relative_to(out))))
-    storage.send(out / NAME, _at(url, NAME))
+        storage.send(path, storage.below(url, str(path.relative_to(out))))
+    storage.send(out / NAME, storage.below(url, NAME))
 
 
 def clear(url: str) -> None:
     """Remove a data set at a URL, its manifest first, and nothing else."""
-    storage.remove(_at(url, NAME))
+    storage.remove(storage.below(url, NAME))
     folders = ("index/", ".nv-meta/")
     suffixes = (".tar", ".tar.idx", ".wids.json")
     for name in storage.listing(url):
         beside = name in ("README.md", "rejects.jsonl")
         if beside or name.startswith(folders) or ("/" not in name and name.endswith(suffixes)):
-            storage.remove(_at(url, name))
-
-
-def _at(url: str, name: str) -> str:
-    return f"{url.rstrip('/')}/{name}"
+            storage.remove(storage.below(url, name))
 
 
 def _marker(out: Path, name: str) -> Path:

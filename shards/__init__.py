@@ -7,7 +7,9 @@ png       the fast PNG form of the patches
 manifest  what a data set promises about itself (`manifest.json`)
 index     where each sample of a shard lies (`.tar.idx`, `index/*.npz`)
 writer    shards and data sets to disk
-reader    data sets from disk: CRC-checked, decoded pairs
+reader    data sets from disk or a URL: CRC-checked, decoded pairs
+ranges    where its bytes come from
+fetched   whole shards of a URL in a local folder
 photos    strict decoding of image files
 resize    antialiased bicubic by 8-bit PIL
 colour    colour profiles to sRGB

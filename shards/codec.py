@@ -15,7 +15,7 @@ import numpy as np
 
 from shards import png
 from shards.errors import DamagedData
-from shards.png import RGB8
+from shards.png import RGB8, Buffer
 
 Codec = Literal["png", "webp", "raw"]
 EXTENSIONS: dict[str, str] = {"png": "png", "webp": "webp", "raw": "npy"}
@@ -33,7 +33,7 @@ def encode(image: RGB8, codec: Codec) -> bytes:
     return content.tobytes()
 
 
-def decode(content: bytes, codec: Codec) -> RGB8:
+def decode(content: Buffer, codec: Codec) -> RGB8:
     """Decode what `encode` stored to RGB [h w 3].
 
     Raises:
@@ -44,7 +44,29 @@ def decode(content: bytes, codec: Codec) -> RGB8:
     return _decode_raw(content) if codec == "raw" else _decode_webp(content)
 
 
-def _decode_webp(content: bytes) -> RGB8:
+def decode_into(content: Buffer, codec: Codec, out: RGB8) -> None:
+    """Decode what `encode` stored into `out` [h w 3], which it must fill.
+
+    Raises:
+        DamagedData: it is damaged, or of another codec or size.
+    """
+    if codec == "png":
+        png.decode_rgb_into(content, out)
+        return
+    if codec == "raw":
+        header = _npy_header(out.shape[0], out.shape[1])
+        if len(content) == len(header) + out.size and content[: len(header)] == header:
+            out.reshape(-1)[:] = np.frombuffer(content, np.uint8, offset=len(header))
+            return
+    image = decode(content, codec)
+    if image.shape != out.shape:
+        raise DamagedData(
+            f"is {image.shape[1]}x{image.shape[0]} instead of {out.shape[1]}x{out.shape[0]}"
+        )
+    out[...] = image
+
+
+def _decode_webp(content: Buffer) -> RGB8:
     if content[8:12] != b"WEBP":
         raise DamagedData("is not a WebP")
     decoded: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -53,7 +75,7 @@ def _decode_webp(content: bytes) -> RGB8:
     return np.ascontiguousarray(decoded, dtype=np.uint8)
 
 
-def _decode_raw(content: bytes) -> RGB8:
+def _decode_raw(content: Buffer) -> RGB8:
     try:
         image = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, SyntaxError, TypeError) as error:

@@ -25,6 +25,8 @@ from shards import __version__
 from shards.errors import Stopped, UsageError, UsrganError
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+GIVEN = "usrgan.given"
+"""Where click's context keeps the arguments as they were typed."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -63,7 +65,10 @@ class _Command(click.Command):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         with _reporting_usage(info_name):
-            return super().make_context(info_name, args, parent, **extra)
+            given = tuple(args)
+            context = super().make_context(info_name, args, parent, **extra)
+            context.meta[GIVEN] = given
+            return context
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         debug = click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
@@ -175,9 +180,14 @@ def fail(message: str, *, code: int, debug: bool = False) -> NoReturn:
     """Print one line and end the process with `code`."""
     if debug:
         err.print(traceback.format_exc(), markup=False, style="dim")
-    head = ("stopped:", "yellow") if code == Stopped.exit_code else ("error:", "red")
-    err.print(Text.assemble(head, " ", printable(message)))
+    complain(message, stopped=code == Stopped.exit_code)
     sys.exit(code)
+
+
+def complain(message: str, *, stopped: bool = False) -> None:
+    """Print one line about what went wrong."""
+    head = ("stopped:", "yellow") if stopped else ("error:", "red")
+    err.print(Text.assemble(head, " ", printable(message)))
 
 
 def printable(text: str) -> str:
@@ -205,21 +215,25 @@ def print_json(result: object) -> None:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGINT into a question that the work asks between two steps.
+def stop_requests(
+    *, also: tuple[signal.Signals, ...] = (), insist: bool = True
+) -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and SIGINT, and `also` others, into a question that the work asks between two steps.
 
-    The handler sets a flag and nothing else. A second signal ends the process at once.
+    The handler sets a flag and nothing else. With `insist` a second SIGTERM or SIGINT ends the process
+    at once.
     """
     asked = False
 
     def request(number: int, _frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        if asked and insist and number not in also:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         asked = True
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, *also)
+    before = {number: signal.signal(number, request) for number in numbers}
     try:
         yield lambda: asked
     finally:

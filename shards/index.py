@@ -110,15 +110,28 @@ def load_npz(path: Path) -> ShardIndex:
         DamagedData: it is missing, damaged or contradicts itself.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DamagedData(f"{path}: is missing; run prep-shards --repair") from None
+    except OSError as error:
+        raise DamagedData(f"{path}: is damaged ({error}); run prep-shards --repair") from None
+    return parse_npz(content, str(path))
+
+
+def parse_npz(content: bytes, path: str) -> ShardIndex:
+    """The index in the bytes of an `index/*.npz` that lies at `path`.
+
+    Raises:
+        DamagedData: it is damaged or contradicts itself.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             fields = {name: stored[name] for name in stored.files}
         index = ShardIndex(
             **{name: fields[name] for name in ShardIndex.__dataclass_fields__ if fields[name].ndim},
             bytes=int(fields["bytes"]),
             sha256=str(fields["sha256"]),
         )
-    except FileNotFoundError:
-        raise DamagedData(f"{path}: is missing; run prep-shards --repair") from None
     except _DAMAGE as error:
         raise DamagedData(f"{path}: is damaged ({error}); run prep-shards --repair") from None
     samples = len(index.key)
@@ -127,4 +140,7 @@ def load_npz(path: Path) -> ShardIndex:
             raise DamagedData(
                 f"{path}: {name} does not fit its {samples} keys; run prep-shards --repair"
             )
+    starts = index.offset[:, 0].astype(np.int64)
+    if (index.offset + index.size > index.bytes).any() or (np.diff(starts) <= 0).any():
+        raise DamagedData(f"{path}: points outside of its shard; run prep-shards --repair")
     return index

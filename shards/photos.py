@@ -169,6 +169,10 @@ def _decode_jpeg(content: bytes, header: Header, notes: list[str]) -> npt.NDArra
         raise RejectedPhoto("DAMAGED", f"is a damaged JPEG ({text})") from None
 
 
+_RGB_ORDER = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
+"""By the number of channels."""
+
+
 def _decode(content: bytes, header: Header) -> npt.NDArray[Any]:
     """PNG, WebP, TIFF and BMP by OpenCV, as stored: channels turned to RGB order."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -178,9 +182,8 @@ def _decode(content: bytes, header: Header) -> npt.NDArray[Any]:
         decoded = None
     if decoded is None:
         raise RejectedPhoto("DAMAGED", f"is a damaged {header.kind}, or of a kind not understood")
-    if decoded.ndim == 3 and decoded.shape[2] in (3, 4):
-        order = [2, 1, 0, 3][: decoded.shape[2]]
-        return np.asarray(decoded[..., order])
+    if decoded.ndim == 3 and decoded.shape[2] in _RGB_ORDER:
+        return np.asarray(cv2.cvtColor(decoded, _RGB_ORDER[decoded.shape[2]]))
     return np.asarray(decoded)
 
 

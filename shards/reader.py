@@ -1,27 +1,34 @@
-"""Data sets from disk: CRC-checked, decoded patch pairs by position.
+"""Data sets from disk or from a URL: CRC-checked, decoded patch pairs by position.
 
-A pair costs one `pread`; its three headers, its key, its sizes and its checksums are compared with
-the index before a byte is decoded, so a damaged shard is an error that names shard and key and
-never a wrong pair.
+Neighbouring pairs come by one read. Of each pair the three headers, the key, the sizes and the checksums
+are compared with the index before a byte is decoded, so a damaged shard is an error that names shard
+and key and never a wrong pair.
 """
 
 from __future__ import annotations
 
-import os
-import threading
+import itertools
+from bisect import bisect_right
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 from isal import isal_zlib
 
-from shards import codec, index, tar
+from shards import codec, index, storage, tar
 from shards.errors import DamagedData, UsageError
-from shards.manifest import Manifest, SampleInfo, load_manifest
-from shards.png import RGB8
+from shards.manifest import NAME, Manifest, SampleInfo, ShardEntry, load_manifest, parse_manifest
+from shards.png import RGB8, Buffer
+from shards.ranges import Ranges, open_ranges
+from shards.storage import Location
 
 REPAIR = "run the prep-shards command that made it with --repair"
+_INDICES_AT_ONCE = 16
+"""Requests for the indices of a data set at a URL."""
 
 
 class Pair(NamedTuple):
@@ -33,25 +40,41 @@ class Pair(NamedTuple):
     info: SampleInfo
 
 
+class Piece(NamedTuple):
+    """Bytes of one shard."""
+
+    shard: int
+    start: int
+    content: memoryview
+
+
+Block = tuple[Piece, ...]
+"""The bytes of consecutive pairs, by the shards that they lie in."""
+
+
 class SplitReader:
     """The pairs of one split, in key order; safe to read from several threads."""
 
-    def __init__(self, folder: Path, manifest: Manifest, name: str) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        location: Location,
+        manifest: Manifest,
+        name: str,
+        indices: list[index.ShardIndex],
+        ranges: Ranges,
+    ) -> None:
+        self.location = location
         self.manifest = manifest
         self.name = name
+        self.ranges = ranges
         self._codec = manifest.codec
         self._parts = tar.parts(codec.EXTENSIONS[manifest.codec])
         self._shards = manifest.splits[name].shards
-        self._indices = [
-            _checked_index(folder, shard.name, manifest, name) for shard in self._shards
-        ]
-        self._first = np.cumsum([0, *(shard.samples for shard in self._shards)])
-        self._descriptors: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._indices = indices
+        self._first = [0, *itertools.accumulate(shard.samples for shard in self._shards)]
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return self._first[-1]
 
     def __getitem__(self, position: int) -> Pair:
         """Read and decode the pair at `position`.
@@ -65,101 +88,193 @@ class SplitReader:
             pair = Pair(key, codec.decode(hr, self._codec), codec.decode(lr, self._codec), info)
             _check_shapes(pair, self.manifest)
         except (DamagedData, msgspec.DecodeError) as error:
-            number, _ = self._locate(position)
-            raise self._damaged(number, key, str(error)) from None
+            raise self._damaged(position, str(error)) from None
         return pair
 
     def members(self, position: int) -> tuple[int, bytes, bytes, bytes]:
         """Key, HR, JSON and LR of a pair as stored, checksums verified."""
-        number, row = self._locate(position)
-        shard = self._indices[number]
-        key = int(shard.key[row])
-        start = int(shard.offset[row, 0]) - tar.BLOCK
-        end = int(shard.offset[row, 2]) + tar.padded(int(shard.size[row, 2]))
-        content = os.pread(self._descriptor(number), end - start, start)
-        try:
-            found = tar.parse_sample(memoryview(content), 0, base=start)
-            if found[0].key != key:
-                raise DamagedData(f"holds key {found[0].key:012d} in its place")
-            if found[0].part != self._parts[0]:
-                raise DamagedData(f"holds {found[0].part} where {self._parts[0]} is expected")
-            parts = [content[member.data_at - start :][: member.size] for member in found]
-            for part, name, size, crc in zip(
-                parts, self._parts, shard.size[row], shard.crc32[row], strict=True
-            ):
-                if len(part) != size or isal_zlib.crc32(part) != crc:
-                    raise DamagedData(f"{name} has a wrong checksum")
-        except DamagedData as error:
-            raise self._damaged(number, key, str(error)) from None
-        return key, parts[0], parts[1], parts[2]
+        key, (hr, meta, lr) = self._checked(self.block(position, position + 1), position)
+        return key, bytes(hr), bytes(meta), bytes(lr)
+
+    def block(self, first: int, stop: int) -> Block:
+        """The bytes of the pairs [first, stop), by one read from each shard that they lie in.
+
+        Raises:
+            DamagedData: a shard is gone or cannot be read.
+            UsrganError: the store of a URL does not answer.
+        """
+        pieces = []
+        while first < stop:
+            number, row = self._locate(first)
+            upto = min(stop, self._first[number + 1])
+            offset, size = self._indices[number].offset, self._indices[number].size
+            last = upto - 1 - self._first[number]
+            start = int(offset[row, 0]) - tar.BLOCK
+            end = int(offset[last, 2]) + tar.padded(int(size[last, 2]))
+            content = self.ranges.read(self._shards[number], start, end)
+            pieces.append(Piece(number, start, memoryview(content)))
+            first = upto
+        return tuple(pieces)
+
+    def decode_into(self, block: Block, position: int, *, lr: RGB8, hr: RGB8) -> None:
+        """Check one pair of a block and decode it into `lr` [h w 3] and `hr` [scale*h scale*w 3].
+
+        Raises:
+            DamagedData: anything differs from what the index promises; names shard and key.
+        """
+        _, (stored_hr, _, stored_lr) = self._checked(block, position)
+        for name, stored, out in (("hr", stored_hr, hr), ("lr", stored_lr, lr)):
+            try:
+                codec.decode_into(stored, self._codec, out)
+            except DamagedData as error:
+                raise self._damaged(position, f"{name} {error}") from None
 
     def shard_of(self, position: int) -> str:
         """The file name of the shard that holds a pair."""
         return self._shards[self._locate(position)[0]].name
 
     def close(self) -> None:
-        """Close the shards' files."""
-        with self._lock:
-            for descriptor in self._descriptors.values():
-                os.close(descriptor)
-            self._descriptors.clear()
+        """End what the source of the bytes does in the background."""
+        self.ranges.close()
+
+    def _checked(self, block: Block, position: int) -> tuple[int, list[Buffer]]:
+        """Key and parts of a pair of a block: headers, sizes and checksums are those of the index."""
+        number, row = self._locate(position)
+        shard = self._indices[number]
+        key = int(shard.key[row])
+        piece = next(each for each in block if each.shard == number)
+        members = [
+            tar.Member(key, part, at - tar.BLOCK, size)
+            for part, at, size in zip(
+                self._parts, shard.offset[row].tolist(), shard.size[row].tolist(), strict=True
+            )
+        ]
+        found: list[Buffer] = []
+        for member, crc in zip(members, shard.crc32[row].tolist(), strict=True):
+            here = member.data_at - piece.start
+            header = tar.header(key, member.part, member.size)
+            if piece.content[here - tar.BLOCK : here] != header:
+                self._look_closer(piece, position, members)
+            data = piece.content[here : here + member.size]
+            if len(data) != member.size:
+                raise self._damaged(position, f"{member.part} is cut off")
+            if isal_zlib.crc32(data) != crc:
+                raise self._damaged(position, f"{member.part} has a wrong checksum")
+            found.append(data)
+        return key, found
+
+    def _look_closer(self, piece: Piece, position: int, expected: list[tar.Member]) -> None:
+        """Headers that are not those of our writer: say why they will not do, or return if they will."""
+        at, key = expected[0].header_at, expected[0].key
+        try:
+            found = tar.parse_sample(piece.content, at - piece.start, base=piece.start)
+            if found[0].key != key:
+                raise DamagedData(f"holds key {found[0].key:012d} in its place")
+            if found[0].part != self._parts[0]:
+                raise DamagedData(f"holds {found[0].part} where {self._parts[0]} is expected")
+            if list(found) != expected:
+                raise DamagedData("its members are not where the index has them")
+        except DamagedData as error:
+            raise self._damaged(position, str(error)) from None
 
     def _locate(self, position: int) -> tuple[int, int]:
         if not 0 <= position < len(self):
             raise IndexError(position)
-        number = int(np.searchsorted(self._first, position, side="right")) - 1
-        return number, position - int(self._first[number])
+        number = bisect_right(self._first, position) - 1
+        return number, position - self._first[number]
 
-    def _descriptor(self, number: int) -> int:
-        with self._lock:
-            if number not in self._descriptors:
-                path = self.folder / self._shards[number].name
-                self._descriptors[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            return self._descriptors[number]
-
-    def _damaged(self, number: int, key: int, reason: str) -> DamagedData:
-        path = self.folder / self._shards[number].name
-        return DamagedData(f"{path}: sample {key:012d}: {reason}; {REPAIR}")
+    def _damaged(self, position: int, reason: str) -> DamagedData:
+        number, row = self._locate(position)
+        key = int(self._indices[number].key[row])
+        where = _at(self.location, self._shards[number].name)
+        return DamagedData(f"{where}: sample {key:012d}: {reason}; {REPAIR}")
 
 
+@dataclass(frozen=True)
 class Dataset:
-    """A finished folder of shards."""
+    """A finished folder of shards, or one at a URL."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
+    location: Location
+    manifest: Manifest
+    cache: Path | None = None
+    """Where shards of a URL are kept whole for later runs; None: nowhere."""
+    indices: dict[str, list[index.ShardIndex]] = field(default_factory=dict, repr=False)
+    """Of the splits that were opened; read once."""
 
     def split(self, name: str) -> SplitReader:
-        """Open `train` or `val`; checks that every shard is there in its full length."""
+        """Open `train` or `val`; checks that every shard is there in its full length.
+
+        Of a URL only the indices are looked at, and a shard that is gone is an error when its turn comes.
+
+        Raises:
+            UsageError: there is no such split.
+            DamagedData: a shard or its index is missing, cut off or of another data set.
+        """
         if name not in self.manifest.splits:
             raise UsageError(
-                f"{self.folder}: has no split {name!r}; it has {', '.join(self.manifest.splits)}"
+                f"{self.location}: has no split {name!r}; it has {', '.join(self.manifest.splits)}"
             )
-        return SplitReader(self.folder, self.manifest, name)
+        if name not in self.indices:
+            self.indices[name] = _indices(self.location, self.manifest.splits[name].shards)
+        ranges = open_ranges(self.location, self.cache)
+        return SplitReader(self.location, self.manifest, name, self.indices[name], ranges)
 
 
-def open_dataset(folder: Path) -> Dataset:
-    """Open a folder that `prep-shards` wrote.
+def open_dataset(location: Location) -> Dataset:
+    """Open a local folder that `prep-shards` wrote, or a URL of fsspec (`s3://…`).
 
     Raises:
         UsageError: it is no finished data set, or of a newer format.
         DamagedData: its manifest is damaged.
+        UsrganError: the store of a URL does not answer.
     """
-    return Dataset(folder, load_manifest(folder))
+    if isinstance(location, Path):
+        return Dataset(location, load_manifest(location))
+    try:
+        content = storage.read(storage.below(location, NAME))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{location}: has no {NAME}, so no finished data set is there; check the URL, or make one"
+            f" with prep-shards --src PHOTOS --out {location}"
+        ) from None
+    return Dataset(location, parse_manifest(content, storage.below(location, NAME)))
 
 
-def _checked_index(folder: Path, name: str, manifest: Manifest, split: str) -> index.ShardIndex:
-    entry = next(shard for shard in manifest.splits[split].shards if shard.name == name)
-    path = folder / name
+def _at(location: Location, name: str) -> str:
+    return storage.below(location, name) if isinstance(location, str) else str(location / name)
+
+
+def _indices(location: Location, shards: Sequence[ShardEntry]) -> list[index.ShardIndex]:
+    if isinstance(location, Path):
+        return [_local_index(location, entry) for entry in shards]
+    with ThreadPoolExecutor(_INDICES_AT_ONCE) as pool:
+        return list(pool.map(partial(_remote_index, location), shards))
+
+
+def _local_index(folder: Path, entry: ShardEntry) -> index.ShardIndex:
+    path = folder / entry.name
     try:
         length = path.stat().st_size
     except OSError:
         raise DamagedData(f"{path}: is missing; {REPAIR}") from None
     if length != entry.bytes:
         raise DamagedData(f"{path}: has {length:,} bytes instead of {entry.bytes:,}; {REPAIR}")
-    loaded = index.load_npz(index.npz_path(folder, name))
-    if loaded.entry(name) != entry:
-        raise DamagedData(f"{index.npz_path(folder, name)}: is of another shard; {REPAIR}")
+    npz = index.npz_path(folder, entry.name)
+    return _same_shard(index.load_npz(npz), entry, str(npz))
+
+
+def _remote_index(location: str, entry: ShardEntry) -> index.ShardIndex:
+    url = _at(location, str(index.npz_path(Path(), entry.name)))
+    try:
+        content = storage.read(url)
+    except FileNotFoundError:
+        raise DamagedData(f"{url}: is missing; {REPAIR}") from None
+    return _same_shard(index.parse_npz(content, url), entry, url)
+
+
+def _same_shard(loaded: index.ShardIndex, entry: ShardEntry, path: str) -> index.ShardIndex:
+    if loaded.entry(entry.name) != entry:
+        raise DamagedData(f"{path}: is of another shard; {REPAIR}")
     return loaded
 
 

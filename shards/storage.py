@@ -19,7 +19,11 @@ from shards.files import operation
 
 Location = Path | str
 """A local folder, or a URL."""
-_EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs"}
+_EXTRAS = {
+    "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs",
+    "http": "aiohttp", "https": "aiohttp",
+}  # fmt: skip
+_PART = 2**22
 
 
 class Object(NamedTuple):
@@ -33,6 +37,11 @@ class Object(NamedTuple):
 def is_url(text: str) -> bool:
     """Whether this names a store and no local folder."""
     return "://" in text
+
+
+def below(url: str, name: str) -> str:
+    """The URL of a file below a URL."""
+    return f"{url.rstrip('/')}/{name}"
 
 
 def listing(url: str) -> dict[str, Object]:
@@ -69,6 +78,37 @@ def read(url: str) -> bytes:
         return content
 
 
+def read_range(url: str, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of one file, by one request; fewer where the file ends before.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsrganError: the store does not answer, or sends other bytes than it was asked for.
+    """
+    with _telling(url, reading=True):
+        system, path = _open(url)
+        content: bytes = system.cat_file(path, start=start, end=stop)
+    if len(content) > stop - start:
+        raise UsrganError(
+            f"{url}: the server sends whole files instead of ranges; copy the shards to a local folder"
+        )
+    return content
+
+
+def read_parts(url: str) -> Iterator[bytes]:
+    """One file from beginning to end, in parts.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsrganError: the store does not answer.
+    """
+    with _telling(url, reading=True):
+        system, path = _open(url)
+        with system.open(path, "rb") as stream:
+            while part := stream.read(_PART):
+                yield part
+
+
 def send(local: Path, url: str) -> None:
     """Put a finished file at a URL, unless it is there already.
 
@@ -85,9 +125,8 @@ def send(local: Path, url: str) -> None:
                 return
         system.invalidate_cache()
         digest = hashlib.sha256()
-        with system.open(path, "rb") as stream:
-            while block := stream.read(2**22):
-                digest.update(block)
+        for part in read_parts(url):
+            digest.update(part)
         if digest.digest() != hashlib.sha256(local.read_bytes()).digest():
             raise UsageError(
                 f"{url}: another run has put something else there; name another folder or add --overwrite"

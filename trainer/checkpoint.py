@@ -19,6 +19,7 @@ from torch import Tensor
 from shards import __version__, files
 from shards.errors import DamagedData, UsageError
 from trainer.config import Config, Stage, flat
+from trainer.order import ORDER
 from trainer.state import TrainState, state_tensors
 from trainer.weights import load_tensors, save_tensors
 
@@ -30,9 +31,36 @@ class Position(msgspec.Struct, frozen=True):
     patches_seen: int
     best: dict[str, float]
     dataset_sha256: str
-    config: dict[str, str | int | float | bool]
+    config: dict[str, str | int | float | bool | list[float]]
     """Every setting by its dotted name."""
+    passed_over: int = 0
+    bad_in_a_row: int = 0
+    rollbacks: int = 0
+    """See `TrainState`."""
     version: str = __version__
+    order: int = 1
+    """Of the batches: `trainer.order.ORDER`."""
+
+    @classmethod
+    def of(
+        cls,
+        state: TrainState,
+        *,
+        dataset_sha256: str,
+        config: dict[str, str | int | float | bool | list[float]],
+    ) -> Position:
+        """Where a state stands."""
+        return cls(
+            stage=state.stage,
+            patches_seen=state.patches_seen,
+            best=dict(state.best),
+            dataset_sha256=dataset_sha256,
+            config=config,
+            passed_over=state.passed_over,
+            bad_in_a_row=state.bad_in_a_row,
+            rollbacks=state.rollbacks,
+            order=ORDER,
+        )
 
 
 def last_folder(run: Path) -> Path:
@@ -67,13 +95,7 @@ def weights_of(run: Path, stage: Stage, *, warn: Callable[[str], None]) -> Path 
 
 def save_last(run: Path, state: TrainState, config: Config, *, dataset_sha256: str) -> Path:
     """Write everything to go on from here, then drop what is older than the newest `keep`."""
-    position = Position(
-        stage=state.stage,
-        patches_seen=state.patches_seen,
-        best=state.best,
-        dataset_sha256=dataset_sha256,
-        config=flat(config),
-    )
+    position = Position.of(state, dataset_sha256=dataset_sha256, config=flat(config))
     folder = last_folder(run)
     files.make_folder(folder)
     path = folder / f"{state.stage}-{state.patches_seen:012d}.safetensors"
@@ -94,17 +116,40 @@ def load_last(
     """
     saved = _saved(run, stage)
     for path in saved:
-        try:
-            tensors, metadata = load_tensors(path)
-            return tensors, msgspec.json.decode(metadata["position"], type=Position)
-        except (DamagedData, KeyError, msgspec.DecodeError) as error:
-            warn(f"{error}; going on from the checkpoint before it")
+        loaded = _load(path, warn=warn)
+        if loaded is not None:
+            return loaded
     if saved:
         raise DamagedData(
             f"{last_folder(run)}: none of its {len(saved)} checkpoints of stage {stage} can be read;"
             " restore one, or start anew with another --out"
         )
     return None
+
+
+def load_good(
+    run: Path, stage: Stage, *, suspect: int | None, warn: Callable[[str], None]
+) -> tuple[dict[str, Tensor], Position] | None:
+    """The checkpoint to return to when losses are not finite any more; None: start anew.
+
+    That is the newest whole one saved outside a row of bad steps; but if the newest is the `suspect`
+    (by its patches), to which the run returned last, the one before it, if there is one.
+    """
+    found: dict[int, tuple[dict[str, Tensor], Position]] = {}
+    for path in _saved(run, stage):
+        loaded = _load(path, warn=warn)
+        if loaded is not None and not loaded[1].bad_in_a_row:
+            found[loaded[1].patches_seen] = loaded
+            if loaded[1].patches_seen != suspect:
+                break
+    return found[min(found)] if found else None
+
+
+def forget_after(run: Path, stage: Stage, patches_seen: int) -> None:
+    """Remove the checkpoints of a stage that lie ahead of where the run goes on."""
+    for path in _saved(run, stage):
+        if int(path.stem.rpartition("-")[2]) > patches_seen:
+            files.remove(path)
 
 
 def has_last(run: Path, stage: Stage) -> bool:
@@ -123,7 +168,15 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
             f"{run}: was trained on data set {position.dataset_sha256[:12]}, --shards is"
             f" {dataset_sha256[:12]}; name those shards, or another --out"
         )
-    free = ["data.workers", "checkpoint.", "validation."]
+    if position.order != ORDER:
+        raise UsageError(
+            f"{run}: was trained by usrgan {position.version}, whose batches came in another order;"
+            f" name another --out, and to keep what was learned"
+            f" --init {run}/checkpoints/best-psnr_y/{position.stage}.safetensors"
+        )
+    free = ["data.workers", "data.cache", "checkpoint.", "validation.", "guard.", "telemetry."]
+    if config.generator.norm == "none" and config.adversarial.kind != "relativistic":
+        free.append("accumulate")  # those two see micro-batches, nothing else does
     if config.optim.schedule == "constant":
         free.append("epochs")  # a cosine over other epochs is another learning rate from the start
     for name, now in flat(config).items():
@@ -149,6 +202,16 @@ def forget_lost_best(run: Path, state: TrainState, *, warn: Callable[[str], None
         except (DamagedData, UsageError) as error:
             warn(f"{str(error).partition(';')[0]}; the next validation counts as the best again")
             del state.best[metric]
+
+
+def _load(path: Path, *, warn: Callable[[str], None]) -> tuple[dict[str, Tensor], Position] | None:
+    """A checkpoint; None, and a word about it, if it cannot be read."""
+    try:
+        tensors, metadata = load_tensors(path)
+        return tensors, msgspec.json.decode(metadata["position"], type=Position)
+    except (DamagedData, KeyError, msgspec.DecodeError) as error:
+        warn(f"{error}; going on from the checkpoint before it")
+        return None
 
 
 def _saved(run: Path, stage: str) -> list[Path]:

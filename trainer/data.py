@@ -1,16 +1,19 @@
-"""Batches out of shards, in an order that is a function of (data, seed, step) and nothing else.
+"""Batches out of shards: lanes of chunks (`trainer.order`), read ahead and decoded by threads.
 
-Nothing has to be stored to go on at a step: the permutation of each pass over the data and the
-turn of each patch come from counter-based random numbers (Philox) keyed by data set, seed and pass.
+Each lane reads the bytes of a chunk at once, before they are due, and keeps them for the samples that it
+serves. A thread decodes a whole batch; neither the number of threads nor that of processes changes
+which patches come.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,130 +21,207 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shards.errors import UsageError
 from shards.png import RGB8
-from shards.reader import SplitReader
+from shards.reader import Block, Dataset, SplitReader
+from trainer.cache import Cache, Store, check_cache, stored_sides
+from trainer.order import CHUNK, Order, Visit, places_of, steps_per_pass
 
+CPU = torch.device("cpu")
 BATCHES_AHEAD = 3
+_REQUESTS = 8
+"""Ranges asked for at once where the shards are at a URL."""
 
 
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How patches reach the step; neither setting changes which patches come."""
+    """How patches reach the step; only `augment` changes which patches come."""
 
     workers: int = 2
-    """Threads that read and decode beside the training step; 0 decodes in the step's own thread."""
+    """Threads that decode beside the training step; 0 reads and decodes in the step's own thread."""
     augment: bool = True
     """Flips and 90° turns, the same for LR and HR."""
+    cache: Cache = "none"
+    """Where decoded patches are kept after their first use: "ram" of each process, or its "device"."""
+    cache_gib: float = 8.0
+    """The most that they may take, GiB."""
+    cache_dir: str = ""
+    """Folder in which whole shards of a URL are kept, for any run; "": nowhere."""
 
 
-class Request(NamedTuple):
-    """One patch pair as a step wants it."""
+class Batch(NamedTuple):
+    """One step's share of patches, uint8 RGB, not yet turned: `to_float` turns them on the device."""
+
+    lr: Tensor
+    """[B h w 3]; where the device is a GPU, in pinned memory or, with data.cache=device, on it."""
+    hr: Tensor
+    """[B sh sw 3]."""
+    turns: Tensor
+    """[B] 0 to 7."""
+    positions: npt.NDArray[np.int64]
+    """[B] in the split."""
+
+
+class Wanted(NamedTuple):
+    """One patch pair as a step wants it, and the bytes that it comes from."""
 
     position: int
     turn: int
     left: int
     """Of the crop, LR pixels."""
     top: int
+    block: Future[Block]
 
 
-class Batch(NamedTuple):
-    """uint8 RGB patches on the CPU: `lr` [B h w 3], `hr` [B sh sw 3], and their positions [B]."""
-
-    lr: Tensor
-    hr: Tensor
-    positions: npt.NDArray[np.int64]
+S = TypeVar("S", bound=np.generic)
+Read = Callable[[Visit], Future[Block]]
+Loaded = Callable[[], Batch]
+"""The rest of the work of a batch, for the step's own thread: on a GPU its order of commands."""
 
 
-def steps_per_pass(samples: int, batch_size: int) -> int:
-    """Whole batches in one pass over the data; the rest of a pass (other samples each time) is left."""
-    if samples < batch_size:
-        raise UsageError(
-            f"batch_size: {batch_size} patches a step, but the shards hold only {samples};"
-            " cut more with prep-shards --patches-per-image or lower batch_size"
-        )
-    return samples // batch_size
-
-
-def pass_order(
-    samples: int, *, dataset_sha256: str, seed: int, number: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Order of the samples in one pass, and for each sample one of the eight turns of the square."""
-    key = hashlib.blake2b(f"{dataset_sha256} {seed} {number}".encode(), digest_size=16).digest()
-    draws = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(samples)
-    order = np.argsort(draws, kind="stable").astype(np.int64)
-    return order, (draws & np.uint64(7)).astype(np.uint8)
-
-
-def crop_corners(
-    samples: int, free: int, *, dataset_sha256: str, seed: int, number: int
-) -> npt.NDArray[np.int64]:
-    """Where each sample is cropped in one pass: left and top [samples 2] from 0 up to `free`, LR pixels."""
-    name = f"crops {dataset_sha256} {seed} {number}".encode()
-    key = hashlib.blake2b(name, digest_size=16).digest()
-    draws = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(2 * samples)
-    return (draws % np.uint64(free + 1)).astype(np.int64).reshape(samples, 2)
+def with_cache(dataset: Dataset, config: DataConfig) -> Dataset:
+    """The data set with the folder where whole shards of a URL are kept."""
+    folder = Path(config.cache_dir).expanduser() if config.cache_dir else None
+    return replace(dataset, cache=folder)
 
 
 def batches(
-    split: SplitReader, *, seed: int, batch_size: int, first_step: int, config: DataConfig
+    split: SplitReader,
+    *,
+    seed: int,
+    batch_size: int,
+    first_step: int,
+    config: DataConfig,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device = CPU,
 ) -> Generator[Batch]:
-    """Endless batches from `first_step` on.
+    """Endless batches from `first_step` on; of each global batch the share of one rank.
+
+    Rank r of W gets places r*B/W to (r+1)*B/W of a global batch of B, which is the same for any W.
 
     Raises:
-        UsageError: the split holds less than one batch.
+        UsageError: the split holds less than one batch, or B cannot be shared by W.
         DamagedData: a sample is not what its index promises (when its batch is due).
     """
-    dataset_sha256 = split.manifest.dataset_sha256
-    per_pass = steps_per_pass(len(split), batch_size)
-    side = split.manifest.training_size // split.manifest.scale
-    free = split.manifest.hr_size // split.manifest.scale - side
+    manifest = split.manifest
+    side = manifest.training_size // manifest.scale
+    places = places_of(batch_size, rank=rank, world_size=world_size)
+    steps_per_pass(len(split), batch_size)  # or refuse now, not with the first batch
+    order = Order(
+        samples=len(split),
+        turns=config.augment,
+        free=manifest.hr_size // manifest.scale - side,
+        dataset_sha256=manifest.dataset_sha256,
+        seed=seed,
+        batch_size=batch_size,
+    )
 
-    def requests() -> Iterator[list[Request]]:
-        number, step = divmod(first_step, per_pass)
+    check_cache(split, cache=config.cache, gib=config.cache_gib, device=device)
+    store = None
+    if config.cache != "none":
+        store = Store(split, device if config.cache == "device" else CPU)
+    pin = device.type == "cuda"
+
+    def read(visit: Visit) -> Block:
+        missing = visit.positions if store is None else store.missing(visit.positions)
+        return split.block(int(missing.min()), int(missing.max()) + 1) if len(missing) else ()
+
+    def load(wanted: list[Wanted]) -> Loaded:
+        if store is not None and config.cache == "device":
+            return load_on_device(split, wanted, store, side=side, pin=pin)
+        batch = load_batch(split, wanted, store, side=side, pin=pin)
+        return lambda: batch
+
+    def requests(read: Read, *, ahead: bool) -> Iterator[list[Wanted]]:
+        # lanes that ask at different times do not ask all at once
+        leads = [CHUNK // 4 + place % (CHUNK // 2) if ahead else 0 for place in places]
+        lanes = [
+            lane(order.lane(place, first_step=first_step), read, lead=lead)
+            for place, lead in zip(places, leads, strict=True)
+        ]
         while True:
-            order, turns = pass_order(
-                len(split), dataset_sha256=dataset_sha256, seed=seed, number=number
-            )
-            corners = (
-                crop_corners(
-                    len(split), free, dataset_sha256=dataset_sha256, seed=seed, number=number
-                ).tolist()
-                if free
-                else None
-            )
-            for start in range(step * batch_size, per_pass * batch_size, batch_size):
-                chosen = order[start : start + batch_size].tolist()
-                yield [
-                    Request(
-                        i,
-                        int(turns[i]) if config.augment else 0,
-                        *(corners[i] if corners else (0, 0)),
-                    )
-                    for i in chosen
-                ]
-            number, step = number + 1, 0
-
-    def load(request: Request) -> tuple[RGB8, RGB8]:
-        pair = split[request.position]
-        lr, hr = pair.lr, pair.hr
-        if free:
-            lr, hr = cropped(lr, hr, request.left, request.top, side)
-        return turned(lr, request.turn), turned(hr, request.turn)
+            yield [next(each) for each in lanes]
 
     if config.workers == 0:
-        for request in requests():
-            yield _collate(request, [load(each) for each in request])
-        return
-    with ThreadPoolExecutor(config.workers, thread_name_prefix="decode") as pool:
-        ahead: deque[tuple[list[Request], list[Future[tuple[RGB8, RGB8]]]]] = deque()
-        try:
-            for request in requests():
-                ahead.append((request, [pool.submit(load, each) for each in request]))
-                if len(ahead) > BATCHES_AHEAD:
-                    due, loading = ahead.popleft()
-                    yield _collate(due, [future.result() for future in loading])
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return (load(wanted)() for wanted in requests(lambda visit: _now(read, visit), ahead=False))
+    readers = 1 if isinstance(split.location, Path) else _REQUESTS
+
+    def by_threads() -> Generator[Batch]:
+        with (
+            ThreadPoolExecutor(readers, "read") as reading,
+            ThreadPoolExecutor(config.workers, "decode", _use, (device,)) as decoding,
+        ):
+            due: deque[Future[Loaded]] = deque()
+            try:
+                for wanted in requests(lambda visit: reading.submit(read, visit), ahead=True):
+                    due.append(decoding.submit(load, wanted))
+                    if len(due) > max(BATCHES_AHEAD, config.workers):
+                        yield due.popleft().result()()
+            finally:
+                reading.shutdown(wait=False, cancel_futures=True)
+                decoding.shutdown(cancel_futures=True)
+
+    return by_threads()
+
+
+def lane(visits: Iterator[Visit], read: Read, *, lead: int) -> Iterator[Wanted]:
+    """One place of the batch, sample by sample; the next chunk is asked for `lead` samples ahead."""
+
+    def asked() -> tuple[Visit, Future[Block]]:
+        visit = next(visits)
+        return visit, read(visit)
+
+    here = asked()
+    while True:
+        (positions, turns, corners), block = here
+        coming = None
+        rows = zip(positions.tolist(), turns.tolist(), corners.tolist(), strict=True)
+        for number, (position, turn, (left, top)) in enumerate(rows):
+            if coming is None and len(positions) - number <= lead:
+                coming = asked()
+            yield Wanted(position, turn, left, top, block)
+        here = coming or asked()
+
+
+def load_batch(
+    split: SplitReader, wanted: list[Wanted], store: Store | None, *, side: int, pin: bool
+) -> Batch:
+    """Decode the pairs that a step wants, crops of `side` LR pixels, or copy those that the store holds."""
+    low, high = stored_sides(split.manifest)
+    scale = high // low
+    lr, hr = _empty(len(wanted), side, pin=pin), _empty(len(wanted), scale * side, pin=pin)
+    scratch = np.empty((low, low, 3), np.uint8), np.empty((high, high, 3), np.uint8)
+    for each, lr_out, hr_out in zip(wanted, lr.numpy(), hr.numpy(), strict=True):
+        direct = store is None and side == low
+        whole = (lr_out, hr_out) if direct else scratch
+        if store is not None:
+            whole = store.lr[each.position].numpy(), store.hr[each.position].numpy()
+        if store is None or not store.there[each.position]:
+            split.decode_into(each.block.result(), each.position, lr=whole[0], hr=whole[1])
+        if store is not None:
+            store.there[each.position] = True
+        if not direct:
+            lr_out[...], hr_out[...] = cropped(whole[0], whole[1], each.left, each.top, side)
+    return Batch(lr, hr, _turns(wanted, pin=pin), _positions(wanted))
+
+
+def load_on_device(
+    split: SplitReader, wanted: list[Wanted], store: Store, *, side: int, pin: bool
+) -> Loaded:
+    """Decode what the store on the device lacks; what is returned puts it there and gathers the batch."""
+    low, high = stored_sides(split.manifest)
+    missing = [each for each in wanted if not store.there[each.position]]
+    lr, hr = _empty(len(missing), low, pin=pin), _empty(len(missing), high, pin=pin)
+    for each, lr_out, hr_out in zip(missing, lr.numpy(), hr.numpy(), strict=True):
+        split.decode_into(each.block.result(), each.position, lr=lr_out, hr=hr_out)
+
+    def gathered() -> Batch:
+        if missing:
+            store.put(_positions(missing), lr, hr)
+        positions, corners = _positions(wanted), np.array([each[2:4] for each in wanted], np.int64)
+        taken = store.take(positions, corners, side=side)
+        return Batch(*taken, _turns(wanted, pin=pin), positions)
+
+    return gathered
 
 
 def cropped(lr: RGB8, hr: RGB8, left: int, top: int, side: int) -> tuple[RGB8, RGB8]:
@@ -151,20 +231,59 @@ def cropped(lr: RGB8, hr: RGB8, left: int, top: int, side: int) -> tuple[RGB8, R
     return lr[top : top + side, left : left + side], hr[y : y + size, x : x + size]
 
 
-def turned(image: RGB8, turn: int) -> RGB8:
-    """One of the eight turns of a square image: bit 2 mirrors, bits 0 and 1 count 90° turns."""
+def turned(image: npt.NDArray[S], turn: int) -> npt.NDArray[S]:
+    """One of the eight turns of a square image [h h ...]: bit 2 mirrors, bits 0 and 1 count 90° turns."""
     if turn & 4:
         image = image[:, ::-1]
     return np.rot90(image, turn & 3)
 
 
-def to_float(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 [B h w 3] on the CPU => float32 [B 3 h w] in [0, 1] on the device, channels last."""
-    moved = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    return moved.to(torch.float32, memory_format=torch.channels_last) / 255
+def to_float(images: Tensor, device: torch.device, turns: Tensor | None = None) -> Tensor:
+    """uint8 [B h w 3] => float32 [B 3 h w] in [0, 1] on the device, channels last.
+
+    `turns` [B] turns each square image as `turned` does, on the device and with one gather.
+    """
+    moved = images.to(device, non_blocking=True)
+    if turns is not None:
+        moved = _turned_on_device(moved, turns.to(device, non_blocking=True))
+    planes = moved.permute(0, 3, 1, 2)
+    return planes.to(torch.float32, memory_format=torch.channels_last) / 255
 
 
-def _collate(request: list[Request], pairs: list[tuple[RGB8, RGB8]]) -> Batch:
-    lr = torch.from_numpy(np.stack([pair[0] for pair in pairs]))
-    hr = torch.from_numpy(np.stack([pair[1] for pair in pairs]))
-    return Batch(lr, hr, np.array([each.position for each in request], np.int64))
+def _turned_on_device(images: Tensor, turns: Tensor) -> Tensor:
+    count, side = len(images), images.shape[1]
+    pixels = _pixels_of_turns(side, images.device)[turns]  # [B h*w] into the image's own
+    pixels = pixels + side * side * torch.arange(count, device=images.device)[:, None]
+    return images.reshape(-1, 3).index_select(0, pixels.reshape(-1)).view(images.shape)
+
+
+@lru_cache(maxsize=8)
+def _pixels_of_turns(side: int, device: torch.device) -> Tensor:
+    """Where each pixel of a turned square image comes from: [8 side*side]."""
+    pixels = np.arange(side * side).reshape(side, side)
+    return torch.from_numpy(np.stack([turned(pixels, n).reshape(-1) for n in range(8)])).to(device)
+
+
+def _empty(count: int, side: int, *, pin: bool) -> Tensor:
+    return torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=pin)
+
+
+def _turns(wanted: list[Wanted], *, pin: bool) -> Tensor:
+    turns = torch.tensor([each.turn for each in wanted])
+    return turns.pin_memory() if pin else turns
+
+
+def _positions(wanted: list[Wanted]) -> npt.NDArray[np.int64]:
+    return np.array([each.position for each in wanted], np.int64)
+
+
+def _now(read: Callable[[Visit], Block], visit: Visit) -> Future[Block]:
+    done: Future[Block] = Future()
+    done.set_result(read(visit))
+    return done
+
+
+def _use(device: torch.device) -> None:
+    """Threads begin with the first GPU, and pinning memory there would make a context on it."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

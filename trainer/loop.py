@@ -4,64 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import closing
 
-import torch
-
-from shards import __version__
-from shards.errors import Stopped, UsrganError
-from shards.reader import Dataset, SplitReader
-from trainer.checkpoint import (
-    best_file,
-    check_same_run,
-    final_file,
-    forget_lost_best,
-    load_last,
-    save_last,
-    save_weights,
-)
-from trainer.config import Config, Stage, flat
+from shards.errors import Stopped
+from shards.reader import SplitReader
+from trainer.checkpoint import final_file
+from trainer.config import Config
 from trainer.data import batches, to_float
+from trainer.guard import Guard
+from trainer.job import Job
+from trainer.keeper import BEST_METRICS, Keeper
 from trainer.log import EpochLog, header, note_of
-from trainer.optim import learning_rate, set_learning_rate, update_average
-from trainer.report import LiveReport
-from trainer.run import (
-    append_metrics,
-    rewind_metrics,
-    use_bf16,
-    write_header,
-    write_sample,
-)
-from trainer.state import TrainState, build_state, restore, start_from
-from trainer.steps import STEPS
+from trainer.optim import learning_rate, set_learning_rate
+from trainer.run import use_bf16, write_header
+from trainer.start import begin, begin_again
+from trainer.state import TrainState
+from trainer.telemetry import imbalances
+from trainer.update import count_step, train_step
 from trainer.validate import sample_strip, validate
-from trainer.weights import load_matching
-
-BEST_METRICS = ("psnr_y", "ssim_y")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to train on what, and how to talk about it."""
-
-    run: Path
-    stage: Stage
-    config: Config
-    preset: str
-    paper: Config
-    """The paper's settings of this stage: the header names each deviation."""
-    dataset: Dataset
-    device: torch.device
-    init: Path | None
-    """Weights to start from; None: fresh ones."""
-    content_weights: Path | None
-    say: Callable[[str], None]
-    warn: Callable[[str], None]
-    progress: Callable[..., AbstractContextManager[Callable[[int, str], None]]]
-    stop_requested: Callable[[], bool]
 
 
 def train_stage(job: Job) -> TrainState:
@@ -70,59 +30,49 @@ def train_stage(job: Job) -> TrainState:
     Raises:
         Stopped: on request, after saving.
         UsageError: the run folder, the data or the weights do not fit the configuration.
-        UsrganError: a loss is not finite any more.
+        WriteFailed: the run folder cannot be written to.
+        UsrganError: losses are not finite any more, or the ranks do not hold the same networks.
     """
-    config, run, device = job.config, job.run, job.device
-    manifest = job.dataset.manifest
-    train, val = job.dataset.split("train"), job.dataset.split("val")
-
-    # a fresh state, or the last checkpoint
-    state = build_state(
-        config,
-        stage=job.stage,
-        scale=manifest.scale,
-        device=device,
-        content_weights=job.content_weights,
-    )
-    saved = load_last(run, job.stage, warn=job.warn)
-    if saved is not None:
-        tensors, position = saved
-        check_same_run(position, config, run=run, dataset_sha256=manifest.dataset_sha256)
-        restore(state, tensors)
-        state.patches_seen, state.best = position.patches_seen, dict(position.best)
-    else:
-        if best_file(run, "psnr_y", job.stage).exists():
-            job.warn(f"{run}: has no checkpoint to go on from; stage {job.stage} starts anew")
-        if job.init is not None:
-            start_from(state, load_matching(job.init, config.generator, scale=manifest.scale))
-    rewind_metrics(run, stage=job.stage, patches_seen=state.patches_seen)
-    if state.patches_seen >= config.total_patches:
+    keeper, guard = Keeper(job), Guard(job.config.guard, warn=job.warn)
+    state = begin(job)
+    if state.patches_seen >= job.config.total_patches:
         job.say(f"stage {job.stage}: done before ({state.patches_seen:,} patches)")
-        if not final_file(run, job.stage).exists():
-            save_weights(final_file(run, job.stage), state, _metadata(job, state, {}))
+        if not final_file(job.run, job.stage).exists():
+            keeper.final(state)
         return state
-    forget_lost_best(run, state, warn=job.warn)
+    if job.ranks.first:
+        _introduce(job, state)
+    while not _train_on(job, state, guard, keeper):
+        guard.check_rollback(state, run=job.run)
+        reached, rollbacks = state.patches_seen + state.passed_over, state.rollbacks + 1
+        del state  # two of them may not fit
+        state = begin_again(job, suspect=guard.suspect, reached=reached)
+        guard.suspect, state.rollbacks = state.patches_seen, rollbacks
+        job.warn(
+            f"{job.run}: rolled back to {state.patches_seen:,} patches of stage {job.stage}"
+            f" ({rollbacks} of {job.config.guard.rollbacks}); the patches up to the bad ones are passed over"
+        )
+    keeper.final(state)
+    return state
+
+
+def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool:
+    """Train to the end of the stage; False: to where it is time to roll back."""
+    config, device, ranks = job.config, job.device, job.ranks
+    train, val = job.dataset.split("train"), job.dataset.split("val")
+    epoch = config.iterations_per_epoch * config.batch_size
+    bf16 = use_bf16(config, device)
+    log, told = EpochLog(), set[str]()
     stream = batches(
         train,
         seed=config.seed,
         batch_size=config.batch_size,
-        first_step=state.patches_seen // config.batch_size,
+        first_step=(state.patches_seen + state.passed_over) // config.batch_size,
         config=config.data,
+        rank=ranks.rank,
+        world_size=ranks.world,
+        device=device,
     )
-    write_header(
-        run, stage=job.stage, config=config, preset=job.preset, manifest=manifest, device=device
-    )
-    for line in header(
-        job.stage, config, job.paper, state, job.dataset, device=device, start=job.init
-    ):
-        job.say(line)
-    if job.stage == "gan" and config.content.features == "random":
-        job.warn("content.features is random: the content loss compares untrained features")
-
-    # steps
-    step, bf16 = STEPS[job.stage], use_bf16(config, device)
-    epoch = config.iterations_per_epoch * config.batch_size
-    log, report = EpochLog(), LiveReport(run, warn=job.warn)
     state.generator.train()
     with (
         job.progress(
@@ -134,53 +84,67 @@ def train_stage(job: Job) -> TrainState:
         closing(stream),
     ):
         while state.patches_seen < config.total_patches:
+            # a step
             _set_learning_rates(state, config)
             waited = time.perf_counter()
             batch = next(stream)
             log.waited += time.perf_counter() - waited
-            losses = step(
-                state, config, to_float(batch.lr, device), to_float(batch.hr, device), bf16
-            )
-            state.patches_seen += config.batch_size
-            for name, value in losses.items():
-                state.losses[name] = state.losses[name] + value if name in state.losses else value
+            lr, hr = (to_float(images, device, batch.turns) for images in (batch.lr, batch.hr))
+            asked = job.stop_requested()
+            outcome = train_step(state, config, lr, hr, bf16, ranks=ranks, stop=asked)
+            count_step(state, config, outcome)
             log.steps += 1
-            if state.average is not None:
-                update_average(
-                    state.average,
-                    state.generator,
-                    halflife=config.ema.halflife_patches,
-                    batch_size=config.batch_size,
-                    patches_seen=state.patches_seen,
-                )
+
+            # was it a good one?
+            done = state.patches_seen >= config.total_patches
+            bad = guard.saw(state, outcome)
+            ending = state.patches_seen % epoch == 0
+            due = done or guard.stopping or state.patches_seen % _whole_steps(config) == 0
+            if bad or ((due or ending) and guard.settle(state)):
+                return False
 
             # at the end of an epoch: log, validate, keep the best
-            done = state.patches_seen >= config.total_patches
             note = ""
-            if state.patches_seen % epoch == 0:
+            if ending:
                 row = log.row(state, config)
-                state.losses = {}
-                _check_finite(row, run=run)
+                state.losses, state.telemetry = {}, {}
+                for warning in imbalances(row, told):
+                    job.warn(warning)
                 if _validation_due(state.patches_seen // epoch, config, val, done=done):
-                    row |= _validate_and_keep_best(job, state, val)
-                append_metrics(run, row)
-                if "val_psnr_y" in row:
-                    report.refresh()
+                    row |= _validate_and_keep_best(job, state, val, keeper)
+                keeper.log(row)
                 note = note_of(row)
                 log = EpochLog()
 
-            # checkpoint
-            stopping = job.stop_requested()
-            if done or stopping or state.patches_seen % _whole_steps(config) == 0:
-                save_last(run, state, config, dataset_sha256=manifest.dataset_sha256)
+            # checkpoint, but not from within a row of bad steps
+            must = done or guard.stopping
+            if (must or (due and not state.bad_in_a_row)) and keeper.save(state, must=must):
+                guard.suspect = None
             advance(config.batch_size, note)
-            if stopping and not done:
+            if guard.stopping and not done:
                 raise Stopped(
-                    f"{run}: saved at {state.patches_seen:,} of {config.total_patches:,} patches of stage"
+                    f"{job.run}: saved at {state.patches_seen:,} of {config.total_patches:,} patches of stage"
                     f" {job.stage}; run the same command again to go on"
                 )
-    save_weights(final_file(run, job.stage), state, _metadata(job, state, {}))
-    return state
+    return True
+
+
+def _introduce(job: Job, state: TrainState) -> None:
+    """Say what is trained on what, and write it into the run folder."""
+    write_header(
+        job.run,
+        stage=job.stage,
+        config=job.config,
+        preset=job.preset,
+        manifest=job.dataset.manifest,
+        device=job.device,
+    )
+    for line in header(
+        job.stage, job.config, job.paper, state, job.dataset, device=job.device, start=job.init
+    ):
+        job.say(line)
+    if job.stage == "gan" and job.config.content.features == "random":
+        job.warn("content.features is random: the content loss compares untrained features")
 
 
 def _set_learning_rates(state: TrainState, config: Config) -> None:
@@ -205,39 +169,16 @@ def _validation_due(epoch: int, config: Config, val: SplitReader, *, done: bool)
     return bool(every and len(val) and (epoch % every == 0 or done))
 
 
-def _validate_and_keep_best(job: Job, state: TrainState, val: SplitReader) -> dict[str, float]:
-    found = validate(state.output, val, patches=job.config.validation.patches, device=job.device)
-    for metric in BEST_METRICS:
-        if found[metric] > state.best.get(metric, -math.inf):
-            state.best[metric] = found[metric]
-            path = best_file(job.run, metric, state.stage)
-            save_weights(path, state, _metadata(job, state, found))
-    picture = sample_strip(state.output, val, device=job.device)
-    write_sample(job.run, stage=state.stage, patches_seen=state.patches_seen, picture=picture)
+def _validate_and_keep_best(
+    job: Job, state: TrainState, val: SplitReader, keeper: Keeper
+) -> dict[str, float]:
+    """Score the generator on all ranks; rank 0 keeps what is better than before."""
+    found = validate(
+        state.output, val, patches=job.config.validation.patches, device=job.device, ranks=job.ranks
+    )
+    if job.ranks.first:
+        for metric in BEST_METRICS:
+            if found[metric] > state.best.get(metric, -math.inf):
+                keeper.best(state, metric, found)
+        keeper.sample(state, sample_strip(state.output, val, device=job.device))
     return {f"val_{name}": value for name, value in found.items()}
-
-
-def _metadata(job: Job, state: TrainState, found: dict[str, float]) -> dict[str, str]:
-    settings = flat(job.config)
-    return {
-        "architecture": settings["generator.architecture"],
-        **{name: str(value) for name, value in settings.items() if name.startswith("generator.")},
-        "scale": str(job.dataset.manifest.scale),
-        "stage": state.stage,
-        "preset": job.preset,
-        "weights": "raw" if state.average is None else "ema",
-        "patches_seen": str(state.patches_seen),
-        **{f"val_{name}": f"{value:.4f}" for name, value in found.items()},
-        "content_features": job.config.content.features if state.stage == "gan" else "none",
-        "dataset_sha256": job.dataset.manifest.dataset_sha256,
-        "usrgan": __version__,
-    }
-
-
-def _check_finite(row: dict[str, float | int | str], *, run: Path) -> None:
-    for name, value in row.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsrganError(
-                f"{run}: {name} is {value} at {row['patches_seen']:,} patches; the checkpoints are intact:"
-                " lower optim.lr, raise optim.warmup_patches, or train with precision fp32, in another --out"
-            )

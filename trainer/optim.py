@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -20,8 +21,11 @@ class OptimConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """0: the same as `lr`."""
     beta1: float = 0.9
     beta2: float = 0.999
-    schedule: Literal["constant", "cosine"] = "constant"
-    """"cosine" falls from `lr` to 0 over the stage."""
+    schedule: Literal["constant", "cosine", "multistep"] = "constant"
+    """"cosine" falls from `lr` to 0 over the stage, "multistep" by `decay` at each of `milestones`."""
+    milestones: tuple[float, ...] = ()
+    """Parts of the stage after which the rate falls, such as [0.25, 0.5]."""
+    decay: float = 0.5
     warmup_patches: int = 0
     """Linear rise from 0 over the first so many patches."""
 
@@ -41,14 +45,27 @@ def learning_rate(
         return base * patches_seen / config.warmup_patches
     if config.schedule == "constant":
         return base
+    if config.schedule == "multistep":
+        passed = sum(patches_seen >= part * patches_total for part in config.milestones)
+        return float(base * config.decay**passed)
     left = max(patches_total - config.warmup_patches, 1)
     done = min((patches_seen - config.warmup_patches) / left, 1.0)
     return base * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def build_adam(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
-    """Adam; the loop sets the learning rate before each step."""
-    return torch.optim.Adam(parameters, lr=config.lr, betas=(config.beta1, config.beta2))
+    """Adam; the loop sets the learning rate before each step.
+
+    The fused one, because it alone can be told on the device to leave a step out (`take_step`).
+    """
+    betas = (config.beta1, config.beta2)
+    return torch.optim.Adam(parameters, lr=config.lr, betas=betas, fused=True)
+
+
+def take_step(optimizer: torch.optim.Adam, *, skip: Float[Tensor, ""]) -> None:
+    """Update the parameters, or change nothing where `skip` is 1; nobody waits for its value."""
+    optimizer.found_inf = skip  # type: ignore[attr-defined]  # what GradScaler sets, too
+    optimizer.step()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -59,9 +76,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @torch.no_grad()
 def update_average(
-    average: nn.Module, live: nn.Module, *, halflife: float, batch_size: int, patches_seen: int
+    average: nn.Module,
+    live: nn.Module,
+    *,
+    halflife: float,
+    batch_size: int,
+    patches_seen: int,
+    taken: Float[Tensor, ""] | float = 1.0,
 ) -> None:
-    """Move `average` towards `live` by one step's share.
+    """Move `average` towards `live` by one step's share, if the step was `taken` (1, else 0).
 
     The half-life grows with the patches seen until it reaches its full length, so that an early
     average is not dominated by the random start (EDM, arXiv:2206.00364, ramp-up). Buffers, which
@@ -70,6 +93,8 @@ def update_average(
     halflife = min(halflife, max(patches_seen * 0.1, 1e-8))
     keep = 0.5 ** (batch_size / halflife)
     averaged: list[Tensor] = list(average.parameters())
-    torch._foreach_lerp_(averaged, list(live.parameters()), 1 - keep)
+    towards = torch._foreach_sub(list(live.parameters()), averaged)
+    torch._foreach_mul_(towards, taken * (1 - keep))
+    torch._foreach_add_(averaged, towards)
     for target, source in zip(average.buffers(), live.buffers(), strict=True):
         target.copy_(source)

@@ -82,6 +82,7 @@ class LiveReport:
         self._started = time.monotonic()
         self._spent = 0.0
         self._last = FIRST_GUESS
+        self._told = False
 
     def refresh(self) -> None:
         """Write the page anew if there is time for it; what goes wrong is a warning, once."""
@@ -91,8 +92,9 @@ class LiveReport:
         try:
             write_report(self._run, figures=False)
         except (UsrganError, ValueError) as error:  # ValueError: what vl-convert raises
-            self._warn(f"{self._run / 'report.html'}: not written ({error}); training goes on")
-            self._spent = float("inf")
+            if not self._told:
+                self._warn(f"{self._run / 'report.html'}: not written ({error}); training goes on")
+            self._told = True
         self._last = time.monotonic() - begun
         self._spent += self._last
 
@@ -100,7 +102,7 @@ class LiveReport:
 def _about(run: Path) -> str:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         about = json.loads((run / "run.json").read_text())
-        precision = "bf16" if about["bf16"] else "fp32"
+        precision = str(about["precision"]).partition(" (")[0]
         return page.note(
             f"preset {about['preset']} · {about['device']} · {precision} · data set"
             f" {about['dataset_sha256'][:12]} · usrgan {about['usrgan']}, torch {about['versions']['torch']}"

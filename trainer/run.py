@@ -25,6 +25,7 @@ from shards.errors import ConfigError, UsageError
 from shards.manifest import Manifest
 from shards.png import RGB8
 from trainer.config import STAGES, Config, Stage, load_config
+from trainer.ranks import ALONE, Ranks
 from trainer.toml import stages_to_toml
 
 METRICS = "metrics.jsonl"
@@ -32,12 +33,20 @@ _ALWAYS = {"stage", "epoch", "patches_seen", "patches_per_s", "data_wait"}
 """What each line of it holds."""
 
 
-def choose_device(wanted: str) -> torch.device:
-    """`cpu`, `cuda` or `auto`.
+def choose_device(wanted: str, ranks: Ranks = ALONE) -> torch.device:
+    """`cpu`, `cuda` or `auto`; each of several ranks of a machine has a GPU of its own.
 
     Raises:
-        UsageError: there is no CUDA device.
+        UsageError: there is no CUDA device, or not one for each rank.
     """
+    if ranks.world > 1 and wanted != "cpu":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if found < ranks.local_world:
+            raise UsageError(
+                f"--gpus: {ranks.local_world} processes were asked for, and torch sees {found} CUDA devices;"
+                " ask for as many as there are, or for CPU processes with --device cpu"
+            )
+        return torch.device("cuda", ranks.local)
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted.startswith("cuda") and not torch.cuda.is_available():
@@ -48,13 +57,28 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def use_bf16(config: Config, device: torch.device) -> bool:
-    """Whether the steps run under bf16 autocast: "auto" means where the device computes in it."""
+    """Whether the steps run under bf16 autocast: "auto" means where the device computes in it.
+
+    Raises:
+        UsageError: fp16 is asked of a device that is no GPU.
+    """
+    if config.precision == "fp16" and device.type != "cuda":
+        raise UsageError(
+            "precision = fp16: needs a CUDA device; use bf16 or fp32, or auto, which chooses"
+        )
     if config.precision != "auto":
         return config.precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def describe_precision(config: Config, device: torch.device) -> str:
+    """bf16, fp16 or fp32, and what becomes of the gradients."""
+    if config.precision == "fp16":
+        return "fp16 with a GradScaler"
+    return "bf16 (float32's range: no GradScaler)" if use_bf16(config, device) else "fp32"
 
 
 def describe_device(device: torch.device) -> str:
@@ -88,6 +112,7 @@ def write_header(
         "preset": preset,
         "device": describe_device(device),
         "bf16": use_bf16(config, device),
+        "precision": describe_precision(config, device),
         "dataset_sha256": manifest.dataset_sha256,
         "lr_made_by": " ".join((manifest.resize.implementation, manifest.resize.version)),
         "versions": {

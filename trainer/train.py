@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ import torch
 from shards import files
 from shards.errors import UsageError
 from shards.reader import open_dataset
+from shards.storage import Location
 from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config import PAPER, Config, Stage, load_config
-from trainer.data import steps_per_pass
-from trainer.loop import Job, train_stage
-from trainer.losses import build_content_features
+from trainer.content import build_content_features
+from trainer.data import with_cache
+from trainer.job import Job
+from trainer.loop import train_stage
 from trainer.memory import within_memory
+from trainer.order import steps_per_pass
+from trainer.ranks import ALONE, Ranks
 from trainer.report import write_report
-from trainer.run import choose_device
+from trainer.run import choose_device, use_bf16
+from trainer.watch import Watch, connected
 from trainer.weights import load_matching
 
 
@@ -28,7 +34,7 @@ def train(
     run: Path,
     stages: dict[Stage, Config],
     preset: str,
-    shards: Path,
+    shards: Location,
     device: str,
     init: Path | None,
     content_weights: Path | None,
@@ -37,21 +43,29 @@ def train(
     warn: Callable[[str], None],
     progress: Callable[..., AbstractContextManager[Callable[[int, str], None]]],
     stop_requested: Callable[[], bool],
+    ranks: Ranks = ALONE,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train the given stages; returns what `train-sr --json` prints.
 
     Everything that can be wrong with options, data and weights is found before the first step and
-    before anything is written.
+    before anything is written. Of several ranks the first alone writes and speaks; the run folder
+    need not be there for the others.
     """
-    files.check_folder(run, option="--out")
-    chosen = choose_device(device)
+    if ranks.first:
+        files.check_folder(run, option="--out")
+    else:
+        say, warn, progress = _silently, _silently, _no_progress
+    chosen = choose_device(device, ranks)
     dataset = open_dataset(shards)
     with_val = len(dataset.split("val")) > 0
     for stage, config in stages.items():
+        use_bf16(config, chosen)
         steps_per_pass(len(dataset.split("train")), config.batch_size)
+        _check_divides(config, ranks)
         if stage == "gan":
             build_content_features(config.content, weights=content_weights)
-            if "psnr" not in stages and not has_last(run, "gan"):
+            if ranks.first and "psnr" not in stages and not has_last(run, "gan"):
                 _gan_start(run, init, warn)
     if init is not None:
         load_matching(init, next(iter(stages.values())).generator, scale=dataset.manifest.scale)
@@ -63,12 +77,10 @@ def train(
         return {"run": str(run), "stages": [], "device": str(chosen)}
 
     results = []
-    with files.locked(run, holder="train-sr"):
-        for folder in (run, run / "samples", *(run / "checkpoints").glob("*")):
-            files.sweep_temps(folder)
+    with _writing(run) if ranks.first else nullcontext(), connected(ranks, watch, chosen):
         for stage, config in stages.items():
-            start = init
-            if stage == "gan" and not has_last(run, "gan"):
+            start = init if ranks.first else None
+            if ranks.first and stage == "gan" and not has_last(run, "gan"):
                 start = _gan_start(run, None if "psnr" in stages else init, warn)
             job = Job(
                 run=run,
@@ -76,8 +88,9 @@ def train(
                 config=config,
                 preset=preset,
                 paper=load_config(PAPER, stage=stage),
-                dataset=dataset,
+                dataset=with_cache(dataset, config.data),
                 device=chosen,
+                ranks=ranks,
                 init=start,
                 content_weights=content_weights,
                 say=say,
@@ -94,7 +107,7 @@ def train(
             )
             del state
             torch.cuda.empty_cache()
-        report = write_report(run)
+        report = write_report(run) if ranks.first else None
     weights = weights_of(run, list(stages)[-1], warn=warn)
     return {
         "run": str(run),
@@ -103,6 +116,33 @@ def train(
         "weights": str(weights),
         "report": str(report),
     }
+
+
+@contextlib.contextmanager
+def _writing(run: Path) -> Iterator[None]:
+    """Have the run folder for this process, without the temporaries of one that was killed."""
+    with files.locked(run, holder="train-sr"):
+        for folder in (run, run / "samples", *(run / "checkpoints").glob("*")):
+            files.sweep_temps(folder)
+        yield
+
+
+def _check_divides(config: Config, ranks: Ranks) -> None:
+    parts = ranks.world * config.accumulate
+    if config.batch_size % parts:
+        fitting = max(config.batch_size // parts, 1) * parts
+        raise UsageError(
+            f"batch_size: {config.batch_size} patches cannot be shared equally by {ranks.world} processes"
+            f" with accumulate {config.accumulate}; use a multiple of {parts}, for example {fitting}"
+        )
+
+
+def _silently(_: str) -> None:
+    """What the other ranks say."""
+
+
+def _no_progress(*_: Any, **__: Any) -> AbstractContextManager[Callable[[int, str], None]]:  # noqa: ANN401  as progress has it
+    return nullcontext(lambda steps, note: None)
 
 
 def _gan_start(run: Path, init: Path | None, warn: Callable[[str], None]) -> Path:

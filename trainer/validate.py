@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import msgspec
@@ -14,7 +15,8 @@ from shards import resize
 from shards.png import RGB8
 from shards.reader import SplitReader
 from trainer.data import to_float
-from trainer.metrics import mean_scores, score
+from trainer.metrics import Scores, mean_scores, score
+from trainer.ranks import ALONE, Ranks
 
 BATCH = 16
 STRIP_ROWS = 4
@@ -34,15 +36,30 @@ Metrics = dict[str, float]
 
 
 def validate(
-    generator: nn.Module, split: SplitReader, *, patches: int, device: torch.device
+    generator: nn.Module,
+    split: SplitReader,
+    *,
+    patches: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Metrics:
-    """Score a generator in float32 evaluation mode on the first patches of a split."""
+    """Score a generator in float32 evaluation mode on the first patches of a split.
+
+    The ranks take turns with whole batches of patches, so that each batch is computed as one process
+    alone would; every rank returns the mean over all, added up in the order of the patches.
+    """
     scale = split.manifest.scale
-    scores = []
-    for lr, hr in _batches(split, patches):
-        for each, wanted in zip(upscale_patches(generator, lr, device=device), hr, strict=True):
-            scores.append(score(each, wanted, crop=scale))
-    return dataclasses.asdict(mean_scores(scores))
+    scores = [
+        dataclasses.astuple(score(each, wanted, crop=scale))
+        for lr, hr in _batches(split, patches, ranks)
+        for each, wanted in zip(upscale_patches(generator, lr, device=device), hr, strict=True)
+    ]
+    ours = torch.tensor(scores, dtype=torch.float64).reshape(len(scores), 4)
+    shares = [share.split(BATCH) for share in ranks.gather(ours)]
+    in_order = [
+        batch for turn in itertools.zip_longest(*shares) for batch in turn if batch is not None
+    ]
+    return dataclasses.asdict(mean_scores(Scores(*row) for row in torch.cat(in_order).tolist()))
 
 
 def validate_bicubic(split: SplitReader, *, patches: int) -> Metrics:
@@ -79,8 +96,10 @@ def upscale_patches(generator: nn.Module, lr: list[RGB8], *, device: torch.devic
     return list(sr.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
-def _batches(split: SplitReader, patches: int) -> Iterator[tuple[list[RGB8], list[RGB8]]]:
+def _batches(
+    split: SplitReader, patches: int, ranks: Ranks = ALONE
+) -> Iterator[tuple[list[RGB8], list[RGB8]]]:
     count = min(patches or len(split), len(split))
-    for start in range(0, count, BATCH):
+    for start in range(ranks.rank * BATCH, count, ranks.world * BATCH):
         pairs = [split[i] for i in range(start, min(start + BATCH, count))]
         yield [pair.lr for pair in pairs], [pair.hr for pair in pairs]

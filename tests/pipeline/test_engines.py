@@ -72,7 +72,7 @@ def test_a_worker_that_is_killed_changes_nothing(many, tmp_path, engine):
     make(many, tmp_path / "local")
     run = start(engine, many, tmp_path / "out")
     limit = time.monotonic() + 90
-    while len(list(tmp_path.glob("out/_work/chunk-*.npz"))) < 3 and time.monotonic() < limit:
+    while len(list(tmp_path.glob("out/_work/chunk-*.spill"))) < 3 and time.monotonic() < limit:
         time.sleep(0.005)
     victims = processes(run.pid, "multiprocessing" if engine == "dask" else "ray::")
     killed = 0
@@ -117,7 +117,7 @@ def test_ctrl_c_stops_a_cluster_run_and_it_goes_on_locally(many, tmp_path):
     make(many, tmp_path / "local")
     run = start("dask", many, tmp_path / "out")
     limit = time.monotonic() + 90
-    while len(list(tmp_path.glob("out/_work/chunk-*.npz"))) < 3 and time.monotonic() < limit:
+    while len(list(tmp_path.glob("out/_work/chunk-*.spill"))) < 3 and time.monotonic() < limit:
         time.sleep(0.005)
     run.send_signal(signal.SIGINT)
     _, errors = finish(run, code=75)

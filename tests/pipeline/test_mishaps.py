@@ -34,7 +34,7 @@ def many(photos) -> Path:
 
 
 def markers(out: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_ino for path in out.glob("_work/chunk-*.npz")}
+    return {path.name: path.stat().st_ino for path in out.glob("_work/chunk-*.spill")}
 
 
 def shards(out: Path) -> dict[str, int]:

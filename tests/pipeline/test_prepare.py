@@ -130,7 +130,7 @@ def test_a_run_with_workers_that_is_killed_leaves_no_process_and_goes_on(photos,
         start_new_session=True,
     )
     limit = time.monotonic() + 60
-    while not list(out.glob("_work/chunk-*.npz")) and time.monotonic() < limit:
+    while not list(out.glob("_work/chunk-*.spill")) and time.monotonic() < limit:
         time.sleep(0.005)
     assert len(_session(run.pid)) > 2
     run.kill()
@@ -162,7 +162,7 @@ def test_ctrl_c_keeps_what_is_done_and_exits_75(photos, tmp_path):
         command(photos, out, 1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     limit = time.monotonic() + 60
-    while not list(out.glob("_work/chunk-*.npz")) and time.monotonic() < limit:
+    while not list(out.glob("_work/chunk-*.spill")) and time.monotonic() < limit:
         time.sleep(0.005)
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=60)

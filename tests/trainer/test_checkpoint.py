@@ -13,10 +13,18 @@ import torch
 from shards import files
 from shards.errors import DamagedData, UsageError, WriteFailed
 from tests.trainer.test_resume import train
-from trainer.checkpoint import best_file, check_same_run, load_last, save_last, save_weights
+from trainer.checkpoint import (
+    Position,
+    best_file,
+    check_same_run,
+    load_last,
+    save_last,
+    save_weights,
+)
 from trainer.config import Config, load_config
+from trainer.networks.fold import fold_batch_norm
 from trainer.state import TrainState, build_state, restore, state_tensors
-from trainer.steps import gan_step
+from trainer.update import train_step
 from trainer.weights import load_generator, save_tensors
 
 SETTINGS = [
@@ -38,7 +46,7 @@ def fresh() -> TrainState:
 def trained(steps: int = 2) -> TrainState:
     state = fresh()
     for _ in range(steps):
-        gan_step(state, config(), torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32), False)
+        train_step(state, config(), torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32), False)
     state.patches_seen = 4
     state.best = {"psnr_y": 30.5}
     return state
@@ -69,7 +77,7 @@ def test_a_restored_state_takes_the_same_next_step_bit_for_bit(tmp_path):
     lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
     for each in (state, other):
         torch.manual_seed(5)
-        gan_step(each, config(), lr, hr, False)
+        train_step(each, config(), lr, hr, False)
     one, two = state_tensors(state), state_tensors(other)
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -79,7 +87,7 @@ def test_a_restored_state_takes_the_same_next_step_bit_for_bit(tmp_path):
 def test_nothing_that_moves_in_a_step_is_left_out(tmp_path):
     state = fresh()
     before = {k: v.clone() for k, v in state_tensors(state).items()}
-    gan_step(state, config(), torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32), False)
+    train_step(state, config(), torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32), False)
     after = state_tensors(state)
     after.pop("random.cpu")  # the patches were drawn from it
     moved = {
@@ -150,6 +158,15 @@ def test_other_data_is_refused(tmp_path):
     assert loaded is not None
     with pytest.raises(UsageError, match="was trained on data set ab"):
         check_same_run(loaded[1], config(), run=tmp_path, dataset_sha256="cd")
+
+
+def test_a_checkpoint_of_another_order_of_batches_is_refused(tmp_path):
+    old = msgspec.json.decode(
+        b'{"stage":"gan","patches_seen":8,"best":{},"dataset_sha256":"ab","config":{},"version":"0.0.9"}',
+        type=Position,
+    )
+    with pytest.raises(UsageError, match=r"usrgan 0\.0\.9, whose batches came in another order"):
+        check_same_run(old, config(), run=tmp_path, dataset_sha256="ab")
 
 
 def test_the_position_lists_every_setting(tmp_path):
@@ -261,7 +278,9 @@ def test_the_best_weights_are_the_averages_and_ready_to_upscale(tmp_path):
     assert (loaded.scale, loaded.metadata["stage"]) == (4, "gan")
     assert state.average is not None
     found = loaded.module.state_dict()
-    for name, value in state.average.state_dict().items():
+    wanted = fold_batch_norm(state.average.state_dict())
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
         assert torch.equal(found[name], value), name
     assert not torch.equal(found["conv_last.weight"], state.generator.conv_last.weight)
 

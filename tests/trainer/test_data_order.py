@@ -13,16 +13,8 @@ import torch
 from shards import resize
 from shards.errors import DamagedData, UsageError
 from shards.reader import open_dataset
-from trainer.data import (
-    DataConfig,
-    batches,
-    pass_order,
-    steps_per_pass,
-    to_float,
-    turned,
-)
-
-DIGEST = "ab" * 32
+from trainer.data import DataConfig, batches, to_float, turned
+from trainer.order import Order, plan_pass
 
 
 @pytest.fixture(scope="module")
@@ -30,86 +22,53 @@ def train(tiny_shards):
     return open_dataset(tiny_shards).split("train")
 
 
-def take(split, count, *, first_step=0, seed=0, batch_size=5, workers=0, augment=True):
-    config = DataConfig(workers=workers, augment=augment)
-    stream = batches(split, seed=seed, batch_size=batch_size, first_step=first_step, config=config)
+def take(
+    split, count, *, first_step=0, seed=0, batch_size=5, workers=0, rank=0, world_size=1, **settings
+):
+    stream = batches(
+        split, seed=seed, batch_size=batch_size, first_step=first_step,
+        config=DataConfig(workers=workers, **settings), rank=rank, world_size=world_size,
+    )  # fmt: skip
     found = list(islice(stream, count))
     stream.close()
     return found
+
+
+def order_of(split, *, seed=0, batch_size=5):
+    return Order(len(split), 0, split.manifest.dataset_sha256, seed, batch_size)
+
+
+def shown(batch, name):
+    """The patches of a batch as the step sees them, uint8 [B h w 3]."""
+    floats = to_float(getattr(batch, name), torch.device("cpu"), batch.turns)
+    return (floats * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def assert_equal(found, wanted):
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
         assert np.array_equal(one.positions, other.positions)
+        assert torch.equal(one.turns, other.turns)
         assert torch.equal(one.lr, other.lr)
         assert torch.equal(one.hr, other.hr)
-
-
-# the order
-
-
-@pytest.mark.parametrize("samples", [1, 2, 24, 1000])
-def test_a_pass_is_a_permutation_with_a_turn_for_each_sample(samples):
-    order, turns = pass_order(samples, dataset_sha256=DIGEST, seed=3, number=5)
-    assert sorted(order.tolist()) == list(range(samples))
-    assert turns.shape == (samples,)
-    assert set(turns.tolist()) <= set(range(8))
-
-
-def test_data_seed_and_pass_each_give_another_order_and_other_turns():
-    settings = {"dataset_sha256": DIGEST, "seed": 3, "number": 5}
-    order, turns = pass_order(1000, **settings)
-    for change in ({"dataset_sha256": "cd" * 32}, {"seed": 4}, {"number": 6}):
-        other_order, other_turns = pass_order(1000, **(settings | change))
-        assert (order == other_order).mean() < 0.01
-        assert 0.05 < (turns == other_turns).mean() < 0.2  # an eighth by chance
-    again, again_turns = pass_order(1000, **settings)
-    assert np.array_equal(order, again)
-    assert np.array_equal(turns, again_turns)
-
-
-def test_seed_and_pass_do_not_run_into_each_other():
-    one, _ = pass_order(100, dataset_sha256=DIGEST, seed=1, number=12)
-    other, _ = pass_order(100, dataset_sha256=DIGEST, seed=11, number=2)
-    assert not np.array_equal(one, other)
-
-
-def test_all_turns_are_as_frequent_and_say_nothing_about_the_place_in_the_order():
-    order, turns = pass_order(80_000, dataset_sha256=DIGEST, seed=0, number=0)
-    counts = np.bincount(turns, minlength=8)
-    assert np.abs(counts - 10_000).max() < 400
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    assert abs(np.corrcoef(place, turns)[0, 1]) < 0.02
-    assert abs(np.corrcoef(place, np.arange(len(order)))[0, 1]) < 0.02
-
-
-def test_the_order_is_the_one_of_the_first_release():
-    """A change here makes every saved run go on with other data than it began with."""
-    order, turns = pass_order(8, dataset_sha256=DIGEST, seed=0, number=0)
-    assert (order.tolist(), turns.tolist()) == ([2, 4, 0, 1, 7, 3, 6, 5], [0, 4, 1, 0, 4, 5, 1, 2])
 
 
 # batches
 
 
 def test_a_pass_shows_every_sample_once_and_leaves_the_rest(train):
-    found = take(train, 4, augment=False)  # 24 samples: 4 batches of 5
-    seen = np.concatenate([batch.positions for batch in found])
-    assert len(set(seen.tolist())) == 20
-    order, _ = pass_order(24, dataset_sha256=train.manifest.dataset_sha256, seed=0, number=0)
-    assert np.array_equal(seen, order[:20])
+    found = take(train, 4)  # 24 samples: 4 batches of 5
+    seen = np.array([batch.positions for batch in found])
+    assert len(set(seen.ravel().tolist())) == 20
+    laid = plan_pass(order_of(train), 0).visit(0).positions
+    assert np.array_equal(seen.T.ravel()[: len(laid)], laid[:20])
 
 
 def test_the_next_pass_begins_anew_with_its_own_order(train):
-    found = take(train, 5, first_step=4)
-    wanted = [
-        pass_order(24, dataset_sha256=train.manifest.dataset_sha256, seed=0, number=n)[0]
-        for n in (1, 2)
-    ]
-    seen = np.concatenate([batch.positions for batch in found])
-    assert np.array_equal(seen, np.concatenate((wanted[0][:20], wanted[1][:5])))
+    seen = [batch.positions.tolist() for batch in take(train, 12)]
+    assert len({tuple(batch) for batch in seen}) == 12
+    for start in (0, 4, 8):
+        assert len({p for batch in seen[start : start + 4] for p in batch}) == 20
 
 
 def test_over_passes_every_sample_comes_up(train):
@@ -118,25 +77,29 @@ def test_over_passes_every_sample_comes_up(train):
 
 
 def test_a_batch_holds_the_pairs_of_its_positions_turned_alike(train):
-    digest = train.manifest.dataset_sha256
+    order = order_of(train, seed=9)
+    lanes = [order.lane(place, first_step=0) for place in range(5)]
+    turns = [np.concatenate([next(lane).turns for _ in range(24)]) for lane in lanes]
     for number, batch in enumerate(take(train, 6, seed=9)):
-        _, turns = pass_order(24, dataset_sha256=digest, seed=9, number=number // 4)
         assert batch.lr.shape == (5, 32, 32, 3)
         assert batch.hr.shape == (5, 128, 128, 3)
         assert batch.lr.dtype == batch.hr.dtype == torch.uint8
+        lr, hr = shown(batch, "lr"), shown(batch, "hr")
         for at, position in enumerate(batch.positions):
-            pair = train[int(position)]
-            assert np.array_equal(batch.lr[at].numpy(), turned(pair.lr, int(turns[position])))
-            assert np.array_equal(batch.hr[at].numpy(), turned(pair.hr, int(turns[position])))
+            pair, turn = train[int(position)], int(turns[at][number])
+            assert turn == batch.turns[at]
+            assert np.array_equal(lr[at], turned(pair.lr, turn))
+            assert np.array_equal(hr[at], turned(pair.hr, turn))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_lr_and_hr_stay_aligned_after_every_turn(train, workers):
     turns_seen = set()
     for batch in take(train, 12, workers=workers):
-        for lr, hr, position in zip(batch.lr, batch.hr, batch.positions, strict=True):
-            made = resize.downscale(np.ascontiguousarray(hr.numpy()), scale=4).astype(int)
-            away = [np.abs(turned(lr.numpy(), turn).astype(int) - made).mean() for turn in range(8)]
+        pairs = zip(shown(batch, "lr"), shown(batch, "hr"), batch.positions, strict=True)
+        for lr, hr, position in pairs:
+            made = resize.downscale(np.ascontiguousarray(hr), scale=4).astype(int)
+            away = [np.abs(turned(lr, turn).astype(int) - made).mean() for turn in range(8)]
             assert away[0] < 1  # rounding may differ, turned content would be far away
             assert min(away[1:]) > 5
             stored = train[int(position)].lr
@@ -149,12 +112,26 @@ def test_without_augmentation_patches_come_as_they_are_in_the_same_order(train):
     for one, other in zip(plain, turning, strict=True):
         assert np.array_equal(one.positions, other.positions)
         for at, position in enumerate(one.positions):
-            assert np.array_equal(one.hr[at].numpy(), train[int(position)].hr)
+            assert np.array_equal(shown(one, "hr")[at], train[int(position)].hr)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_the_number_of_workers_changes_no_batch(train, workers):
     assert_equal(take(train, 11, workers=workers), take(train, 11, workers=0))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_ranks_and_workers_change_no_global_batch(train, world_size, workers):
+    wanted = take(train, 7, batch_size=8, first_step=1)
+    ranks = [
+        take(train, 7, batch_size=8, first_step=1, workers=workers, rank=r, world_size=world_size)
+        for r in range(world_size)
+    ]
+    for batch, *shares in zip(wanted, *ranks, strict=True):
+        assert np.array_equal(np.concatenate([s.positions for s in shares]), batch.positions)
+        for name in ("lr", "hr", "turns"):
+            assert torch.equal(torch.cat([getattr(s, name) for s in shares]), getattr(batch, name))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -184,14 +161,13 @@ def test_random_numbers_of_the_process_are_neither_read_nor_drawn(train):
 def test_a_closed_stream_leaves_no_threads(train):
     stream = batches(train, seed=0, batch_size=5, first_step=0, config=DataConfig(workers=3))
     next(stream)
-    assert any(thread.name.startswith("decode") for thread in threading.enumerate())
+    ours = ("decode", "read")
+    assert {t.name.partition("_")[0] for t in threading.enumerate()} >= set(ours)
     stream.close()
-    assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
+    assert not any(thread.name.startswith(ours) for thread in threading.enumerate())
 
 
 def test_a_batch_larger_than_the_data_is_refused(train):
-    assert steps_per_pass(24, 24) == 1
-    assert steps_per_pass(24, 5) == 4
     with pytest.raises(UsageError, match=r"batch_size: 25 patches a step.* only 24"):
         take(train, 1, batch_size=25)
 
@@ -227,6 +203,15 @@ def test_the_eight_turns_are_all_that_a_square_has():
         assert {tuple(pixel) for row in turn for pixel in row} == {
             tuple(pixel) for row in square for pixel in row
         }
+
+
+def test_turning_on_the_device_is_turning_each_image():
+    images = torch.randint(0, 256, (16, 6, 6, 3), dtype=torch.uint8)
+    turns = torch.arange(16) % 8
+    found = to_float(images, torch.device("cpu"), turns)
+    wanted = np.stack([turned(i.numpy(), int(t)) for i, t in zip(images, turns, strict=True)])
+    assert torch.equal(found, to_float(torch.from_numpy(wanted), torch.device("cpu")))
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_floats_are_the_bytes_over_255_in_channels_last_planes():

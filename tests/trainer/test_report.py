@@ -19,6 +19,7 @@ from tests.trainer.conftest import make_patch
 from tests.trainer.test_figures import run_of
 from tests.trainer.test_resume import train
 from trainer import charts, report
+from trainer import train as training
 from trainer.cli import train_main
 from trainer.config import load_config
 from trainer.report import LiveReport, write_report
@@ -234,7 +235,7 @@ def test_training_makes_the_page_anew_after_each_validation(tiny_shards, tmp_pat
 
     monkeypatch.setattr(report, "SHARE_OF_TIME", float("inf"))
     monkeypatch.setattr(report, "write_report", write)
-    monkeypatch.setattr("trainer.train.write_report", write)
+    monkeypatch.setattr(training, "write_report", write)
     train(tiny_shards, tmp_path / "run", "--stage", "psnr")
     assert seen == [(1, False), (2, False), (3, False), (3, True)]
 

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from shards import console
 from shards.errors import UsageError
 from shards.progress import progress
+from shards.storage import Location
+
+if TYPE_CHECKING:
+    from trainer import ranks
+    from trainer.watch import Watch
 
 
 @console.command(
     "train-sr",
     example="train-sr --shards shards/ --stage both\ntrain-sr --shards shards/ --stage psnr --config tiny --device cpu",
 )
-@click.option("--shards", type=console.FilePath(), help="Folder that prep-shards wrote.")
+@click.option(
+    "--shards",
+    type=console.Place(),
+    metavar="DIR|URL",
+    help="Folder or URL that prep-shards wrote.",
+)
 @click.option(
     "--stage",
     type=click.Choice(["psnr", "gan", "both"]),
@@ -60,7 +76,7 @@ from shards.progress import progress
 )  # fmt: skip
 @click.option(
     "--gpus", type=click.IntRange(1), default=1, show_default=True, metavar="N",
-    help="GPUs of this machine.",
+    help="Processes on this machine, each with a GPU of its own (or CPU cores: --device cpu).",
 )  # fmt: skip
 @click.option("--print-config", is_flag=True, help="Print the resolved settings as TOML and end.")
 @click.option("--dry-run", is_flag=True, help="Check everything, train nothing, write nothing.")
@@ -73,7 +89,7 @@ from shards.progress import progress
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def train_main(
-    shards: Path | None,
+    shards: Location | None,
     stage: str,
     out: Path | None,
     preset: str,
@@ -93,6 +109,7 @@ def train_main(
     Stage psnr learns to reconstruct, stage gan to look real. A run that was stopped or killed goes
     on when the same command is run again.
     """
+    given = click.get_current_context().meta[console.GIVEN]
     from trainer.config import STAGES, load_config
     from trainer.toml import stages_to_toml
 
@@ -111,29 +128,41 @@ def train_main(
         raise UsageError(
             "--shards: name the folder that prep-shards wrote, for example --shards shards/"
         )
-    if gpus > 1:
-        raise UsageError(
-            "--gpus: this version trains on one device; several come with a later version"
-        )
     run = out or Path("runs") / Path(preset).stem
 
+    from trainer.ranks import Ranks, from_environment
     from trainer.train import train
 
-    with console.stop_requests() as stop_requested:
-        result = train(
-            run=run,
-            stages=configs,
-            preset=console.printable(preset),
-            shards=shards,
-            device=device,
-            init=init,
-            content_weights=vgg,
-            dry_run=dry_run,
-            say=console.say,
-            warn=console.warn,
-            progress=progress,
-            stop_requested=stop_requested,
-        )
+    ranks = from_environment()
+    work = partial(
+        train,
+        run=run,
+        stages=configs,
+        preset=console.printable(preset),
+        shards=shards,
+        device=device,
+        init=init,
+        content_weights=vgg,
+        say=console.say,
+        warn=console.warn,
+        progress=progress,
+    )
+    if gpus > 1 and ranks.world == 1:
+        # what is wrong is told once, before there are processes
+        asked = Ranks(world=gpus, local_world=gpus)
+        result = work(dry_run=True, stop_requested=bool, ranks=asked)
+        if not dry_run:
+            from trainer.launch import launch
+
+            sys.exit(launch(given, count=gpus))
+    else:
+        with (
+            console.stop_requests(also=(signal.SIGUSR1,), insist=ranks.world == 1) as stopping,
+            _together(ranks, debug="--debug" in given) as watch,
+        ):
+            result = work(dry_run=dry_run, stop_requested=stopping, ranks=ranks, watch=watch)
+    if not ranks.first:
+        return
     if as_json:
         console.print_json(result)
     elif dry_run:
@@ -145,3 +174,24 @@ def train_main(
                 f"stage {each['stage']}: {each['patches_seen']:,} patches  best {best or 'not validated'}"
             )
         click.echo(f"report  {result['report']}\nweights {result['weights']}")
+
+
+@contextlib.contextmanager
+def _together(ranks: ranks.Ranks, *, debug: bool) -> Iterator[Watch | None]:
+    """Watch over the other ranks, if there are any: what one of them cannot go on from ends all."""
+    if ranks.world == 1:
+        yield None
+        return
+    from trainer.watch import Watch, failing_together, open_store, silence_seconds
+
+    def tell(error: BaseException) -> int:
+        try:
+            with console.reporting_errors(debug=debug):
+                raise error
+        except SystemExit as left:
+            return int(left.code or 0)
+
+    watch = Watch(open_store(ranks), ranks, silence=silence_seconds(), tell=console.complain)
+    watch.ready()
+    with failing_together(ranks, watch, tell=tell):
+        yield watch

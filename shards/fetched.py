@@ -1,0 +1,83 @@
+"""Whole shards of a URL kept in a local folder, named by their SHA-256, for any run that reads them.
+
+A shard is checked against its digest while it comes in and takes its name only when it is right, so
+what is there is whole. Two processes that want the same shard wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from shards import files, storage
+from shards.errors import DamagedData, WriteFailed
+from shards.manifest import ShardEntry
+
+
+def place(folder: Path, shard: ShardEntry) -> Path:
+    """`FOLDER/SHA256.tar`."""
+    return folder / f"{shard.sha256}.tar"
+
+
+def is_there(path: Path, shard: ShardEntry) -> bool:
+    """Whether a shard lies at its place, in its full length."""
+    try:
+        return path.stat().st_size == shard.bytes
+    except OSError:
+        return False
+
+
+def fetch(url: str, shard: ShardEntry, folder: Path) -> Path:
+    """Copy a shard from its URL into the folder, unless it is there.
+
+    Raises:
+        DamagedData: what the URL holds is not the shard that the manifest names.
+        WriteFailed: the folder cannot be written to.
+        UsrganError: the store does not answer.
+    """
+    files.make_folder(folder)
+    path = place(folder, shard)
+    with _one_at_a_time(folder / f".{shard.sha256}.lock"):
+        if is_there(path, shard):
+            return path
+        for rest in folder.glob(f".{path.name}.*{files.TEMP_SUFFIX}"):  # of a run that was killed
+            files.remove(rest)
+        digest = hashlib.sha256()
+        with files.replacing(path) as stream:
+            try:
+                for part in storage.read_parts(url):
+                    digest.update(part)
+                    stream.write(part)
+            except FileNotFoundError:
+                raise DamagedData(f"{url}: is missing; run prep-shards --repair") from None
+            if digest.hexdigest() != shard.sha256:
+                raise DamagedData(
+                    f"{url}: its SHA-256 is not the manifest's; run prep-shards --repair"
+                )
+    return path
+
+
+@contextlib.contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Hold a lock file that is removed at the end."""
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise WriteFailed(
+                f"{lock}: cannot be written ({error.strerror}); check the folder and its permissions"
+            ) from error
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if lock.stat().st_ino == os.fstat(descriptor).st_ino:
+                break
+        os.close(descriptor)  # of one that its holder has removed meanwhile
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)

@@ -1,0 +1,56 @@
+"""A spill is taken whole or cut again."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.options import Options
+from pipeline.scan import scan
+from pipeline.spill import load_spill, spill_name, write_spill
+
+OPTIONS = Options(hr_size=64, patches_per_image=8)
+
+
+@pytest.fixture
+def spilled(photos, tmp_path):
+    found = scan([photos]).photos
+    write_spill(tmp_path, 0, found, OPTIONS, frozenset())
+    return tmp_path / spill_name(0), found
+
+
+def test_a_spill_tells_where_each_pair_lies(spilled):
+    path, found = spilled
+    loaded = load_spill(path.parent, 0, found)
+    assert loaded is not None
+    rows, outcomes = loaded
+    assert [outcome.name for outcome in outcomes] == [photo.name for photo in found]
+    content = path.read_bytes()
+    assert sorted(rows["rank"]) == list(rows["rank"])
+    for row in rows:
+        at, hr, lr = (int(row[name]) for name in ("offset", "hr", "lr"))
+        assert content[at:].startswith(b"\x89PNG")
+        assert content[at + hr :].startswith(b"\x89PNG")
+        assert content[at + hr + lr - 8 : at + hr + lr].endswith(b"IEND\xaeB`\x82")
+
+
+def test_a_spill_of_other_photos_is_cut_again(spilled):
+    path, found = spilled
+    assert load_spill(path.parent, 0, found[1:]) is None
+    assert load_spill(path.parent, 1, found) is None
+
+
+def test_a_cut_or_changed_marker_is_no_spill(spilled):
+    path, found = spilled
+    whole = path.read_bytes()
+    for length in (0, 5, 12, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert load_spill(path.parent, 0, found) is None, length
+    for place in range(1, 900, 37):
+        changed = bytearray(whole)
+        changed[-place] ^= 4
+        path.write_bytes(changed)
+        assert load_spill(path.parent, 0, found) is None, place
+    path.write_bytes(whole + b"\0")
+    assert load_spill(path.parent, 0, found) is None
+    path.write_bytes(whole)
+    assert load_spill(path.parent, 0, found) is not None

@@ -1,0 +1,161 @@
+"""What two ranks compute together, for the tests: `python -m tests.trainer.ranked TASK FOLDER`.
+
+Every rank writes its findings to FOLDER/RANK.pt. Run by `together`, which is also how one looks at
+them; with one rank the same code runs without any process group.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards.errors import UsrganError
+from trainer.config import Config, load_config
+from trainer.ranks import Ranks, from_environment
+from trainer.state import TrainState, build_state, networks, state_tensors
+from trainer.update import count_step, train_step
+from trainer.watch import Watch, connected, open_store
+
+SETTINGS = [
+    "batch_size=8", "generator.features=8", "generator.blocks=1", "generator.growth=4",
+    "discriminator.features=4", "discriminator.dense=8", "content.layer=conv1_2",
+]  # fmt: skip
+CASES = {
+    f"{stage} {norm} {micros}": [f"generator.norm={norm}", f"accumulate={micros}"]
+    for stage in ("psnr", "gan")
+    for norm, micros in (("none", 1), ("none", 2), ("batch", 1))
+} | {
+    # its losses compare patches of all ranks
+    "gan relativistic": [
+        "generator.norm=none", "adversarial.kind=relativistic", "adversarial.r1=2", "loss.adversarial=1"
+    ],
+}  # fmt: skip
+
+
+def images(ranks: Ranks, *, seed: int = 0, batch: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """This rank's share of one global batch."""
+    generator = torch.Generator().manual_seed(seed)
+    lr = torch.rand(batch, 3, 8, 8, generator=generator)
+    hr = torch.rand(batch, 3, 32, 32, generator=generator)
+    share = slice(ranks.rank * batch // ranks.world, (ranks.rank + 1) * batch // ranks.world)
+    return lr[share], hr[share]
+
+
+def build(case: str, ranks: Ranks) -> tuple[TrainState, Config]:
+    stage = case.split()[0]
+    config = load_config("tiny", stage=stage, overrides=[*SETTINGS, *CASES[case]])
+    state = build_state(
+        config, stage=stage, scale=4, device=torch.device("cpu"), content_weights=None,
+        synced=ranks.world > 1,
+    )  # fmt: skip
+    state.generator.train()
+    return state, config
+
+
+def cloned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}
+
+
+def steps(ranks: Ranks) -> dict[str, Any]:
+    """Two steps of each case: gradients of the first, and everything after the second."""
+    found = {}
+    for case in CASES:
+        state, config = build(case, ranks)
+        first = train_step(state, config, *images(ranks), False, ranks=ranks)
+        flats = [state.gradients.flat]
+        if state.adversary is not None:
+            flats.append(state.adversary.gradients.flat)
+        gradients = {str(n): flat.clone() for n, flat in enumerate(flats)}
+        count_step(state, config, first)
+        count_step(
+            state, config, train_step(state, config, *images(ranks, seed=1), False, ranks=ranks)
+        )
+        found[case] = {
+            "gradients": gradients,
+            "losses": cloned(first.losses),
+            "after": cloned(state_tensors(state)),
+        }
+    return found
+
+
+def bad(ranks: Ranks) -> dict[str, Any]:
+    """A good step, then one in which the last rank alone has a loss that is not a number."""
+    found = {}
+    for case in ("psnr batch 1", "gan batch 1"):
+        state, config = build(case, ranks)
+        count_step(state, config, train_step(state, config, *images(ranks), False, ranks=ranks))
+        before = cloned(state_tensors(state))
+        lr, hr = images(ranks, seed=1)
+        if ranks.rank == ranks.world - 1:
+            hr[0, 0, 0, 0] = float("nan")
+        outcome = train_step(state, config, lr, hr, False, ranks=ranks, stop=ranks.rank == 1)
+        count_step(state, config, outcome)
+        signs = [name for name, sign in zip(outcome.names, outcome.signs, strict=True) if sign]
+        found[case] = {"before": before, "after": cloned(state_tensors(state)), "signs": signs}
+    return found
+
+
+def odd(ranks: Ranks) -> dict[str, Any]:
+    """Shared values, and networks that are not equal on all ranks."""
+    state, _ = build("gan none 1", ranks)
+    ranks.check_equal(networks(state), what="run")
+    gathered = ranks.gather(torch.arange(3 + 2 * ranks.rank, dtype=torch.float64).reshape(-1, 1))
+    mine = {"a": torch.full((2, 3), float(ranks.rank)), "b": torch.tensor(ranks.rank)}
+    found: dict[str, Any] = {
+        "gathered": gathered,
+        "shared": ranks.share({"rank": ranks.rank}),
+        "tensors": ranks.share_tensors(mine),
+    }
+    assert state.adversary is not None
+    if ranks.rank == 1:
+        vectors = state.adversary.discriminator.conv0_0.parametrizations["weight"][0]
+        vectors.get_buffer("_u").mul_(1 + 1e-6)
+    try:
+        ranks.check_equal(networks(state), what="run")
+    except UsrganError as error:
+        found["complaint"] = str(error)
+    return found
+
+
+TASKS: dict[str, Callable[[Ranks], dict[str, Any]]] = {"steps": steps, "bad": bad, "odd": odd}
+
+
+def together(task: str, folder: Path, *, world: int) -> list[Any]:
+    """Run a task on several ranks; what each of them found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir(exist_ok=True)
+    places = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.trainer.ranked", task, str(folder)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **places, "RANK": str(rank)},
+        )
+        for rank in range(world)
+    ]
+    try:
+        assert [child.wait(timeout=120) for child in children] == [0] * world
+    finally:
+        for child in children:
+            child.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def main() -> None:
+    torch.use_deterministic_algorithms(mode=True)
+    ranks, (task, folder) = from_environment(), sys.argv[1:]
+    watch = Watch(open_store(ranks), ranks, silence=60, tell=print)
+    with connected(ranks, watch, torch.device("cpu")):
+        torch.save(TASKS[task](ranks), Path(folder) / f"{ranks.rank}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Several processes compute what one computes, and stay equal to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shards.errors import UsageError
+from tests.trainer.ranked import CASES, steps, together
+from trainer.ranks import ALONE, from_environment
+
+ROUNDING = 2e-5
+"""Of the largest value of a tensor: sums of float32 in another order."""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return together("steps", tmp_path_factory.mktemp("steps"), world=2)
+
+
+@pytest.fixture(scope="module")
+def one():
+    return steps(ALONE)
+
+
+def assert_close(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        tolerance = ROUNDING * max(value.double().abs().max().item(), 1e-3) if value.numel() else 0
+        torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_have_the_gradients_of_one(one, two, case):
+    assert_close(two[0][case]["gradients"], one[case]["gradients"])
+    assert_close(two[0][case]["losses"], one[case]["losses"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_hold_the_same_bits_after_two_steps(two, case):
+    for name, value in two[0][case]["after"].items():
+        assert torch.equal(value, two[1][case]["after"][name]), name
+
+
+@pytest.mark.parametrize("case", ["psnr batch 1", "gan batch 1"])
+def test_statistics_and_singular_vectors_of_two_ranks_are_those_of_one(one, two, case):
+    def buffers(found):
+        parts = ("running_", "num_batches", "._u", "._v")
+        return {n: v for n, v in found[case]["after"].items() if any(part in n for part in parts)}
+
+    assert len(buffers(one)) > 30
+    for name, value in buffers(one).items():
+        # after a step of Adam, which magnifies rounding where a gradient is nearly zero
+        torch.testing.assert_close(buffers(two[0])[name], value, rtol=2e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("stage", ["psnr", "gan"])
+def test_micro_batches_have_the_gradients_of_the_whole_batch(one, stage):
+    assert_close(one[f"{stage} none 2"]["gradients"], one[f"{stage} none 1"]["gradients"])
+    assert_close(one[f"{stage} none 2"]["losses"], one[f"{stage} none 1"]["losses"])
+
+
+def test_a_loss_that_is_bad_on_one_rank_changes_no_bit_on_any(tmp_path):
+    for rank in together("bad", tmp_path, world=2):
+        for case, found in rank.items():
+            assert {"stop", "pixel"} <= set(found["signs"])
+            assert ("content" in found["signs"]) == case.startswith("gan")
+            for name, value in found["before"].items():
+                assert torch.equal(found["after"][name], value), (case, name)
+
+
+def test_what_rank_0_has_is_shared_and_what_differs_is_named(tmp_path):
+    for found in together("odd", tmp_path, world=2):
+        assert [len(each) for each in found["gathered"]] == [3, 5]
+        assert found["gathered"][1].flatten().tolist() == [0, 1, 2, 3, 4]
+        assert found["shared"] == {"rank": 0}
+        assert found["tensors"]["a"].abs().max() == 0
+        assert found["tensors"]["b"].item() == 0
+        assert "rank 1 holds other networks than rank 0" in found["complaint"]
+
+
+def test_one_process_needs_no_group():
+    values = torch.ones(3)
+    ALONE.mean_(values)
+    ALONE.wait()
+    assert ALONE.gather(values)[0].equal(values)
+    assert ALONE.share(5) == 5
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "x", "RANK": "0"}, {"WORLD_SIZE": "2", "RANK": "2"}],
+)
+def test_an_environment_that_makes_no_sense_is_refused(monkeypatch, environment):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert from_environment() == ALONE
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="start by torchrun"):
+        from_environment()

@@ -1,0 +1,146 @@
+"""Shards at a URL give the batches of a folder; what is kept of them is whole, and shared."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from shards import fetched, files, storage
+from shards.errors import DamagedData, UsageError, UsrganError, WriteFailed
+from shards.reader import open_dataset
+from tests.trainer.test_data_order import assert_equal, take
+from trainer.data import DataConfig, with_cache
+
+URL = "memory://bucket/shards"
+
+
+@pytest.fixture
+def store(tiny_shards):
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    for path in tiny_shards.rglob("*"):
+        if path.is_file():
+            system.pipe_file(f"/bucket/shards/{path.relative_to(tiny_shards)}", path.read_bytes())
+    yield system
+    system.store.clear()
+
+
+def kept(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def fetch_all(split, folder: Path) -> None:
+    for shard in split.manifest.splits["train"].shards:
+        fetched.fetch(f"{URL}/{shard.name}", shard, folder)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_from_a_url_are_those_of_the_folder(store, tiny_shards, workers):
+    wanted = take(open_dataset(tiny_shards).split("train"), 9)
+    split = open_dataset(URL).split("train")
+    assert_equal(take(split, 9, workers=workers), wanted)
+    assert split[3].info.src == "3.png"
+
+
+def test_only_the_ranges_that_are_needed_are_read(store, tiny_shards):
+    split = open_dataset(URL).split("train")
+    take(split, 1, batch_size=1)
+    whole = sum(shard.bytes for shard in split.manifest.splits["train"].shards)
+    assert 0 < split.ranges.bytes_read < whole
+
+
+def test_shards_are_kept_whole_under_their_digest_and_read_from_there(store, tiny_shards, tmp_path):
+    folder = tmp_path / "kept"
+    dataset = with_cache(open_dataset(URL), DataConfig(cache_dir=str(folder)))
+    split = dataset.split("train")
+    wanted = take(open_dataset(tiny_shards).split("train"), 9)
+    assert_equal(take(split, 9), wanted)
+    fetch_all(split, folder)  # waits for the thread that does it meanwhile
+    shards = split.manifest.splits["train"].shards
+    assert kept(folder) == {f"{shard.sha256}.tar" for shard in shards}
+    for shard in shards:
+        store.rm_file(f"/bucket/shards/{shard.name}")
+        assert fetched.place(folder, shard).read_bytes() == (tiny_shards / shard.name).read_bytes()
+    assert_equal(take(dataset.split("train"), 9), wanted)
+    split.close()
+
+
+def test_what_is_fetched_is_checked_and_never_half(store, tmp_path):
+    split = open_dataset(URL).split("train")
+    shard = split.manifest.splits["train"].shards[0]
+    content = bytearray(storage.read(f"{URL}/{shard.name}"))
+    content[5000] ^= 1
+    store.pipe_file(f"/bucket/shards/{shard.name}", bytes(content))
+    with pytest.raises(DamagedData, match=rf"{shard.name}: its SHA-256 is not the manifest's"):
+        fetched.fetch(f"{URL}/{shard.name}", shard, tmp_path)
+    assert kept(tmp_path) == set()
+
+
+def test_a_run_that_was_killed_leaves_nothing_in_the_way(store, tmp_path):
+    split = open_dataset(URL).split("train")
+    shard = split.manifest.splits["train"].shards[0]
+    (tmp_path / f".{shard.sha256}.tar.12345678{files.TEMP_SUFFIX}").write_bytes(b"half")
+    (tmp_path / f".{shard.sha256}.lock").write_bytes(b"")
+    (tmp_path / f"{shard.sha256}.tar").write_bytes(b"cut off")
+    fetched.fetch(f"{URL}/{shard.name}", shard, tmp_path)
+    assert kept(tmp_path) == {f"{shard.sha256}.tar"}
+    assert fetched.is_there(fetched.place(tmp_path, shard), shard)
+
+
+def test_of_many_who_want_a_shard_one_fetches_it(store, tmp_path, monkeypatch):
+    split = open_dataset(URL).split("train")
+    shard = split.manifest.splits["train"].shards[0]
+    reads, read_parts = [], storage.read_parts
+
+    def counted(url):
+        reads.append(url)
+        return read_parts(url)
+
+    monkeypatch.setattr(storage, "read_parts", counted)
+    arguments = (f"{URL}/{shard.name}", shard, tmp_path)
+    threads = [threading.Thread(target=fetched.fetch, args=arguments) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(reads) == 1
+    assert kept(tmp_path) == {f"{shard.sha256}.tar"}
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(store, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    dataset = with_cache(open_dataset(URL), DataConfig(cache_dir=str(tmp_path / "file")))
+    split = dataset.split("train")
+    with pytest.raises(WriteFailed, match="file"):
+        [split.members(0) for _ in range(2000)]  # until the thread that fetches has come upon it
+
+
+def test_a_url_without_a_data_set_or_with_half_of_one_is_told(store):
+    with pytest.raises(UsageError, match=r"memory://nowhere: has no manifest.json"):
+        open_dataset("memory://nowhere")
+    store.rm_file("/bucket/shards/index/train-000001.npz")
+    with pytest.raises(DamagedData, match=rf"{URL}/index/train-000001.npz: is missing"):
+        open_dataset(URL).split("train")
+
+
+def test_a_shard_that_is_gone_or_cut_at_the_url_is_told(store):
+    split = open_dataset(URL).split("train")
+    content = storage.read(f"{URL}/train-000001.tar")
+    store.pipe_file("/bucket/shards/train-000001.tar", content[:5000])
+    with pytest.raises(DamagedData, match=rf"{URL}/train-000001.tar: sample 0{{10}}12: .*cut off"):
+        split[12]
+    store.rm_file("/bucket/shards/train-000001.tar")
+    with pytest.raises(DamagedData, match=rf"{URL}/train-000001.tar: is missing"):
+        split[12]
+
+
+def test_a_server_that_knows_no_ranges_is_told(store, monkeypatch):
+    split = open_dataset(URL).split("train")
+    cat_file = type(store).cat_file
+    monkeypatch.setattr(type(store), "cat_file", lambda self, path, **_: cat_file(self, path))
+    with pytest.raises(UsrganError, match="whole files instead of ranges"):
+        split[0]

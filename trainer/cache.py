@@ -1,0 +1,85 @@
+"""Decoded patches kept after their first use, in main memory or on the device; no batch changes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from shards.errors import UsageError
+from shards.manifest import Manifest
+from shards.reader import SplitReader
+
+Cache = Literal["none", "ram", "device"]
+
+
+class Store:
+    """All patches of a split as they are stored, uint8 RGB, filled as they come up."""
+
+    def __init__(self, split: SplitReader, device: torch.device) -> None:
+        low, high = stored_sides(split.manifest)
+        shape = (len(split), low, low, 3), (len(split), high, high, 3)
+        # memory that nobody has written to yet is not taken yet, on Linux
+        self.lr, self.hr = (torch.empty(each, dtype=torch.uint8, device=device) for each in shape)
+        self.there: npt.NDArray[np.bool_] = np.zeros(len(split), np.bool_)
+
+    def missing(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Those of the positions that have not come up yet."""
+        return positions[~self.there[positions]]
+
+    def put(self, positions: npt.NDArray[np.int64], lr: Tensor, hr: Tensor) -> None:
+        """Keep patches [n h w 3], which may lie in pinned memory."""
+        where = torch.from_numpy(positions).to(self.lr.device)
+        self.lr.index_copy_(0, where, lr.to(self.lr.device, non_blocking=True))
+        self.hr.index_copy_(0, where, hr.to(self.hr.device, non_blocking=True))
+        self.there[positions] = True
+
+    def take(
+        self, positions: npt.NDArray[np.int64], corners: npt.NDArray[np.int64], *, side: int
+    ) -> tuple[Tensor, Tensor]:
+        """LR [n side side 3] and HR of patches that are there, cropped at `corners` [n 2], LR pixels."""
+        scale = self.hr.shape[1] // self.lr.shape[1]
+        where = torch.from_numpy(positions).to(self.lr.device)
+        if side == self.lr.shape[1]:
+            return self.lr[where], self.hr[where]
+        at = torch.from_numpy(corners).to(self.lr.device)
+        return _crops(self.lr, where, at, side), _crops(self.hr, where, scale * at, scale * side)
+
+
+def check_cache(split: SplitReader, *, cache: Cache, gib: float, device: torch.device) -> None:
+    """Refuse a cache that the split does not fit into.
+
+    Raises:
+        UsageError: the decoded patches need more than `data.cache_gib`, or than the GPU has free.
+    """
+    if cache == "none":
+        return
+    need = 3 * len(split) * sum(side * side for side in stored_sides(split.manifest)) / 2**30
+    if need > gib:
+        raise UsageError(
+            f"data.cache_gib = {gib:g}: the {len(split):,} decoded training patches take {need:.1f} GiB;"
+            " raise it if there is that much, or set data.cache=none"
+        )
+    if cache == "device" and device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] / 2**30
+        if need > free:
+            raise UsageError(
+                f"data.cache = device: the {len(split):,} decoded training patches take {need:.1f} GiB, and"
+                f" the GPU has {free:.1f} GiB free; set data.cache=ram or none"
+            )
+
+
+def stored_sides(manifest: Manifest) -> tuple[int, int]:
+    """Of LR and HR as they are stored, pixels."""
+    return manifest.hr_size // manifest.scale, manifest.hr_size
+
+
+def _crops(images: Tensor, where: Tensor, corners: Tensor, side: int) -> Tensor:
+    """Squares of `side` pixels with their left and top at `corners` [n 2], out of images[where]."""
+    along = torch.arange(side, device=images.device)
+    columns = corners[:, 0, None, None] + along[None, None, :]
+    rows = corners[:, 1, None, None] + along[None, :, None]
+    return images[where[:, None, None], rows, columns]

@@ -1,0 +1,36 @@
+"""One stage as it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shards.reader import Dataset
+from trainer.config import Config, Stage
+from trainer.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train on what, and how to talk about it."""
+
+    run: Path
+    stage: Stage
+    config: Config
+    preset: str
+    paper: Config
+    """The paper's settings of this stage: the header names each deviation."""
+    dataset: Dataset
+    device: torch.device
+    ranks: Ranks
+    init: Path | None
+    """Weights to start from; None: fresh ones. Rank 0 reads them."""
+    content_weights: Path | None
+    say: Callable[[str], None]
+    warn: Callable[[str], None]
+    progress: Callable[..., AbstractContextManager[Callable[[int, str], None]]]
+    stop_requested: Callable[[], bool]

@@ -1,0 +1,127 @@
+"""What a stage writes while it trains. Rank 0 alone does, and a disk that is full for a while stops nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shards import __version__
+from shards.errors import WriteFailed
+from shards.png import RGB8
+from trainer.checkpoint import best_file, final_file, save_last, save_weights
+from trainer.config import flat
+from trainer.job import Job
+from trainer.report import LiveReport
+from trainer.run import append_metrics, write_sample
+from trainer.state import TrainState, networks
+
+FAILURES = 3
+"""Checkpoints in a row that cannot be saved before the run is given up."""
+BEST_METRICS = ("psnr_y", "ssim_y")
+Row = dict[str, float | int | str]
+
+
+class Keeper:
+    """Writes into the run folder; on other ranks than the first it does nothing."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._failures = 0
+        self._rows: list[Row] = []
+        self._report = LiveReport(job.run, warn=job.warn)
+
+    def save(self, state: TrainState, *, must: bool) -> bool:
+        """Save `last`; whether it was. With `must` there is no later try.
+
+        Raises:
+            WriteFailed: it cannot be written, and must be, or could not the last times either.
+            UsrganError: the ranks do not hold the same networks.
+        """
+        job = self._job
+        job.ranks.check_equal(networks(state), what=str(job.run))
+        if not job.ranks.first:
+            return True
+        try:
+            save_last(
+                job.run, state, job.config, dataset_sha256=job.dataset.manifest.dataset_sha256
+            )
+        except WriteFailed as error:
+            self._failures += 1
+            if must or self._failures >= FAILURES:
+                raise
+            job.warn(
+                f"{_what(error)}; not saved at {state.patches_seen:,} patches, the checkpoint before is intact:"
+                f" training goes on and tries again at the next (failure {self._failures} of {FAILURES} in a row)"
+            )
+            return False
+        self._failures = 0
+        return True
+
+    def log(self, row: Row) -> None:
+        """Add a row to the log, after those that could not be written before, and show it in the report."""
+        self._rows.append(row)
+        try:
+            while self._job.ranks.first and self._rows:
+                append_metrics(self._job.run, self._rows[0])
+                del self._rows[0]
+        except WriteFailed as error:
+            self._job.warn(f"{_what(error)}; the row is kept and written with the next")
+        if self._job.ranks.first and "val_psnr_y" in row:
+            self._report.refresh()
+
+    def best(self, state: TrainState, metric: str, found: dict[str, float]) -> None:
+        """Keep the weights that are the best by a metric."""
+        path = best_file(self._job.run, metric, state.stage)
+        if self._write(path, state, found):
+            state.best[metric] = found[metric]
+
+    def sample(self, state: TrainState, picture: RGB8) -> None:
+        """Keep a strip of held-out patches."""
+        try:
+            write_sample(
+                self._job.run, stage=state.stage, patches_seen=state.patches_seen, picture=picture
+            )
+        except WriteFailed as error:
+            self._job.warn(f"{_what(error)}; this sample is left out")
+
+    def final(self, state: TrainState) -> None:
+        """Keep the weights at the end of the stage.
+
+        Raises:
+            WriteFailed: they cannot be written.
+        """
+        if self._job.ranks.first:
+            path = final_file(self._job.run, state.stage)
+            save_weights(path, state, metadata(self._job, state, {}))
+
+    def _write(self, path: Path, state: TrainState, found: dict[str, float]) -> bool:
+        if not self._job.ranks.first:
+            return True
+        try:
+            save_weights(path, state, metadata(self._job, state, found))
+        except WriteFailed as error:
+            self._job.warn(f"{_what(error)}; the next better weights are tried again")
+            return False
+        return True
+
+
+def metadata(job: Job, state: TrainState, found: dict[str, float]) -> dict[str, str]:
+    """What weights say of themselves."""
+    settings = flat(job.config)
+    return {
+        "architecture": settings["generator.architecture"],
+        **{name: str(value) for name, value in settings.items() if name.startswith("generator.")},
+        "scale": str(job.dataset.manifest.scale),
+        "stage": state.stage,
+        "preset": job.preset,
+        "weights": "raw" if state.average is None else "ema",
+        "patches_seen": str(state.patches_seen),
+        **{f"val_{name}": f"{value:.4f}" for name, value in found.items()},
+        "content_features": job.config.content.features if state.stage == "gan" else "none",
+        "dataset_sha256": job.dataset.manifest.dataset_sha256,
+        "usrgan": __version__,
+    }
+
+
+def _what(error: WriteFailed) -> str:
+    """The matter without the advice, which is for a run that ended."""
+    return str(error).partition(";")[0]

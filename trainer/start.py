@@ -1,0 +1,94 @@
+"""The state that a stage goes on from: rank 0 reads it, all ranks have it."""
+
+from __future__ import annotations
+
+from trainer.checkpoint import (
+    Position,
+    best_file,
+    check_same_run,
+    forget_after,
+    forget_lost_best,
+    load_good,
+    load_last,
+)
+from trainer.config import flat
+from trainer.job import Job
+from trainer.run import rewind_metrics
+from trainer.state import TrainState, build_state, restore, start_from, state_tensors
+from trainer.weights import load_matching
+
+
+def begin(job: Job) -> TrainState:
+    """The newest checkpoint, or a fresh state.
+
+    Raises:
+        UsageError: the run folder, the data or the weights do not fit the configuration.
+    """
+    state = _fresh(job)
+    if job.ranks.first:
+        saved = load_last(job.run, job.stage, warn=job.warn)
+        if saved is not None:
+            tensors, position = saved
+            check_same_run(
+                position,
+                job.config,
+                run=job.run,
+                dataset_sha256=job.dataset.manifest.dataset_sha256,
+            )
+            restore(state, tensors)
+            _place(state, position)
+        elif best_file(job.run, "psnr_y", job.stage).exists():
+            job.warn(f"{job.run}: has no checkpoint to go on from; stage {job.stage} starts anew")
+    _share(job, state)
+    return state
+
+
+def begin_again(job: Job, *, suspect: int | None, reached: int) -> TrainState:
+    """The last good checkpoint, or a fresh state, with the order going on at `reached` patches."""
+    state = _fresh(job)
+    if job.ranks.first:
+        saved = load_good(job.run, job.stage, suspect=suspect, warn=job.warn)
+        if saved is not None:
+            tensors, position = saved
+            restore(state, tensors)
+            _place(state, position)
+        forget_after(job.run, job.stage, state.patches_seen)
+    _share(job, state)
+    state.passed_over = reached - state.patches_seen
+    return state
+
+
+def _fresh(job: Job) -> TrainState:
+    """What the seed gives, or the weights of an earlier stage."""
+    scale = job.dataset.manifest.scale
+    state = build_state(
+        job.config,
+        stage=job.stage,
+        scale=scale,
+        device=job.device,
+        content_weights=job.content_weights,
+        synced=job.ranks.world > 1,
+    )
+    if job.init is not None:
+        start_from(state, load_matching(job.init, job.config.generator, scale=scale))
+    return state
+
+
+def _place(state: TrainState, position: Position) -> None:
+    state.patches_seen, state.best = position.patches_seen, dict(position.best)
+    state.passed_over, state.rollbacks = position.passed_over, position.rollbacks
+    state.bad_in_a_row = position.bad_in_a_row
+
+
+def _share(job: Job, state: TrainState) -> None:
+    """Give every rank what rank 0 has, and bring the run folder to where the state stands."""
+    if job.ranks.first:
+        rewind_metrics(job.run, stage=job.stage, patches_seen=state.patches_seen)
+        forget_lost_best(job.run, state, warn=job.warn)
+    if job.ranks.world > 1:
+        tensors = job.ranks.share_tensors(state_tensors(state))
+        restore(state, tensors)
+        position = Position.of(
+            state, dataset_sha256=job.dataset.manifest.dataset_sha256, config=flat(job.config)
+        )
+        _place(state, job.ranks.share(position))

@@ -1,0 +1,288 @@
+"""How the ranks of a job learn of each other's death: a thread, a store, and a beat every second.
+
+A collective notices a peer that was killed, at best after a while and without a name, and one that
+hangs not at all. So each rank counts up in the job's store (the launcher's, torchrun's, or rank 0's)
+and looks at its neighbour's count; the first failure is written there, and ends all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import msgspec
+import torch
+import torch.distributed as dist
+from torch.distributed import (  # type: ignore[attr-defined]  # torch's stub hides them
+    PrefixStore,
+    Store,
+    TCPStore,
+)
+
+from shards.errors import Stopped, UsageError, UsrganError
+from trainer.ranks import LostRank, Ranks, talking
+
+BEAT_SECONDS = 1.0
+SILENCE = "USRGAN_RANK_TIMEOUT"
+"""Seconds after which a rank that cannot be heard counts as gone."""
+DEFAULT_SILENCE = 30.0
+PATIENCE = timedelta(minutes=30)
+"""How long a collective waits for a rank that is alive: rank 0 may be writing to a slow disk."""
+MEETING = timedelta(minutes=5)
+FAILED, READY = "failed", "ready"
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why the job ends: what the first rank to fail, or whoever missed it, wrote into the store."""
+
+    message: str
+    code: int = 1
+
+
+def open_store(ranks: Ranks) -> Store:
+    """Reach the job's store; under plain MASTER_ADDR and MASTER_PORT rank 0 is the one that has it.
+
+    Raises:
+        UsageError: the address is missing or nobody answers there.
+    """
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=ranks.first and not hosted,
+            wait_for_workers=False,
+            timeout=MEETING,
+        )
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            "MASTER_ADDR, MASTER_PORT: the ranks cannot meet there"
+            f" ({' '.join(str(error).split())}); start by torchrun, or correct the address"
+        ) from None
+    # a job that torchrun starts again finds none of what was before
+    return PrefixStore(f"usrgan/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def host_store() -> tuple[Store, int]:
+    """A store for the ranks that this process starts, and the port on which they find it."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=MEETING)
+    return PrefixStore("usrgan/0", store), store.port
+
+
+def all_ready(store: Store, *, world: int) -> bool:
+    """Whether every rank listens to signals."""
+    ready: bool = store.check([f"{READY}/{rank}" for rank in range(world)])
+    return ready
+
+
+def silence_seconds() -> float:
+    """How long a rank may be silent.
+
+    Raises:
+        UsageError: USRGAN_RANK_TIMEOUT is no number of seconds.
+    """
+    text = os.environ.get(SILENCE, str(DEFAULT_SILENCE))
+    with contextlib.suppress(ValueError):
+        if float(text) > 0:
+            return float(text)
+    raise UsageError(f"{SILENCE}: {text!r} is no number of seconds; set it to 30, or unset it")
+
+
+def note_failure(store: Store, failure: Failure) -> bool:
+    """Write down why the job ends; False if that was known before."""
+    text = msgspec.json.encode(failure).decode()
+    written: bytes = store.compare_set(FAILED, "", text)
+    return written == text.encode()
+
+
+def read_failure(store: Store) -> Failure | None:
+    """Why the job ends, if it does."""
+    if not store.check([FAILED]):
+        return None
+    return msgspec.json.decode(store.get(FAILED), type=Failure)
+
+
+def is_first_to_tell(store: Store, message: str) -> bool:
+    """Whether no other rank said the same; all of them find what is wrong with an option."""
+    key = f"told/{hashlib.blake2b(message.encode(), digest_size=8).hexdigest()}"
+    times: int = store.add(key, 1)
+    return times == 1
+
+
+class Watch:
+    """Beats for this rank and watches the next one, in a thread, until it is stopped."""
+
+    def __init__(
+        self, store: Store, ranks: Ranks, *, silence: float, tell: Callable[[str], None]
+    ) -> None:
+        self.store = store
+        self._ranks = ranks
+        self._silence = silence
+        self._tell = tell
+        self._stopped = threading.Event()
+        store.set(f"who/{ranks.rank}", f"on {socket.gethostname()}, pid {os.getpid()}")
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def ready(self) -> None:
+        """Say that this process listens to signals now."""
+        self.store.set(f"{READY}/{self._ranks.rank}", "1")
+
+    def stop(self) -> None:
+        """End beating; the others must not be watching any more."""
+        self._stopped.set()
+
+    def why(self) -> Failure | None:
+        """Who is behind a broken connection; None if somebody has told already.
+
+        The dead do not beat: a rank whose count stands still for three seconds is the one.
+        """
+        before = self._counts()
+        for _ in range(3):
+            time.sleep(BEAT_SECONDS)
+            if read_failure(self.store) is not None:
+                return None
+        still = [
+            rank
+            for rank, (old, new) in enumerate(zip(before, self._counts(), strict=True))
+            if old == new and rank != self._ranks.rank
+        ]
+        failure = Failure(_gone(self._names(still)) if still else _broken(self._ranks.rank))
+        return failure if note_failure(self.store, failure) else None
+
+    def _counts(self) -> list[int]:
+        return [self.store.add(f"beat/{rank}", 0) for rank in range(self._ranks.world)]
+
+    def _names(self, ranks: list[int]) -> str:
+        return ", ".join(
+            f"rank {rank} ({self.store.get(f'who/{rank}').decode()})"
+            if self.store.check([f"who/{rank}"])
+            else f"rank {rank}"
+            for rank in ranks
+        )
+
+    def _run(self) -> None:
+        neighbour = (self._ranks.rank + 1) % self._ranks.world
+        count, heard = 0, time.monotonic()
+        try:
+            while not self._stopped.wait(BEAT_SECONDS):
+                self.store.add(f"beat/{self._ranks.rank}", 1)
+                failure = read_failure(self.store)
+                if failure is not None:
+                    self._end_soon(failure.code)
+                found = self.store.add(f"beat/{neighbour}", 0)
+                if found != count or not found:  # before its first beat it is still starting
+                    count, heard = found, time.monotonic()
+                elif time.monotonic() - heard > self._silence:
+                    told = Failure(_gone(self._names([neighbour]), seconds=self._silence))
+                    if note_failure(self.store, told):
+                        self._tell(told.message)
+                    _leave(told.code)
+        except RuntimeError:  # the store has gone, and with it the launcher or its machine
+            if not self._stopped.is_set():
+                self._tell(
+                    f"rank {self._ranks.rank}: the process that started the ranks has gone;"
+                    " run the same command again to go on from the last checkpoint"
+                )
+                _leave(1)
+
+    def _end_soon(self, code: int) -> None:
+        """Give the main thread, which may hang in a collective, time to end by itself."""
+        if not self._stopped.wait(2 * BEAT_SECONDS):
+            _leave(code)
+
+
+@contextlib.contextmanager
+def connected(ranks: Ranks, watch: Watch | None, device: torch.device) -> Iterator[None]:
+    """Open the ways between the ranks; the end, or a stop on request, waits for all of them.
+
+    Raises:
+        LostRank: they cannot be opened, or break.
+    """
+    if watch is None:
+        yield
+        return
+    cuda = device.type == "cuda"
+    with talking():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=watch.store,
+            rank=ranks.rank,
+            world_size=ranks.world,
+            timeout=PATIENCE,
+            device_id=device if cuda else None,
+        )
+    stopped = None
+    try:
+        yield
+    except Stopped as error:
+        stopped = error
+    ranks.wait()  # for rank 0, which writes
+    watch.stop()
+    ranks.wait()  # the one that keeps the store leaves when nobody looks into it any more
+    dist.destroy_process_group()
+    if stopped is not None:
+        raise stopped
+
+
+@contextlib.contextmanager
+def failing_together(
+    ranks: Ranks, watch: Watch, *, tell: Callable[[BaseException], int]
+) -> Iterator[None]:
+    """Let the first real error of any rank be the one that is told, and end this process hard.
+
+    `tell` prints an error and returns its exit code. What a dead peer leaves behind in the
+    communication libraries can hang a normal exit, so there is none.
+    """
+    try:
+        yield
+    except LostRank:
+        try:
+            failure = watch.why()
+            if failure is not None:
+                tell(UsrganError(failure.message))
+        except RuntimeError:  # the store has gone, too
+            time.sleep(3 * BEAT_SECONDS)  # the watch says so
+        _leave(1)
+    except Stopped as error:
+        _leave(tell(error) if ranks.first else error.exit_code)
+    except BaseException as error:
+        code = getattr(error, "exit_code", 1)
+        with contextlib.suppress(RuntimeError):
+            note_failure(watch.store, Failure(str(error), code))
+            if not is_first_to_tell(watch.store, str(error)):
+                _leave(code)
+        prefixed = (
+            code != UsageError.exit_code and ranks.rank > 0 and isinstance(error, UsrganError)
+        )
+        _leave(tell(type(error)(f"rank {ranks.rank}: {error}") if prefixed else error))
+
+
+def _gone(who: str, *, seconds: float | None = None) -> str:
+    how = "is gone" if seconds is None else f"has not been heard of for {seconds:.0f} s"
+    return (
+        f"{who} {how}, and all ranks stop; the checkpoints are intact:"
+        " run the same command again to go on"
+    )
+
+
+def _broken(rank: int) -> str:
+    return (
+        f"rank {rank}: the connection to the other ranks broke; check the network between the machines,"
+        " and run the same command again to go on from the last checkpoint"
+    )
+
+
+def _leave(code: int) -> None:
+    """End this process now, whatever its other threads wait for."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
