@@ -90,6 +90,25 @@ def test_a_whole_run_shows_figures_numbers_and_settings(tmp_path):
     assert "<td class=long>gan<td class=long>discriminator.features" in text
 
 
+def test_the_lowest_lpips_is_the_best(tmp_path):
+    rows = run_of("psnr", 3) + run_of("gan", 3)
+    for row, value in zip(rows[3:], (0.3, 0.2, 0.25), strict=True):
+        row["val_lpips"] = value
+    text = write_report(write_run(tmp_path / "run", rows), figures=False).read_text()
+    assert "<th class=n>best LPIPS<" in text
+    assert "<td class=n>0.2000 (epoch 2)" in text
+    assert "<td class=n>not measured" in text
+    assert "LPIPS over epochs" in text
+
+
+def test_a_run_that_was_not_validated_has_no_best(tmp_path):
+    rows = run_of("psnr", 3, every=9)
+    text = write_report(write_run(tmp_path / "run", rows), figures=False).read_text()
+    assert (
+        "best" not in text.partition("Deviations")[0].partition("<body")[0].partition("</style>")[2]
+    )
+
+
 def test_the_papers_own_settings_deviate_nowhere(tmp_path):
     run = write_run(tmp_path / "run", run_of("psnr", 1))
     assert "None: every setting is the paper's." in write_report(run, figures=False).read_text()
