@@ -10,6 +10,7 @@ from shards.png import RGB8
 from trainer.checkpoint import best_file, final_file, save_last, save_weights
 from trainer.config import flat
 from trainer.job import Job
+from trainer.report import LiveReport
 from trainer.run import append_metrics, write_sample
 from trainer.state import TrainState, networks
 
@@ -25,6 +26,7 @@ class Keeper:
         self._job = job
         self._failures = 0
         self._rows: list[Row] = []
+        self._report = LiveReport(job.run, warn=job.warn)
 
     def save(self, state: TrainState, *, must: bool) -> bool:
         """Save `last`; whether it was. With `must` there is no later try.
@@ -54,7 +56,7 @@ class Keeper:
         return True
 
     def log(self, row: Row) -> None:
-        """Add a row to the log, after those that could not be written before."""
+        """Add a row to the log, after those that could not be written before, and show it in the report."""
         self._rows.append(row)
         try:
             while self._job.ranks.first and self._rows:
@@ -62,6 +64,8 @@ class Keeper:
                 del self._rows[0]
         except WriteFailed as error:
             self._job.warn(f"{_what(error)}; the row is kept and written with the next")
+        if self._job.ranks.first and "val_psnr_y" in row:
+            self._report.refresh()
 
     def best(
         self, state: TrainState, metric: str, values: dict[str, float], found: dict[str, float]

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.trainer.test_resume import train
+import pytest
+
+from tests.trainer.test_perceptual import random_weights
+from tests.trainer.test_resume import logged, train
 from trainer.best import forget, handed_on, improvements
+from trainer.weights import save_tensors
 
 
 def follow(*validations: dict[str, float], best_by="auto", psnr_drop=3.0) -> list[set[str]]:
@@ -70,7 +74,7 @@ def test_forgetting_a_metric_forgets_all_of_it_and_nothing_else():
 
 def test_a_run_hands_on_what_its_rule_says(tiny_shards, tmp_path):
     handed = {}
-    for rule in ("auto", "psnr_y", "both"):
+    for rule in ("auto", "both"):
         run = tmp_path / rule
         more = ["--set", f"validation.best_by={rule}", "--set", "epochs=1", "--json"]
         result = json.loads(train(tiny_shards, run, *more).stdout)
@@ -78,7 +82,6 @@ def test_a_run_hands_on_what_its_rule_says(tiny_shards, tmp_path):
         assert (run / "checkpoints/best-both/gan.safetensors").exists() == (rule == "both")
     assert handed == {
         "auto": "final/gan.safetensors",
-        "psnr_y": "best-psnr_y/gan.safetensors",
         "both": "best-both/gan.safetensors",
     }
 
@@ -99,3 +102,19 @@ def test_damaged_best_weights_give_way_to_the_final_ones(tiny_shards, tmp_path):
     again = train(tiny_shards, tmp_path / "run", *settings)
     assert "the final weights of stage psnr are taken" in again.stderr.replace("\n", " ")
     assert json.loads(again.stdout)["weights"].endswith("final/psnr.safetensors")
+
+
+def test_with_lpips_stage_gan_hands_on_its_lowest(tiny_shards, tmp_path):
+    network = tmp_path / "alexnet.safetensors"
+    save_tensors(network, random_weights("alexnet"), {})
+    run, more = tmp_path / "run", ["--lpips", str(network), "--set", "epochs=2", "--json"]
+    result = json.loads(train(tiny_shards, run, *more).stdout)
+    measured = [row["val_lpips"] for row in logged(run) if row["stage"] == "gan"]
+    assert result["stages"][1]["best"]["lpips"] == pytest.approx(min(measured))
+    assert result["weights"] == str(run / "checkpoints/best-lpips/gan.safetensors")
+
+
+def test_a_rule_that_nothing_can_measure_is_refused(tiny_shards, tmp_path):
+    refused = train(tiny_shards, tmp_path / "run", "--set", "validation.best_by=lpips", code=2)
+    assert "--lpips FILE" in refused.stderr
+    assert not (tmp_path / "run").exists()
