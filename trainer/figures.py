@@ -59,6 +59,8 @@ def figures_of_run(rows: Sequence[Row]) -> list[Figure]:
                 "On held-out patches (the paper's figure 3)."),
         *_lines(rows, "figure-3-ssim", "SSIM over epochs", "SSIM-Y", {"val_ssim_y": ""},
                 "On held-out patches (the paper's figure 3)."),
+        *_lines(rows, "lpips", "LPIPS over epochs", "LPIPS", {"val_lpips": ""},
+                "On held-out patches; lower is better."),
         *_lines(rows, "figure-4-pixel", "Pixel loss", "L1 of values in 0..1", {"loss_pixel": ""},
                 "Eq. 1, unweighted; in stage psnr it is the whole loss.", log=True),
         *_lines(rows, "speed", "Throughput", "patches/s", {"patches_per_s": ""},

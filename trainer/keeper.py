@@ -16,7 +16,6 @@ from trainer.state import TrainState, networks
 
 FAILURES = 3
 """Checkpoints in a row that cannot be saved before the run is given up."""
-BEST_METRICS = ("psnr_y", "ssim_y")
 Row = dict[str, float | int | str]
 
 
@@ -70,11 +69,13 @@ class Keeper:
         except WriteFailed as error:
             self._job.warn(f"{_what(error)}; the row is kept and written with the next")
 
-    def best(self, state: TrainState, metric: str, found: dict[str, float]) -> None:
-        """Keep the weights that are the best by a metric."""
+    def best(
+        self, state: TrainState, metric: str, values: dict[str, float], found: dict[str, float]
+    ) -> None:
+        """Keep the weights that are the best by a metric, and remember the `values` to be beaten."""
         path = best_file(self._job.run, metric, state.stage)
         if self._write(path, state, found):
-            state.best[metric] = found[metric]
+            state.best |= values
 
     def sample(self, state: TrainState, picture: RGB8) -> None:
         """Keep a strip of held-out patches."""

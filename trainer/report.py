@@ -22,7 +22,7 @@ from shards.errors import DamagedData, UsageError, UsrganError
 from shards.png import RGB8
 from trainer import charts, page
 from trainer.config import PAPER, STAGES, differences, load_config
-from trainer.figures import Figure, figures_of_run, figures_of_stage
+from trainer.figures import Figure, figures_of_run, figures_of_stage, series
 from trainer.run import read_metrics
 from trainer.strips import tiles_of
 from trainer.tables import TITLES, format_value
@@ -32,6 +32,8 @@ STAGE_TITLES = {
     "psnr": "Stage psnr: pixel loss",
     "gan": "Stage gan: pixel, content and adversarial loss",
 }
+BEST = ("psnr_y", "ssim_y", "lpips")
+"""What is measured on held-out patches, and whose best epoch is told."""
 PHOTOS = 4
 """So many strips are shown at most; the others stay in `strips/`."""
 NOT_THE_PAPERS = {"seed", "data", "validation", "checkpoint", "telemetry", "guard"}
@@ -82,6 +84,7 @@ class LiveReport:
         self._started = time.monotonic()
         self._spent = 0.0
         self._last = FIRST_GUESS
+        self._told = False
 
     def refresh(self) -> None:
         """Write the page anew if there is time for it; what goes wrong is a warning, once."""
@@ -91,8 +94,9 @@ class LiveReport:
         try:
             write_report(self._run, figures=False)
         except (UsrganError, ValueError) as error:  # ValueError: what vl-convert raises
-            self._warn(f"{self._run / 'report.html'}: not written ({error}); training goes on")
-            self._spent = float("inf")
+            if not self._told:
+                self._warn(f"{self._run / 'report.html'}: not written ({error}); training goes on")
+            self._told = True
         self._last = time.monotonic() - begun
         self._spent += self._last
 
@@ -100,7 +104,7 @@ class LiveReport:
 def _about(run: Path) -> str:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         about = json.loads((run / "run.json").read_text())
-        precision = "bf16" if about["bf16"] else "fp32"
+        precision = str(about["precision"]).partition(" (")[0]
         return page.note(
             f"preset {about['preset']} · {about['device']} · {precision} · data set"
             f" {about['dataset_sha256'][:12]} · usrgan {about['usrgan']}, torch {about['versions']['torch']}"
@@ -109,6 +113,9 @@ def _about(run: Path) -> str:
 
 
 def _overview(rows: Rows, stages: Sequence[str]) -> str:
+    if not rows:
+        return page.note("No epoch has ended yet.")
+    judged = [name for name in BEST if any(f"val_{name}" in row for row in rows)]
     lines = []
     for stage in stages:
         own = [row for row in rows if row["stage"] == stage]
@@ -117,30 +124,22 @@ def _overview(rows: Rows, stages: Sequence[str]) -> str:
                 stage,
                 f"{own[-1]['epoch']:,}",
                 f"{own[-1]['patches_seen']:,}",
-                _best(own, "val_psnr_y", "psnr_y"),
-                _best(own, "val_ssim_y", "ssim_y"),
+                *(_best(own, name) for name in judged),
                 f"{sum(row['patches_per_s'] for row in own) / len(own):,.1f}",
                 f"{sum(row['data_wait'] for row in own) / len(own):.1%}",
             )
         )
-    titles = [
-        "stage",
-        "epochs",
-        "patches",
-        "best PSNR-Y, dB",
-        "best SSIM-Y",
-        "patches/s",
-        "data wait",
-    ]
-    return page.table(titles, lines, left=1) if lines else page.note("No epoch has ended yet.")
+    titles = [f"best {TITLES[name]}" + ", dB" * name.startswith("psnr") for name in judged]
+    head = ["stage", "epochs", "patches", *titles, "patches/s", "data wait"]
+    return page.table(head, lines, left=1)
 
 
-def _best(rows: Rows, key: str, name: str) -> str:
-    validated = [row for row in rows if key in row]
-    if not validated:
-        return "not validated"
-    best = max(validated, key=lambda row: row[key])
-    return f"{format_value(name, best[key])} (epoch {best['epoch']})"
+def _best(rows: Rows, name: str) -> str:
+    values = series(rows, f"val_{name}")
+    if not values:
+        return "not measured"
+    epoch, best = (min if name == "lpips" else max)(values, key=lambda each: each[1])
+    return f"{format_value(name, best)} (epoch {epoch:g})"
 
 
 def _evaluation(run: Path) -> str:

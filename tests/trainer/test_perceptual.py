@@ -209,7 +209,7 @@ def test_dists_refuses_alexnet(backbones):
 
 
 def test_vgg19_is_not_taken_for_vgg16(tmp_path):
-    vgg19 = VGGFeatures(layer="conv5_4", activation="after", input_range="imagenet")
+    vgg19 = VGGFeatures(layers=["conv5_4"], activation="after", input_range="imagenet")
     torch.save(
         {name: value.half() for name, value in vgg19.state_dict().items()}, tmp_path / "v.pth"
     )

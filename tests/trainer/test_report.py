@@ -19,6 +19,7 @@ from tests.trainer.conftest import make_patch
 from tests.trainer.test_figures import run_of
 from tests.trainer.test_resume import train
 from trainer import charts, report
+from trainer import train as training
 from trainer.cli import train_main
 from trainer.config import load_config
 from trainer.report import LiveReport, write_report
@@ -87,6 +88,25 @@ def test_a_whole_run_shows_figures_numbers_and_settings(tmp_path):
         in text
     )
     assert "<td class=long>gan<td class=long>discriminator.features" in text
+
+
+def test_the_lowest_lpips_is_the_best(tmp_path):
+    rows = run_of("psnr", 3) + run_of("gan", 3)
+    for row, value in zip(rows[3:], (0.3, 0.2, 0.25), strict=True):
+        row["val_lpips"] = value
+    text = write_report(write_run(tmp_path / "run", rows), figures=False).read_text()
+    assert "<th class=n>best LPIPS<" in text
+    assert "<td class=n>0.2000 (epoch 2)" in text
+    assert "<td class=n>not measured" in text
+    assert "LPIPS over epochs" in text
+
+
+def test_a_run_that_was_not_validated_has_no_best(tmp_path):
+    rows = run_of("psnr", 3, every=9)
+    text = write_report(write_run(tmp_path / "run", rows), figures=False).read_text()
+    assert (
+        "best" not in text.partition("Deviations")[0].partition("<body")[0].partition("</style>")[2]
+    )
 
 
 def test_the_papers_own_settings_deviate_nowhere(tmp_path):
@@ -234,7 +254,7 @@ def test_training_makes_the_page_anew_after_each_validation(tiny_shards, tmp_pat
 
     monkeypatch.setattr(report, "SHARE_OF_TIME", float("inf"))
     monkeypatch.setattr(report, "write_report", write)
-    monkeypatch.setattr("trainer.train.write_report", write)
+    monkeypatch.setattr(training, "write_report", write)
     train(tiny_shards, tmp_path / "run", "--stage", "psnr")
     assert seen == [(1, False), (2, False), (3, False), (3, True)]
 
