@@ -101,6 +101,18 @@ def with_cache(dataset: Dataset, config: DataConfig) -> Dataset:
     return replace(dataset, cache=folder)
 
 
+def check_data(
+    split: SplitReader, batch_size: int, config: DataConfig, *, device: torch.device
+) -> None:
+    """Refuse a split that does not fill a batch, and a cache that does not hold the split.
+
+    Raises:
+        UsageError: names the setting.
+    """
+    steps_per_pass(len(split), batch_size)
+    check_cache(split, cache=config.cache, gib=config.cache_gib, device=device)
+
+
 def batches(
     split: SplitReader,
     *,
@@ -117,13 +129,13 @@ def batches(
     Rank r of W gets places r*B/W to (r+1)*B/W of a global batch of B, which is the same for any W.
 
     Raises:
-        UsageError: the split holds less than one batch, or B cannot be shared by W.
+        UsageError: the split holds less than one batch, B cannot be shared by W, or the cache is too small.
         DamagedData: a sample is not what its index promises (when its batch is due).
     """
     manifest = split.manifest
     side = manifest.training_size // manifest.scale
     places = places_of(batch_size, rank=rank, world_size=world_size)
-    steps_per_pass(len(split), batch_size)  # or refuse now, not with the first batch
+    check_data(split, batch_size, config, device=device)  # now, not with the first batch
     order = Order(
         samples=len(split),
         turns=config.augment,
@@ -133,7 +145,6 @@ def batches(
         batch_size=batch_size,
     )
 
-    check_cache(split, cache=config.cache, gib=config.cache_gib, device=device)
     store = None
     if config.cache != "none":
         store = Store(split, device if config.cache == "device" else CPU)

@@ -15,11 +15,10 @@ from shards.reader import open_dataset
 from shards.storage import Location
 from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config import PAPER, Config, Stage, load_config
-from trainer.data import with_cache
+from trainer.data import check_data, with_cache
 from trainer.loop import Job, train_stage
 from trainer.losses import build_content_features
 from trainer.memory import within_memory
-from trainer.order import steps_per_pass
 from trainer.report import write_report
 from trainer.run import choose_device
 from trainer.weights import load_matching
@@ -50,7 +49,7 @@ def train(
     dataset = open_dataset(shards)
     with_val = len(dataset.split("val")) > 0
     for stage, config in stages.items():
-        steps_per_pass(len(dataset.split("train")), config.batch_size)
+        check_data(dataset.split("train"), config.batch_size, config.data, device=chosen)
         if stage == "gan":
             build_content_features(config.content, weights=content_weights)
             if "psnr" not in stages and not has_last(run, "gan"):
