@@ -6,6 +6,7 @@ steps       the two training steps, `psnr` and `gan`
 state       everything that must survive a restart
 checkpoint  `last` and the best generators on disk
 order       which sample stands where: lanes of chunks, a function of data, seed and step
+loading     bytes, patches and batches of the places of a step
 cache       decoded patches kept in memory or on the device
 data        batches out of shards, read ahead and decoded by threads
 losses      eq. 1 to 5 of the paper
