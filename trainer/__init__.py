@@ -13,6 +13,7 @@ ranks       the processes of a job, and what they do together
 watch       how they learn of each other's death
 launch      `--gpus N`: starts them
 checkpoint  `last` and the best generators on disk
+best        which weights are the best
 order       which sample stands where: lanes of chunks, a function of data, seed and step
 cache       decoded patches kept in memory or on the device
 data        batches out of shards, read ahead and decoded by threads

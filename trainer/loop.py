@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import closing
 
 from shards.errors import Stopped
 from shards.reader import SplitReader
+from trainer.best import improvements
 from trainer.checkpoint import final_file
 from trainer.config import Config
 from trainer.data import batches, to_float
 from trainer.guard import Guard
 from trainer.job import Job
-from trainer.keeper import BEST_METRICS, Keeper
+from trainer.keeper import Keeper
 from trainer.log import EpochLog, header, note_of
 from trainer.optim import learning_rate, set_learning_rate
 from trainer.run import use_bf16, write_header
@@ -174,11 +174,17 @@ def _validate_and_keep_best(
 ) -> dict[str, float]:
     """Score the generator on all ranks; rank 0 keeps what is better than before."""
     found = validate(
-        state.output, val, patches=job.config.validation.patches, device=job.device, ranks=job.ranks
+        state.output,
+        val,
+        patches=job.config.validation.patches,
+        device=job.device,
+        ranks=job.ranks,
+        lpips=job.lpips,
     )
     if job.ranks.first:
-        for metric in BEST_METRICS:
-            if found[metric] > state.best.get(metric, -math.inf):
-                keeper.best(state, metric, found)
+        rule = job.config.validation
+        won = improvements(found, state.best, best_by=rule.best_by, psnr_drop=rule.psnr_drop)
+        for metric, values in won.items():
+            keeper.best(state, metric, values, found)
         keeper.sample(state, sample_strip(state.output, val, device=job.device))
     return {f"val_{name}": value for name, value in found.items()}

@@ -5,7 +5,7 @@ run.json        versions, device, PIL flavour, data set
 metrics.jsonl   one line per epoch and stage
 samples/        held-out patches: bicubic, the generator's, the truth
 checkpoints/    see `trainer.checkpoint`
-report.html     all of it on one page
+report.html     all of it on one page, and its figures in figures/
 """
 
 from __future__ import annotations

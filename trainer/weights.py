@@ -113,10 +113,62 @@ def load_generator(path: Path, *, device: torch.device) -> Loaded:
     """
     tensors, metadata = load_tensors(path)
     config, scale = describe(tensors, path=path, scale=metadata.get("scale"))
+    return _ready(fold_batch_norm(tensors), config, scale, path.stem, metadata, device)
+
+
+def load_blend(first: Path, second: Path, *, alpha: float, device: torch.device) -> Loaded:
+    """A generator between two others: `first` at alpha 0, `second` at 1.
+
+    The weights are interpolated, not the pictures (ESRGAN §3.4): between a stage psnr and the stage gan
+    that started from it lies a smooth way from faithful to sharp.
+
+    Raises:
+        UsageError: as `load_generator`, or the two are of different networks.
+        DamagedData: a file is damaged.
+    """
+    read = [load_tensors(path) for path in (first, second)]
+    kinds = [
+        describe(tensors, path=path, scale=metadata.get("scale"))
+        for path, (tensors, metadata) in zip((first, second), read, strict=True)
+    ]
+    (config, scale), (other, other_scale) = kinds
+    for name, value in (generator_settings(config) | {"scale": scale}).items():
+        has = (generator_settings(other) | {"scale": other_scale}).get(name)
+        if has != value and name != "norm":  # which is folded
+            raise UsageError(
+                f"{second}: its generator has {name} {has}, that of {first} has {value};"
+                " blend two stages of one network"
+            )
+    tensors = interpolate(read[0][0], read[1][0], alpha=alpha)
+    metadata = read[1][1] | {"blend": f"{1 - alpha:g} {first.stem} + {alpha:g} {second.stem}"}
+    name = f"{first.stem}-{second.stem}-{alpha:g}"
+    return _ready(tensors, config, scale, name, metadata, device)
+
+
+def interpolate(
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, alpha: float
+) -> dict[str, Tensor]:
+    """(1 - alpha) first + alpha second of two state dicts of one network.
+
+    Batch normalisation is folded first: the mean of two variances is nobody's variance, but folded
+    weights are linear in what they do to a picture's features.
+    """
+    ours, theirs = fold_batch_norm(first), fold_batch_norm(second)
+    return {name: torch.lerp(value, theirs[name], alpha) for name, value in ours.items()}
+
+
+def _ready(
+    folded: dict[str, Tensor],
+    config: GeneratorConfig,
+    scale: int,
+    name: str,
+    metadata: dict[str, str],
+    device: torch.device,
+) -> Loaded:
     module = build_generator(msgspec.structs.replace(config, norm="none"), scale=scale)
-    module.load_state_dict(fold_batch_norm(tensors))
+    module.load_state_dict(folded)
     module.eval().requires_grad_(False).to(device)
-    return Loaded(module=module, scale=scale, name=path.stem, metadata=metadata)
+    return Loaded(module=module, scale=scale, name=name, metadata=metadata)
 
 
 def load_matching(path: Path, config: GeneratorConfig, *, scale: int) -> dict[str, Tensor]:
