@@ -56,16 +56,18 @@ class Keeper:
         return True
 
     def log(self, row: Row) -> None:
-        """Add a row to the log, after those that could not be written before, and show it in the report."""
+        """Add a row to the log, after those that could not be written before; with a validation, to the page."""
+        if not self._job.ranks.first:
+            return
         self._rows.append(row)
         try:
-            while self._job.ranks.first and self._rows:
+            while self._rows:
                 append_metrics(self._job.run, self._rows[0])
                 del self._rows[0]
+            if "val_psnr_y" in row:
+                self._report.refresh()
         except WriteFailed as error:
             self._job.warn(f"{_what(error)}; the row is kept and written with the next")
-        if self._job.ranks.first and "val_psnr_y" in row:
-            self._report.refresh()
 
     def best(
         self, state: TrainState, metric: str, values: dict[str, float], found: dict[str, float]

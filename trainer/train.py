@@ -59,6 +59,8 @@ def train(
     else:
         say, warn, progress = _silently, _silently, _no_progress
     chosen = choose_device(device, ranks)
+    if chosen.index is not None:
+        torch.cuda.set_device(chosen)
     dataset = open_dataset(shards)
     with_val = len(dataset.split("val")) > 0
     for stage, config in stages.items():

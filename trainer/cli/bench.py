@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
 from shards import __version__, console
 from shards.errors import UsageError
+from shards.storage import Location
+
+R = TypeVar("R")
+
+
+class Milliseconds(click.ParamType[float]):
+    """`10ms`."""
+
+    name = "time"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Milliseconds."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s)", str(value))
+        if match is None:
+            self.fail(f"{value} is no time; write 10ms", param, ctx)
+        return float(match[1]) * (1000 if match[2] == "s" else 1)
 
 
 @click.group(
@@ -41,6 +62,89 @@ def prep_command(src: Path, workers: int | None, rounds: int, *, as_json: bool) 
     found = bench_prep(
         src, workers=workers or os.cpu_count() or 1, rounds=rounds, options=(), say=console.say
     )
+    _tell(found, lines, as_json=as_json)
+
+
+@bench_main.command("data", cls=console.command_class("bench-sr data --src photos --json"))
+@click.option(
+    "--src", type=console.FilePath(),
+    help="Folder of real photos.  [default: noise with the spectrum of photos]",
+)  # fmt: skip
+@click.option(
+    "--pairs", type=click.IntRange(256), default=2000, show_default=True, metavar="N",
+    help="Patch pairs that each way reads in a round; about so many are made.",
+)  # fmt: skip
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, metavar="N",
+    help="So often everything is measured; the middle one counts.",
+)  # fmt: skip
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, metavar="N",
+    help="Patches in a batch.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+def data_command(
+    src: Path | None, pairs: int, rounds: int, batch_size: int, *, as_json: bool
+) -> None:
+    """Measure the reader alone, beside webdataset and single files; starting and resuming."""
+    from trainer.bench.data import bench_data, lines
+
+    found = bench_data(src, pairs=pairs, rounds=rounds, batch_size=batch_size, say=console.say)
+    _tell(found, lines, as_json=as_json)
+
+
+@bench_main.command(
+    "train", cls=console.command_class("bench-sr train --fake-step 10ms --shards shards/")
+)
+@click.option(
+    "--fake-step", type=Milliseconds(), metavar="TIME",
+    help="Steps that only wait so long (10ms): what the reader costs a busy GPU.",
+)  # fmt: skip
+@click.option(
+    "--shards",
+    type=console.Place(),
+    metavar="DIR|URL",
+    help="Folder or URL that prep-shards wrote.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, metavar="N",
+    help="Patches in a batch.",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N",
+    help="Threads that decode (data.workers).",
+)  # fmt: skip
+@click.option(
+    "--steps", type=click.IntRange(1), default=500, show_default=True, metavar="N", help="Steps.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+def train_command(
+    fake_step: float | None, shards: Location | None, batch_size: int, workers: int, steps: int,
+    *, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure training; for now with --fake-step, the share of time that steps wait for data."""
+    if fake_step is None:
+        raise UsageError(
+            "bench-sr train: real steps come with a later version of usrgan; add --fake-step 10ms"
+        )
+    if shards is None:
+        raise UsageError(
+            "--shards: name the folder that prep-shards wrote, for example --shards shards/"
+        )
+    from trainer.bench.fake import fake_train, lines
+    from trainer.data import DataConfig
+
+    found = fake_train(
+        shards,
+        step_ms=fake_step,
+        batch_size=batch_size,
+        steps=steps,
+        config=DataConfig(workers=workers),
+    )
+    _tell(found, lines, as_json=as_json)
+
+
+def _tell(found: R, lines: Callable[[R], list[str]], *, as_json: bool) -> None:
     if as_json:
         console.print_json(found)
     else:
@@ -62,5 +166,4 @@ def _later(name: str) -> None:
     command.help = f"Measure {name} (comes with a later version)."
 
 
-for each in ("data", "train", "upscale"):
-    _later(each)
+_later("upscale")

@@ -13,21 +13,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.networks.dense import RESIDUAL, SLOPE, Form, dense_block
 from trainer.networks.start import pass_colours
 
+__all__ = ["RESIDUAL", "SLOPE", "RRDBNet", "to_pixelshuffle"]
 Upsampler = Literal["pixelshuffle", "nearest_conv"]
 Norm = Literal["batch", "none"]
 
-SLOPE = 0.2
-"""Negative slope of every LeakyReLU (paper §3.2)."""
-RESIDUAL = 0.2
-"""What a residual branch is multiplied with before it is added."""
 STAGES: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 """Factors of the upsampling stages for each scale."""
 
 
 class DenseBlock(nn.Module):
     """Five 3x3 convolutions, each of which sees the outputs of all before it."""
+
+    form: Form = "plain"
+    """How it is computed in training mode (`dense`); in evaluation mode always as written here."""
 
     def __init__(self, *, features: int, growth: int, norm: Norm) -> None:
         super().__init__()
@@ -38,6 +39,10 @@ class DenseBlock(nn.Module):
         self.conv5, self.norm5 = _small_conv(features + 4 * growth, features, norm)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if self.training and self.form != "plain":
+            convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
+            norms = (self.norm1, self.norm2, self.norm3, self.norm4, self.norm5)
+            return dense_block(x, convs, norms, form=self.form)
         x1 = F.leaky_relu(self.norm1(self.conv1(x)), SLOPE)
         x2 = F.leaky_relu(self.norm2(self.conv2(torch.cat((x, x1), 1))), SLOPE)
         x3 = F.leaky_relu(self.norm3(self.conv3(torch.cat((x, x1, x2), 1))), SLOPE)
