@@ -174,7 +174,7 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
             f" name another --out, and to keep what was learned"
             f" --init {run}/checkpoints/best-psnr_y/{position.stage}.safetensors"
         )
-    free = ["data.workers", "data.cache", "checkpoint.", "validation.", "guard."]
+    free = ["data.workers", "data.cache", "checkpoint.", "validation.", "guard.", "speed."]
     if config.generator.norm == "none":
         free.append("accumulate")  # batch normalisation sees micro-batches, nothing else does
     if config.optim.schedule == "constant":

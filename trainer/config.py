@@ -22,6 +22,7 @@ from trainer.losses import ContentConfig, LossConfig
 from trainer.models import DiscriminatorConfig, GeneratorConfig
 from trainer.networks.rrdb import COLOURS
 from trainer.optim import EmaConfig, OptimConfig
+from trainer.speed import SpeedConfig
 from trainer.validate import ValidationConfig
 
 Stage = Literal["psnr", "gan"]
@@ -63,6 +64,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: DataConfig = DataConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    speed: SpeedConfig = SpeedConfig()
     guard: GuardConfig = GuardConfig()
 
     @property

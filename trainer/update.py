@@ -50,7 +50,7 @@ def train_step(
     bf16: bool,
     *,
     ranks: Ranks = ALONE,
-    stop: bool = False,
+    stop: bool | Tensor = False,
 ) -> Outcome:
     """One step on this rank's share of a global batch; the same update on every rank.
 
@@ -68,7 +68,8 @@ def train_step(
     names = list(losses)
     assert len(names) < SPARE
     with torch.no_grad():
-        told = torch.stack([*losses.values(), torch.full((), float(stop), device=lr.device)])
+        wish = stop if isinstance(stop, Tensor) else torch.full((), float(stop), device=lr.device)
+        told = torch.stack([*losses.values(), wish])
         state.gradients.spare[: len(told)] = told
     for each in gradients.values():
         ranks.mean_(each.flat)

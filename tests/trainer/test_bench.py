@@ -127,7 +127,7 @@ def test_the_command_prints_what_the_contract_names(photos: Path):
 def test_a_missing_folder_and_a_later_bench_are_one_line(tmp_path):
     for options, words in (
         (["prep", "--src", str(tmp_path / "none")], "there is no such folder of photos"),
-        (["train", "--json", "--gpus", "2"], "bench-sr train: comes with a later version"),
+        (["upscale", "--json", "--gpus", "2"], "bench-sr upscale: comes with a later version"),
     ):
         ended = CliRunner().invoke(bench_main, options)
         assert ended.exit_code == 2

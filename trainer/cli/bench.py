@@ -9,6 +9,7 @@ import click
 
 from shards import __version__, console
 from shards.errors import UsageError
+from trainer.cli.bench_train import train_command
 
 
 @click.group(
@@ -62,5 +63,6 @@ def _later(name: str) -> None:
     command.help = f"Measure {name} (comes with a later version)."
 
 
-for each in ("data", "train", "upscale"):
+for each in ("data", "upscale"):
     _later(each)
+bench_main.add_command(train_command)

@@ -1,0 +1,130 @@
+"""`bench-sr train`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+
+from shards import console
+from shards.errors import UsageError
+
+PEERS = ("peer-fp32", "peer-tf32", "peer-amp", "peer-amp-cl", "peer-lean")
+
+
+def _split(_context: click.Context, _option: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+@click.command("train", cls=console.command_class("bench-sr train --stage both --batch 32,64,128"))
+@click.option(
+    "--stage", type=click.Choice(["psnr", "gan", "both"]), default="both", show_default=True,
+    help="Which training step.",
+)  # fmt: skip
+@click.option("--config", default="usrgan", show_default=True, help="Preset or TOML file of the networks.")  # fmt: skip
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
+@click.option(
+    "--batch", "batches", default="32", show_default=True, callback=_split, metavar="N[,N...]",
+    help="Pairs of patches in a step.",
+)  # fmt: skip
+@click.option(
+    "--impl", "implementations", default="auto", show_default=True, callback=_split,
+    metavar="NAME[,NAME...]", help="Ways of doing it; the first is the headline. See docs/gpu-runbook.md.",
+)  # fmt: skip
+@click.option(
+    "--peer", "peers", default="all", show_default=True, callback=_split, metavar="NAME[,NAME...]",
+    help=f"BasicSR's way: all, none, or of {', '.join(PEERS)}.",
+)  # fmt: skip
+@click.option("--shards", type=console.FilePath(), help="Also measure the wait for its batches.")  # fmt: skip
+@click.option(
+    "--vgg", type=console.FilePath(), help="VGG-19 weights; without them they are random."
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where.",
+)  # fmt: skip
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, metavar="N",
+    help="So often all take turns, after one round that does not count.",
+)  # fmt: skip
+@click.option(
+    "--steps", type=click.IntRange(1), default=None, metavar="N", show_default="20 on a GPU, else 1",
+    help="Steps of each in a round.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+def train_command(
+    stage: str,
+    config: str,
+    overrides: tuple[str, ...],
+    batches: tuple[str, ...],
+    implementations: tuple[str, ...],
+    peers: tuple[str, ...],
+    shards: Path | None,
+    vgg: Path | None,
+    device: str,
+    rounds: int,
+    steps: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Measure the training step: patches a second, share of the floor, speed over BasicSR's way."""
+    import torch
+
+    from trainer.bench.result import lines
+    from trainer.bench.train import bench_train
+    from trainer.bench.wait import data_wait
+    from trainer.config import STAGES, load_config
+    from trainer.run import choose_device
+    from trainer.speed import IMPLEMENTATIONS
+
+    chosen = choose_device(device)
+    if not batches or not all(size.isdecimal() and int(size) for size in batches):
+        raise UsageError(f"--batch {','.join(batches)}: write numbers, for example 32,64,128")
+    known = [name for name in PEERS if chosen.type == "cuda" or name != "peer-tf32"]
+    wanted = known if peers == ("all",) else [] if peers == ("none",) else list(peers)
+    _check("--peer", wanted, ["all", "none", *PEERS])
+    _check("--impl", list(implementations), list(IMPLEMENTATIONS))
+    if vgg is None:
+        overrides = (*overrides, "content.features=random")
+    if chosen.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    configs = {
+        name: load_config(config, stage=name, overrides=overrides)
+        for name in STAGES
+        if stage in (name, "both")
+    }
+    found = bench_train(
+        configs,
+        batches=[int(size) for size in batches],
+        implementations=implementations,
+        peers=wanted,
+        device=chosen,
+        rounds=rounds,
+        steps=steps or (20 if chosen.type == "cuda" else 1),
+        small=False,
+        content_weights=vgg,
+        data_wait=partial(data_wait, shards, device=chosen, content_weights=vgg)
+        if shards
+        else None,
+        command=_command(config, overrides, stage, batches),
+        say=console.say,
+    )
+    if as_json:
+        console.print_json(found)
+    else:
+        for line in lines(found):
+            click.echo(line)
+
+
+def _check(option: str, given: list[str], known: list[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise UsageError(f"{option} {name}: there is no such way; choose of {', '.join(known)}")
+    if not given and option == "--impl":
+        raise UsageError(f"{option}: name at least one of {', '.join(known)}")
+
+
+def _command(config: str, overrides: tuple[str, ...], stage: str, batches: tuple[str, ...]) -> str:
+    sets = "".join(f" --set {each}" for each in overrides)
+    return f"bench-sr train --stage {stage} --config {config} --batch {','.join(batches)}{sets}"
