@@ -7,11 +7,13 @@ is what notices it, for every codec alike.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from shards import png
 from shards.errors import DamagedData
@@ -44,26 +46,26 @@ def decode(content: Buffer, codec: Codec) -> RGB8:
     return _decode_raw(content) if codec == "raw" else _decode_webp(content)
 
 
-def decode_into(content: Buffer, codec: Codec, out: RGB8) -> None:
-    """Decode what `encode` stored into `out` [h w 3], which it must fill.
+def decode_many(contents: Sequence[Buffer], codec: Codec, out: npt.NDArray[np.uint8]) -> None:
+    """Decode what `encode` stored into `out` [n h w 3], C-contiguous.
 
     Raises:
-        DamagedData: it is damaged, or of another codec or size.
+        DamagedData: one is damaged, or of another codec or size.
     """
     if codec == "png":
-        png.decode_rgb_into(content, out)
+        png.decode_many(contents, out)
         return
-    if codec == "raw":
-        header = _npy_header(out.shape[0], out.shape[1])
-        if len(content) == len(header) + out.size and content[: len(header)] == header:
-            out.reshape(-1)[:] = np.frombuffer(content, np.uint8, offset=len(header))
-            return
-    image = decode(content, codec)
-    if image.shape != out.shape:
-        raise DamagedData(
-            f"is {image.shape[1]}x{image.shape[0]} instead of {out.shape[1]}x{out.shape[0]}"
-        )
-    out[...] = image
+    header = _npy_header(out.shape[1], out.shape[2])
+    for content, target in zip(contents, out, strict=True):
+        head, pixels = content[: len(header)], memoryview(content)[len(header) :]
+        if codec == "raw" and head == header and len(pixels) == target.size:
+            memoryview(target.reshape(-1))[:] = pixels
+            continue
+        image = decode(content, codec)
+        if image.shape != target.shape:
+            size, wanted = image.shape, target.shape
+            raise DamagedData(f"is {size[1]}x{size[0]} instead of {wanted[1]}x{wanted[0]}")
+        target[...] = image
 
 
 def _decode_webp(content: Buffer) -> RGB8:

@@ -9,6 +9,8 @@ Format: https://www.w3.org/TR/png-3/ (§9.2 filter types, §11.2 critical chunks
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -28,6 +30,8 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _IHDR_AT = 8
 _IDAT_AT = 8 + 25  # signature, then IHDR with its 13 bytes and 12 of framing
 _UP = 2
+_TOGETHER = 8
+"""Images: two arrays of so many of 128 pixels fit into the second cache."""
 _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
@@ -41,11 +45,9 @@ def encode_rgb(image: RGB8, *, level: int = 1) -> bytes:
     filtered[:, 0] = _UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"".join(
         (
-            SIGNATURE,
-            _chunk(b"IHDR", header),
+            _head(height, width),
             _chunk(b"IDAT", _deflate(filtered.reshape(-1).data, level)),
             _END,
         )
@@ -58,13 +60,15 @@ def decode_rgb(content: Buffer) -> RGB8:
     Raises:
         DamagedData: a checksum or the amount of pixels is wrong, or it is no PNG.
     """
-    filtered = _inflate(content)
-    if filtered is not None:
-        height, width = filtered.shape[0], (filtered.shape[1] - 1) // 3
-        made = np.empty((height, width, 3), np.uint8)
-        _unfilter(filtered[:, 1:], made.reshape(height, 3 * width))
-        return made
-    if content[:8] != SIGNATURE:
+    if len(content) > _IDAT_AT and content[:_IHDR_AT] == SIGNATURE:
+        width, height = struct.unpack_from(">II", content, _IHDR_AT + 8)
+        raw = _inflate(content, height, width)
+        rows = np.frombuffer(raw or b"", np.uint8).reshape(-1, 1 + 3 * width)
+        if raw is not None and (rows[:, 0] == _UP).all():
+            made: RGB8 = np.empty((height, width, 3), np.uint8)
+            _unfilter(rows[None, :, 1:], made.reshape(1, height, 3 * width))
+            return made
+    if content[:_IHDR_AT] != SIGNATURE:
         raise DamagedData("is not a PNG")
     decoded: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     if decoded is None:
@@ -72,72 +76,85 @@ def decode_rgb(content: Buffer) -> RGB8:
     return np.ascontiguousarray(decoded, dtype=np.uint8)
 
 
-def decode_rgb_into(content: Buffer, out: RGB8) -> None:
-    """Decode a PNG into `out` [h w 3], which it must fill.
+def decode_many(contents: Sequence[Buffer], out: npt.NDArray[np.uint8]) -> None:
+    """Decode PNGs into `out` [n h w 3], several images by one addition.
+
+    Each call into numpy lets go of the interpreter and fights for it again when threads decode: fewer
+    calls are what lets two threads do more than one.
 
     Raises:
-        DamagedData: as `decode_rgb`, or it is of another size.
+        DamagedData: as `decode_rgb`, or one is of another size.
     """
-    height, width, _ = out.shape
-    filtered = _inflate(content)
-    if filtered is not None and filtered.shape == (height, 1 + 3 * width):
-        _unfilter(filtered[:, 1:], out.reshape(height, 3 * width))
-        return
-    image = decode_rgb(content)
-    if image.shape != out.shape:
-        raise DamagedData(f"is {image.shape[1]}x{image.shape[0]} instead of {width}x{height}")
-    out[...] = image
+    _, height, width, _ = out.shape
+    for first in range(0, len(contents), _TOGETHER):
+        group = contents[first : first + _TOGETHER]
+        raws = [_inflate(content, height, width) for content in group]
+        plain = [raw for raw in raws if raw is not None]
+        if len(plain) == len(group):
+            rows = np.frombuffer(b"".join(plain), np.uint8).reshape(-1, height, 1 + 3 * width)
+            if (rows[:, :, 0] == _UP).all():
+                target = out[first : first + len(group)]
+                _unfilter(rows[:, :, 1:], target.reshape(-1, height, 3 * width))
+                continue
+        for content, target in zip(group, out[first:], strict=False):
+            image = decode_rgb(content)
+            if image.shape != target.shape:
+                size = f"{image.shape[1]}x{image.shape[0]}"
+                raise DamagedData(f"is {size} instead of {width}x{height}")
+            target[...] = image
 
 
-def _inflate(content: Buffer) -> npt.NDArray[np.uint8] | None:
-    """Rows of our own form, filtered, the filter's type first; None for any other PNG."""
-    if len(content) < _IDAT_AT + 24 or content[:8] != SIGNATURE:
+def _inflate(content: Buffer, height: int, width: int) -> bytes | None:
+    """The filtered rows [h 1+3w] of a PNG of 8-bit RGB with one IDAT; None for any other PNG or size."""
+    if content[:_IDAT_AT] != _head(height, width) or len(content) < _IDAT_AT + 24:
         return None
-    size, kind = struct.unpack_from(">I4s", content, _IHDR_AT)
-    width, height, *form = struct.unpack_from(">IIBBBBB", content, _IHDR_AT + 8)
-    length, second = struct.unpack_from(">I4s", content, _IDAT_AT)
-    if (size, kind, form, second) != (13, b"IHDR", [8, 2, 0, 0, 0], b"IDAT"):
+    length, kind = struct.unpack_from(">I4s", content, _IDAT_AT)
+    if kind != b"IDAT" or _IDAT_AT + 12 + length + len(_END) != len(content):
         return None
-    if _IDAT_AT + 12 + length + len(_END) != len(content) or content[-len(_END) :] != _END:
+    if content[-len(_END) :] != _END:
         return None
-    _check_crc(content, _IHDR_AT, 13)
-    _check_crc(content, _IDAT_AT, length)
+    data = memoryview(content)[_IDAT_AT + 4 : _IDAT_AT + 8 + length]
+    if isal_zlib.crc32(data).to_bytes(4, "big") != content[-len(_END) - 4 : -len(_END)]:
+        raise DamagedData("PNG checksum of IDAT is wrong")
     expected = height * (1 + width * 3)
     try:
         # a lying header cannot ask for more memory than deflate's 1032:1 allows
-        raw = isal_zlib.decompress(
-            memoryview(content)[_IDAT_AT + 8 : _IDAT_AT + 8 + length],
-            bufsize=min(expected, 1032 * length + 64),
-        )
+        raw: bytes = isal_zlib.decompress(data[4:], bufsize=min(expected, 1032 * length + 64))
     except isal_zlib.error as error:  # type: ignore[misc]  # isal ships no types for it
         raise DamagedData(f"is a damaged PNG ({error})") from error
     if len(raw) != expected:
         raise DamagedData(f"holds {len(raw)} bytes of pixels instead of {expected}")
-    filtered = np.frombuffer(raw, np.uint8).reshape(height, 1 + width * 3)
-    return filtered if (filtered[:, 0] == _UP).all() else None
+    return raw
+
+
+@lru_cache(maxsize=64)
+def _head(height: int, width: int) -> bytes:
+    """Signature and IHDR: 8 bits, RGB, not interlaced."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return SIGNATURE + _chunk(b"IHDR", header)
 
 
 def _unfilter(rows: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
-    """Sums of rows from the first on, modulo 256: each addition doubles how many rows are in each sum.
+    """Sums of rows [n h w] from the first on, modulo 256: each addition doubles how many are in each sum.
 
     Hillis and Steele, "Data parallel algorithms", CACM 29 (1986). `np.add.accumulate` adds row by row and
     takes four times as long; here a zeroed margin above the rows lets each round be one addition.
     """
-    height, width = out.shape
+    count, height, width = out.shape
     steps = [1 << n for n in range((height - 1).bit_length())]
     if len(steps) < 2:
-        np.add.accumulate(rows, axis=0, dtype=np.uint8, out=out)
+        np.add.accumulate(rows, axis=1, dtype=np.uint8, out=out)
         return
     margin = steps[-1]
-    scratch = np.empty((2, margin + height, width), np.uint8)
-    scratch[:, :margin] = 0
+    scratch = np.empty((2, count, margin + height, width), np.uint8)
+    scratch[:, :, :margin] = 0
     here, there = scratch
-    here[margin] = rows[0]
-    np.add(rows[1:], rows[:-1], out=here[margin + 1 :])
+    here[:, margin] = rows[:, 0]
+    np.add(rows[:, 1:], rows[:, :-1], out=here[:, margin + 1 :])
     for step in steps[1:-1]:
-        np.add(here[margin:], here[margin - step : -step], out=there[margin:])
+        np.add(here[:, margin:], here[:, margin - step : -step], out=there[:, margin:])
         here, there = there, here
-    np.add(here[margin:], here[margin - steps[-1] : -steps[-1]], out=out)
+    np.add(here[:, margin:], here[:, margin - steps[-1] : -steps[-1]], out=out)
 
 
 def _deflate(data: memoryview, level: int) -> bytes:
@@ -150,14 +167,6 @@ def _deflate(data: memoryview, level: int) -> bytes:
     stream = isal_zlib.compressobj(level)
     head = stream.compress(data[:16]) + stream.flush(isal_zlib.Z_SYNC_FLUSH)
     return head + stream.compress(data[16:]) + stream.flush()
-
-
-def _check_crc(content: Buffer, at: int, length: int) -> None:
-    stored = int.from_bytes(content[at + 8 + length : at + 12 + length], "big")
-    if isal_zlib.crc32(memoryview(content)[at + 4 : at + 8 + length]) != stored:
-        raise DamagedData(
-            f"PNG checksum of {bytes(content[at + 4 : at + 8]).decode('latin-1')} is wrong"
-        )
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -1,31 +1,48 @@
 """Byte ranges out of shards: from a folder, from a URL, or from a URL by way of a folder of whole shards.
 
-Local files are opened for each range, which costs little beside the 64 samples that a range holds, and
-spares a run over thousands of shards the limit on open files.
+What will be needed is said first, and taken in parts when it is. Of a local file the kernel is told, which
+reads ahead into its own cache; a buffer for it here would cost more in fresh pages than the reading.
+From a URL the whole range comes by one request and is held.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from shards import fetched, storage
 from shards.errors import DamagedData, UsrganError
 from shards.manifest import ShardEntry
 from shards.storage import Location
 
+_OPEN_FILES = 64
+
+
+class Range(Protocol):
+    """Bytes of a shard that are on their way."""
+
+    def part(self, start: int, stop: int) -> tuple[bytes, int]:
+        """Bytes that hold [start, stop) of the shard as far as it goes, and where in it they begin.
+
+        Raises:
+            DamagedData: the shard cannot be read.
+        """
+        ...
+
 
 class Ranges(Protocol):
     """Where the bytes of shards come from; safe to read from several threads."""
 
     bytes_read: int
-    """So far, by this object."""
+    """Asked for so far."""
 
-    def read(self, shard: ShardEntry, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a shard, fewer where it is cut off.
+    def range(self, shard: ShardEntry, start: int, stop: int) -> Range:
+        """Begin to read [start, stop) of a shard.
 
         Raises:
             DamagedData: the shard is gone or cannot be read.
@@ -33,8 +50,67 @@ class Ranges(Protocol):
         ...
 
     def close(self) -> None:
-        """End what goes on in the background."""
+        """End what goes on in the background, and close files."""
         ...
+
+
+class Held(NamedTuple):
+    """Bytes in memory."""
+
+    content: bytes
+    start: int
+
+    def part(self, start: int, stop: int) -> tuple[bytes, int]:
+        """As `Range` says; all that is held."""
+        return self.content, self.start
+
+
+class OpenFile:
+    """A local file, closed when nobody holds it any more: neither `OpenFiles` nor a thread that reads."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+OpenFiles = Callable[[str], OpenFile]
+"""Opens a file, or has it open: thousands of shards are more than a process may hold at once."""
+
+
+def open_files() -> OpenFiles:
+    """The files of one reader."""
+    return lru_cache(maxsize=_OPEN_FILES)(OpenFile)
+
+
+class OnDisk(NamedTuple):
+    """Bytes of a local file."""
+
+    path: str
+    files: OpenFiles
+
+    def ahead(self, start: int, stop: int) -> OnDisk:
+        """Have the kernel read ahead, where it can."""
+        try:
+            file = self.files(self.path)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+        except OSError as error:
+            raise self._unreadable(error) from None
+        return self
+
+    def part(self, start: int, stop: int) -> tuple[bytes, int]:
+        """As `Range` says; no more than that."""
+        try:
+            file = self.files(self.path)
+            return os.pread(file.descriptor, stop - start, start), start
+        except OSError as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: OSError) -> DamagedData:
+        return DamagedData(f"{self.path}: cannot be read ({error.strerror}); check the disk")
 
 
 class LocalRanges:
@@ -43,15 +119,16 @@ class LocalRanges:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.bytes_read = 0
+        self._files = open_files()
 
-    def read(self, shard: ShardEntry, start: int, stop: int) -> bytes:
+    def range(self, shard: ShardEntry, start: int, stop: int) -> Range:
         """As `Ranges` says."""
-        content = _pread(self.folder / shard.name, start, stop)
-        self.bytes_read += len(content)
-        return content
+        self.bytes_read += stop - start
+        return OnDisk(str(self.folder / shard.name), self._files).ahead(start, stop)
 
     def close(self) -> None:
-        """Nothing goes on."""
+        """As `Ranges` says; what is read later opens them again."""
+        self._files = open_files()
 
 
 class StoreRanges:
@@ -61,7 +138,7 @@ class StoreRanges:
         self.url = url
         self.bytes_read = 0
 
-    def read(self, shard: ShardEntry, start: int, stop: int) -> bytes:
+    def range(self, shard: ShardEntry, start: int, stop: int) -> Range:
         """As `Ranges` says."""
         url = storage.below(self.url, shard.name)
         try:
@@ -69,7 +146,7 @@ class StoreRanges:
         except FileNotFoundError:
             raise DamagedData(f"{url}: is missing; run prep-shards --repair") from None
         self.bytes_read += len(content)
-        return content
+        return Held(content, start)
 
     def close(self) -> None:
         """Nothing goes on."""
@@ -90,19 +167,18 @@ class FetchedRanges:
         self._asked: set[str] = set()
         self._trouble: UsrganError | None = None
         self._lock = threading.Lock()
+        self._files = open_files()
 
-    def read(self, shard: ShardEntry, start: int, stop: int) -> bytes:
+    def range(self, shard: ShardEntry, start: int, stop: int) -> Range:
         """As `Ranges` says; raises as well what fetching a shard came upon."""
         if self._trouble is not None:
             raise self._trouble
+        self.bytes_read += stop - start
         path = fetched.place(self.folder, shard)
         if fetched.is_there(path, shard):
-            content = _pread(path, start, stop)
-        else:
-            self._ask(shard)
-            content = self._store.read(shard, start, stop)
-        self.bytes_read += len(content)
-        return content
+            return OnDisk(str(path), self._files).ahead(start, stop)
+        self._ask(shard)
+        return self._store.range(shard, start, stop)
 
     def close(self) -> None:
         """Fetch no more shards after the next."""
@@ -131,16 +207,3 @@ def open_ranges(location: Location, cache: Path | None) -> Ranges:
     if isinstance(location, Path):
         return LocalRanges(location)
     return StoreRanges(location) if cache is None else FetchedRanges(location, cache)
-
-
-def _pread(path: Path, start: int, stop: int) -> bytes:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.pread(descriptor, stop - start, start)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise DamagedData(
-            f"{path}: cannot be read at byte {start:,} ({error.strerror}); check the disk"
-        ) from None

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from isal import isal_zlib
+import numpy as np
+import numpy.typing as npt
+from isal.isal_zlib import crc32
 
 from shards import codec, index, storage, tar
 from shards.errors import DamagedData, UsageError
 from shards.manifest import NAME, Manifest, SampleInfo, ShardEntry, load_manifest, parse_manifest
 from shards.png import RGB8, Buffer
-from shards.ranges import Ranges, open_ranges
+from shards.ranges import Range, Ranges, open_ranges
 from shards.storage import Location
 
 REPAIR = "run the prep-shards command that made it with --repair"
@@ -41,15 +43,21 @@ class Pair(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Bytes of one shard."""
+    """Consecutive pairs of one shard: their bytes, and what the index says of each."""
 
-    shard: int
-    start: int
-    content: memoryview
+    first: int
+    """Position of the first pair."""
+    source: Range
+    headers: bytes
+    """Those of the pairs as our writer makes them for key and sizes, three blocks for each pair."""
+    keys: list[int]
+    spans: list[list[int]]
+    """Where the data of HR, JSON and LR begins and ends in the shard: six numbers."""
+    crcs: list[list[int]]
 
 
 Block = tuple[Piece, ...]
-"""The bytes of consecutive pairs, by the shards that they lie in."""
+"""Consecutive pairs, by the shards that they lie in."""
 
 
 class SplitReader:
@@ -93,11 +101,12 @@ class SplitReader:
 
     def members(self, position: int) -> tuple[int, bytes, bytes, bytes]:
         """Key, HR, JSON and LR of a pair as stored, checksums verified."""
-        key, (hr, meta, lr) = self._checked(self.block(position, position + 1), position)
-        return key, bytes(hr), bytes(meta), bytes(lr)
+        block = self.block(position, position + 1)
+        hr, meta, lr = self._checked(block, position)
+        return block[0].keys[0], bytes(hr), bytes(meta), bytes(lr)
 
     def block(self, first: int, stop: int) -> Block:
-        """The bytes of the pairs [first, stop), by one read from each shard that they lie in.
+        """Begin to read the pairs [first, stop), one range of each shard that they lie in.
 
         Raises:
             DamagedData: a shard is gone or cannot be read.
@@ -107,27 +116,34 @@ class SplitReader:
         while first < stop:
             number, row = self._locate(first)
             upto = min(stop, self._first[number + 1])
-            offset, size = self._indices[number].offset, self._indices[number].size
-            last = upto - 1 - self._first[number]
-            start = int(offset[row, 0]) - tar.BLOCK
-            end = int(offset[last, 2]) + tar.padded(int(size[last, 2]))
-            content = self.ranges.read(self._shards[number], start, end)
-            pieces.append(Piece(number, start, memoryview(content)))
+            pieces.append(self._piece(first, number, slice(row, row + upto - first)))
             first = upto
         return tuple(pieces)
 
-    def decode_into(self, block: Block, position: int, *, lr: RGB8, hr: RGB8) -> None:
-        """Check one pair of a block and decode it into `lr` [h w 3] and `hr` [scale*h scale*w 3].
+    def decode(
+        self,
+        wanted: Sequence[tuple[Block, int]],
+        *,
+        lr: npt.NDArray[np.uint8],
+        hr: npt.NDArray[np.uint8],
+    ) -> None:
+        """Check pairs, each a block and a position in it, and decode them into `lr` and `hr` [n h w 3].
 
         Raises:
             DamagedData: anything differs from what the index promises; names shard and key.
         """
-        _, (stored_hr, _, stored_lr) = self._checked(block, position)
-        for name, stored, out in (("hr", stored_hr, hr), ("lr", stored_lr, lr)):
-            try:
-                codec.decode_into(stored, self._codec, out)
-            except DamagedData as error:
-                raise self._damaged(position, f"{name} {error}") from None
+        stored = [self._checked(block, position) for block, position in wanted]
+        try:
+            codec.decode_many([each[0] for each in stored], self._codec, hr)
+            codec.decode_many([each[2] for each in stored], self._codec, lr)
+        except DamagedData:
+            for number, (each, (_, position)) in enumerate(zip(stored, wanted, strict=True)):
+                for out, content in ((hr, each[0]), (lr, each[2])):
+                    try:
+                        codec.decode_many([content], self._codec, out[number : number + 1])
+                    except DamagedData as error:
+                        raise self._damaged(position, str(error)) from None
+            raise
 
     def shard_of(self, position: int) -> str:
         """The file name of the shard that holds a pair."""
@@ -137,37 +153,59 @@ class SplitReader:
         """End what the source of the bytes does in the background."""
         self.ranges.close()
 
-    def _checked(self, block: Block, position: int) -> tuple[int, list[Buffer]]:
-        """Key and parts of a pair of a block: headers, sizes and checksums are those of the index."""
-        number, row = self._locate(position)
+    def _piece(self, first: int, number: int, rows: slice) -> Piece:
         shard = self._indices[number]
-        key = int(shard.key[row])
-        piece = next(each for each in block if each.shard == number)
-        members = [
-            tar.Member(key, part, at - tar.BLOCK, size)
-            for part, at, size in zip(
-                self._parts, shard.offset[row].tolist(), shard.size[row].tolist(), strict=True
-            )
-        ]
-        found: list[Buffer] = []
-        for member, crc in zip(members, shard.crc32[row].tolist(), strict=True):
-            here = member.data_at - piece.start
-            header = tar.header(key, member.part, member.size)
-            if piece.content[here - tar.BLOCK : here] != header:
-                self._look_closer(piece, position, members)
-            data = piece.content[here : here + member.size]
-            if len(data) != member.size:
-                raise self._damaged(position, f"{member.part} is cut off")
-            if isal_zlib.crc32(data) != crc:
-                raise self._damaged(position, f"{member.part} has a wrong checksum")
-            found.append(data)
-        return key, found
+        offset, size, keys = shard.offset[rows].astype(np.int64), shard.size[rows], shard.key[rows]
+        start = int(offset[0, 0]) - tar.BLOCK
+        end = int(offset[-1, 2]) + tar.padded(int(size[-1, 2]))
+        return Piece(
+            first,
+            source=self.ranges.range(self._shards[number], start, end),
+            headers=tar.headers(keys, self._parts, size).tobytes(),
+            keys=keys.tolist(),
+            spans=np.stack((offset, offset + size), axis=2).reshape(-1, 6).tolist(),
+            crcs=shard.crc32[rows].tolist(),
+        )
 
-    def _look_closer(self, piece: Piece, position: int, expected: list[tar.Member]) -> None:
+    def _checked(self, block: Block, position: int) -> tuple[Buffer, Buffer, Buffer]:
+        """HR, JSON and LR of a pair of a block: headers, sizes and checksums are those of the index."""
+        piece = block[0]
+        if len(block) > 1:
+            piece = next(each for each in reversed(block) if each.first <= position)
+        row = position - piece.first
+        a, b, c, d, e, f = piece.spans[row]
+        content, base = piece.source.part(a - tar.BLOCK, f)
+        a, b, c, d, e, f = a - base, b - base, c - base, d - base, e - base, f - base
+        view = memoryview(content)
+        found = view[a:b], view[c:d], view[e:f]
+        headers = (
+            content[a - tar.BLOCK : a] + content[c - tar.BLOCK : c] + content[e - tar.BLOCK : e]
+        )
+        at = 3 * tar.BLOCK * row
+        if headers != piece.headers[at : at + 3 * tar.BLOCK]:
+            self._look_closer(piece, position)
+        if f > len(content) or [crc32(each) for each in found] != piece.crcs[row]:
+            for part, data, stop, crc in zip(
+                self._parts, found, (b, d, f), piece.crcs[row], strict=True
+            ):
+                if stop > len(content):
+                    raise self._damaged(position, f"{part} is cut off")
+                if crc32(data) != crc:
+                    raise self._damaged(position, f"{part} has a wrong checksum")
+        return found
+
+    def _look_closer(self, piece: Piece, position: int) -> None:
         """Headers that are not those of our writer: say why they will not do, or return if they will."""
-        at, key = expected[0].header_at, expected[0].key
+        row = position - piece.first
+        key, span = piece.keys[row], piece.spans[row]
+        expected = [
+            tar.Member(key, part, begin - tar.BLOCK, end - begin)
+            for part, begin, end in zip(self._parts, span[::2], span[1::2], strict=True)
+        ]
         try:
-            found = tar.parse_sample(piece.content, at - piece.start, base=piece.start)
+            at = expected[0].header_at
+            content, base = piece.source.part(at, expected[2].end)
+            found = tar.parse_sample(memoryview(content), at - base, base=base)
             if found[0].key != key:
                 raise DamagedData(f"holds key {found[0].key:012d} in its place")
             if found[0].part != self._parts[0]:

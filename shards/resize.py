@@ -20,6 +20,7 @@ from PIL import Image
 from shards.png import RGB8
 
 Kernel = Literal["pillow", "matlab"]
+Enlargement = Literal["bicubic", "lanczos", "nearest"]
 
 
 def downscale(image: RGB8, *, scale: int, kernel: Kernel = "pillow") -> RGB8:
@@ -31,12 +32,24 @@ def downscale(image: RGB8, *, scale: int, kernel: Kernel = "pillow") -> RGB8:
         rows = _shrink_rows(image, scale)
         columns = _shrink_rows(rows.transpose(1, 0, 2), scale)
         return np.ascontiguousarray(columns.transpose(1, 0, 2))
-    return _bicubic(image, height=height // scale, width=width // scale)
+    return _resized(
+        image, height=height // scale, width=width // scale, by=Image.Resampling.BICUBIC
+    )
 
 
-def upscale(image: RGB8, *, scale: int) -> RGB8:
-    """Bicubic x scale of an image [h w 3]: the baseline that every model must beat."""
-    return _bicubic(image, height=image.shape[0] * scale, width=image.shape[1] * scale)
+def upscale(image: RGB8, *, scale: int, kernel: Enlargement = "bicubic") -> RGB8:
+    """An image [h w 3] enlarged without learning: bicubic is what every model must beat.
+
+    `lanczos` has three lobes; `nearest` repeats pixels.
+    """
+    if kernel == "nearest":
+        return np.ascontiguousarray(image.repeat(scale, 0).repeat(scale, 1))
+    return _resized(
+        image,
+        height=image.shape[0] * scale,
+        width=image.shape[1] * scale,
+        by=Image.Resampling.BICUBIC if kernel == "bicubic" else Image.Resampling.LANCZOS,
+    )
 
 
 def crop_to_multiple(image: RGB8, *, scale: int) -> RGB8:
@@ -53,12 +66,12 @@ def implementation(kernel: Kernel = "pillow") -> tuple[str, str]:
     return ("pillow-simd" if ".post" in version else "pillow", version)
 
 
-def _bicubic(image: RGB8, *, height: int, width: int) -> RGB8:
+def _resized(image: RGB8, *, height: int, width: int, by: Image.Resampling) -> RGB8:
     given = Image.new(
         "RGB", (image.shape[1], image.shape[0]), None
     )  # fromarray would blacken it first
     given.frombytes(np.ascontiguousarray(image).data)
-    return np.asarray(given.resize((width, height), Image.Resampling.BICUBIC), dtype=np.uint8)
+    return np.asarray(given.resize((width, height), by), dtype=np.uint8)
 
 
 def _shrink_rows(image: RGB8, scale: int) -> RGB8:

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from shards.errors import DamagedData
 
@@ -65,6 +68,27 @@ def header(key: int, part: str, size: int) -> bytes:
     block[124:135] = length
     block[148:156] = b"%06o\0 " % (_BLANK_SUM + sum(name) + sum(length))
     return bytes(block)
+
+
+def headers(
+    keys: npt.NDArray[np.int64], names: tuple[str, str, str], sizes: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.uint8]:
+    """The headers [N 3 512] of N samples with parts of `sizes` [N 3]: `header` for many at once."""
+    made = np.tile(np.frombuffer(_BLANK, np.uint8), (len(keys), 3, 1))
+    made[..., :12] = _digits(keys, base=10, count=12)[:, None]
+    for number, name in enumerate(names):
+        made[:, number, 12 : 13 + len(name)] = np.frombuffer(f".{name}".encode(), np.uint8)
+    made[..., 124:135] = _digits(sizes, base=8, count=11)
+    sums = made[..., :135].sum(axis=2, dtype=np.int64) + (_BLANK_SUM - sum(_BLANK[:135]))
+    made[..., 148:154] = _digits(sums, base=8, count=6)
+    made[..., 155] = ord(" ")
+    return made
+
+
+def _digits(values: npt.NDArray[Any], *, base: int, count: int) -> npt.NDArray[np.uint8]:
+    """Characters [... count] of numbers, leading zeros included."""
+    powers = base ** np.arange(count - 1, -1, -1, dtype=np.int64)
+    return (values.astype(np.int64)[..., None] // powers % base + ord("0")).astype(np.uint8)
 
 
 def padding(size: int) -> bytes:

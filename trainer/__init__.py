@@ -15,14 +15,19 @@ ranks       the processes of a job, and what they do together
 watch       how they learn of each other's death
 launch      `--gpus N`: starts them
 checkpoint  `last` and the best generators on disk
+best        which weights are the best
 order       which sample stands where: lanes of chunks, a function of data, seed and step
 cache       decoded patches kept in memory or on the device
 data        batches out of shards, read ahead and decoded by threads
-losses      eq. 1 to 5 of the paper
+losses      eq. 1 and 5 of the paper
+content     eq. 2: features of VGG-19
+adversarial eq. 3 and 4, and four other kinds
+telemetry   who pulls at the generator, and how hard
 optim       Adam, schedules, weight averaging
 models      which networks a configuration asks for
-networks/   RRDBNet, VGG discriminator, VGG-19 features
+networks/   three generators, three discriminators, VGG-19 features
 weights     safetensors in and out
+describe    what a file of weights is
 validate    PSNR/SSIM over held-out patches
 metrics     PSNR and SSIM as the field's papers measure them
 evaluate    `eval-sr`: models and bicubic on image sets

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from shards import __version__, files
 from shards.errors import DamagedData, UsageError
+from trainer.best import BestBy, forget, handed_on
 from trainer.config import Config, Stage, flat
 from trainer.order import ORDER
 from trainer.state import TrainState, state_tensors
@@ -31,7 +32,7 @@ class Position(msgspec.Struct, frozen=True):
     patches_seen: int
     best: dict[str, float]
     dataset_sha256: str
-    config: dict[str, str | int | float | bool]
+    config: dict[str, str | int | float | bool | list[float]]
     """Every setting by its dotted name."""
     passed_over: int = 0
     bad_in_a_row: int = 0
@@ -47,7 +48,7 @@ class Position(msgspec.Struct, frozen=True):
         state: TrainState,
         *,
         dataset_sha256: str,
-        config: dict[str, str | int | float | bool],
+        config: dict[str, str | int | float | bool | list[float]],
     ) -> Position:
         """Where a state stands."""
         return cls(
@@ -78,19 +79,22 @@ def final_file(run: Path, stage: Stage) -> Path:
     return run / "checkpoints" / "final" / f"{stage}.safetensors"
 
 
-def weights_of(run: Path, stage: Stage, *, warn: Callable[[str], None]) -> Path | None:
-    """The weights that a stage hands on: the best by PSNR, else the final ones; None if there are none."""
-    best, final = best_file(run, "psnr_y", stage), final_file(run, stage)
-    if not best.is_file():
-        return final if final.is_file() else None
-    try:
-        load_tensors(best)
-    except DamagedData as error:
-        if not final.is_file():
-            raise
-        warn(f"{error}; the final weights of stage {stage} are taken instead")
-        return final
-    return best
+def weights_of(
+    run: Path, stage: Stage, *, best_by: BestBy, warn: Callable[[str], None]
+) -> Path | None:
+    """The weights that a stage hands on: the best by a metric, else the final ones; None if there are none."""
+    final = final_file(run, stage)
+    best = [best_file(run, metric, stage) for metric in handed_on(best_by, stage)]
+    for path in (each for each in best if each.is_file()):
+        try:
+            load_tensors(path)
+        except DamagedData as error:
+            if not final.is_file():
+                raise
+            warn(f"{error}; the final weights of stage {stage} are taken instead")
+            return final
+        return path
+    return final if final.is_file() else None
 
 
 def save_last(run: Path, state: TrainState, config: Config, *, dataset_sha256: str) -> Path:
@@ -174,9 +178,17 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
             f" name another --out, and to keep what was learned"
             f" --init {run}/checkpoints/best-psnr_y/{position.stage}.safetensors"
         )
-    free = ["data.workers", "data.cache", "checkpoint.", "validation.", "guard.", "speed."]
-    if config.generator.norm == "none":
-        free.append("accumulate")  # batch normalisation sees micro-batches, nothing else does
+    free = [
+        "data.workers",
+        "data.cache",
+        "checkpoint.",
+        "validation.",
+        "guard.",
+        "telemetry.",
+        "speed.",
+    ]
+    if config.generator.norm == "none" and config.adversarial.kind != "relativistic":
+        free.append("accumulate")  # those two see micro-batches, nothing else does
     if config.optim.schedule == "constant":
         free.append("epochs")  # a cosine over other epochs is another learning rate from the start
     for name, now in flat(config).items():
@@ -196,12 +208,12 @@ def save_weights(path: Path, state: TrainState, metadata: dict[str, str]) -> Non
 
 def forget_lost_best(run: Path, state: TrainState, *, warn: Callable[[str], None]) -> None:
     """A best value whose weights are missing or damaged is no more to be beaten."""
-    for metric in list(state.best):
+    for metric in dict.fromkeys(name.split(".")[0] for name in state.best):
         try:
             load_tensors(best_file(run, metric, state.stage))
         except (DamagedData, UsageError) as error:
             warn(f"{str(error).partition(';')[0]}; the next validation counts as the best again")
-            del state.best[metric]
+            forget(state.best, metric)
 
 
 def _load(path: Path, *, warn: Callable[[str], None]) -> tuple[dict[str, Tensor], Position] | None:

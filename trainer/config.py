@@ -16,13 +16,16 @@ from typing import Any, Literal, get_args, get_type_hints
 import msgspec
 
 from shards.errors import ConfigError
+from trainer.adversarial import AdversarialConfig
+from trainer.content import ContentConfig
 from trainer.data import DataConfig
 from trainer.guard import GuardConfig
-from trainer.losses import ContentConfig, LossConfig
+from trainer.losses import LossConfig
 from trainer.models import DiscriminatorConfig, GeneratorConfig
-from trainer.networks.rrdb import COLOURS
+from trainer.networks.start import COLOURS
 from trainer.optim import EmaConfig, OptimConfig
 from trainer.speed import SpeedConfig
+from trainer.telemetry import TelemetryConfig
 from trainer.validate import ValidationConfig
 
 Stage = Literal["psnr", "gan"]
@@ -32,6 +35,7 @@ Table = dict[str, Any]
 _POSITIVE = (
     "epochs", "epoch_patches", "batch_size", "accumulate", "guard.patience", "generator.features", "generator.blocks",
     "generator.growth", "discriminator.features", "discriminator.dense", "optim.lr",
+    "adversarial.r1_every",
 )  # fmt: skip
 
 
@@ -53,12 +57,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Patches of a step, over all ranks and micro-batches."""
     accumulate: int = 1
     """Micro-batches that each rank takes one after the other, where its memory holds no more."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16 autocast, or fp32 throughout; "auto" is bf16 where the device computes in it."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Autocast to bf16 or to fp16 (CUDA alone, with a GradScaler), or fp32 throughout; "auto" is bf16 where
+    the device computes in it. bf16 has float32's range, so no gradient is lost that a scaler would save."""
     generator: GeneratorConfig = GeneratorConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     loss: LossConfig = LossConfig()
     content: ContentConfig = ContentConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
     data: DataConfig = DataConfig()
@@ -66,6 +72,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoint: CheckpointConfig = CheckpointConfig()
     speed: SpeedConfig = SpeedConfig()
     guard: GuardConfig = GuardConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -142,7 +149,10 @@ def presets_folder() -> Path:
 
 def flat(config: Config) -> dict[str, Any]:
     """`{"generator.features": 64, ...}`, every setting by its dotted name."""
-    return dict(leaves(msgspec.to_builtins(config)))
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in leaves(msgspec.to_builtins(config))
+    }
 
 
 def differences(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
@@ -202,9 +212,8 @@ def _check_keys(table: Table, *, where: str) -> None:
             continue
         if name in tables:
             raise ConfigError(f"{where}: {name} is a table, not {value!r}; write {name}.KEY")
-        near = difflib.get_close_matches(name, known, n=1) or [
-            key for key in sorted(known) if key.split(".")[-1] == name.split(".")[-1]
-        ]
+        alike = [key for key in sorted(known) if key.split(".")[-1] == name.split(".")[-1]]
+        near = difflib.get_close_matches(name, alike or known, n=1) or alike
         hint = f"did you mean {near[0]}?" if near else "see --print-config for all keys"
         raise ConfigError(f"{where}: unknown key {name}; {hint}")
 
@@ -241,10 +250,12 @@ def _faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     if config.seed >= 2**63:
         yield ("seed",), f"seed = {config.seed}: must be below 2^63"
     features = config.generator.features
-    if features < COLOURS:
+    least = COLOURS * (2 if config.generator.architecture == "srcnn" else 1)
+    if features < least:
         yield (
             ("generator.features",),
-            f"generator.features = {features}: must be at least {COLOURS}, one for each colour",
+            f"generator.features = {features}: must be at least {least}, one for each colour"
+            + " in half as many" * (least > COLOURS),
         )
     if config.batch_size > config.epoch_patches:
         yield (
@@ -257,6 +268,20 @@ def _faults(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             ("accumulate", "batch_size"),
             f"batch_size {config.batch_size} is no multiple of accumulate {config.accumulate};"
             " the micro-batches of a step are equally large",
+        )
+    if any(not 0 < part < 1 for part in config.optim.milestones):
+        yield (
+            ("optim.milestones",),
+            (
+                f"optim.milestones = {list(config.optim.milestones)}: must be parts of the stage, between 0 and 1"
+            ),
+        )
+    if bool(config.optim.milestones) != (config.optim.schedule == "multistep"):
+        yield (
+            ("optim.milestones", "optim.schedule"),
+            (
+                f"optim.schedule = {config.optim.schedule}: optim.milestones belong to multistep, and it to them"
+            ),
         )
     for name, beta in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
         if not beta < 1:

@@ -7,12 +7,13 @@ which patches come.
 
 from __future__ import annotations
 
-from collections import deque
+import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -68,11 +69,28 @@ class Wanted(NamedTuple):
     left: int
     """Of the crop, LR pixels."""
     top: int
-    block: Future[Block]
+    chunk: Chunk
+
+
+class Chunk:
+    """The bytes of a lane's samples of one chunk, which may be on their way."""
+
+    __slots__ = ("_block", "_coming")
+
+    def __init__(self, coming: Future[Block]) -> None:
+        self._coming = coming
+        self._block: Block | None = None
+
+    @property
+    def block(self) -> Block:
+        """Waits for the bytes, and raises what reading them came upon."""
+        if self._block is None:
+            self._block = self._coming.result()
+        return self._block
 
 
 S = TypeVar("S", bound=np.generic)
-Read = Callable[[Visit], Future[Block]]
+Read = Callable[[Visit], Chunk]
 Loaded = Callable[[], Batch]
 """The rest of the work of a batch, for the step's own thread: on a GPU its order of commands."""
 
@@ -146,19 +164,36 @@ def batches(
     readers = 1 if isinstance(split.location, Path) else _REQUESTS
 
     def by_threads() -> Generator[Batch]:
-        with (
-            ThreadPoolExecutor(readers, "read") as reading,
-            ThreadPoolExecutor(config.workers, "decode", _use, (device,)) as decoding,
-        ):
-            due: deque[Future[Loaded]] = deque()
+        due: SimpleQueue[Future[Loaded]] = SimpleQueue()
+        room = threading.Semaphore(max(BATCHES_AHEAD, config.workers + 1))
+        stopped = threading.Event()
+        reading = ThreadPoolExecutor(readers, "read")
+        decoding = ThreadPoolExecutor(config.workers, "decode", _use, (device,))
+
+        def plan() -> None:
             try:
-                for wanted in requests(lambda visit: reading.submit(read, visit), ahead=True):
-                    due.append(decoding.submit(load, wanted))
-                    if len(due) > max(BATCHES_AHEAD, config.workers):
-                        yield due.popleft().result()()
-            finally:
-                reading.shutdown(wait=False, cancel_futures=True)
-                decoding.shutdown(cancel_futures=True)
+                asked = requests(lambda visit: Chunk(reading.submit(read, visit)), ahead=True)
+                while room.acquire() and not stopped.is_set():
+                    due.put(decoding.submit(load, next(asked)))
+            except BaseException as error:
+                failed: Future[Loaded] = Future()
+                failed.set_exception(error)
+                due.put(failed)
+
+        # planned beside the step, too, which then waits for nothing but its patches
+        planning = threading.Thread(target=plan, name="plan", daemon=True)
+        planning.start()
+        try:
+            while True:
+                batch = due.get().result()()
+                room.release()
+                yield batch
+        finally:
+            stopped.set()
+            room.release()
+            planning.join()
+            reading.shutdown(wait=False, cancel_futures=True)
+            decoding.shutdown(cancel_futures=True)
 
     return by_threads()
 
@@ -166,19 +201,19 @@ def batches(
 def lane(visits: Iterator[Visit], read: Read, *, lead: int) -> Iterator[Wanted]:
     """One place of the batch, sample by sample; the next chunk is asked for `lead` samples ahead."""
 
-    def asked() -> tuple[Visit, Future[Block]]:
+    def asked() -> tuple[Visit, Chunk]:
         visit = next(visits)
         return visit, read(visit)
 
     here = asked()
     while True:
-        (positions, turns, corners), block = here
+        (positions, turns, corners), chunk = here
         coming = None
         rows = zip(positions.tolist(), turns.tolist(), corners.tolist(), strict=True)
         for number, (position, turn, (left, top)) in enumerate(rows):
             if coming is None and len(positions) - number <= lead:
                 coming = asked()
-            yield Wanted(position, turn, left, top, block)
+            yield Wanted(position, turn, left, top, chunk)
         here = coming or asked()
 
 
@@ -189,18 +224,20 @@ def load_batch(
     low, high = stored_sides(split.manifest)
     scale = high // low
     lr, hr = _empty(len(wanted), side, pin=pin), _empty(len(wanted), scale * side, pin=pin)
-    scratch = np.empty((low, low, 3), np.uint8), np.empty((high, high, 3), np.uint8)
-    for each, lr_out, hr_out in zip(wanted, lr.numpy(), hr.numpy(), strict=True):
-        direct = store is None and side == low
-        whole = (lr_out, hr_out) if direct else scratch
+    missing = [each for each in wanted if store is None or not store.there[each.position]]
+    if store is None and side == low:
+        _decode(split, missing, lr, hr)
+    else:
+        whole_lr, whole_hr = (_empty(len(missing), each, pin=False) for each in (low, high))
+        _decode(split, missing, whole_lr, whole_hr)
         if store is not None:
-            whole = store.lr[each.position].numpy(), store.hr[each.position].numpy()
-        if store is None or not store.there[each.position]:
-            split.decode_into(each.block.result(), each.position, lr=whole[0], hr=whole[1])
-        if store is not None:
-            store.there[each.position] = True
-        if not direct:
-            lr_out[...], hr_out[...] = cropped(whole[0], whole[1], each.left, each.top, side)
+            store.put(_positions(missing), whole_lr, whole_hr)
+            whole_lr, whole_hr = store.lr, store.hr
+        outs = zip(wanted, lr.numpy(), hr.numpy(), strict=True)
+        for number, (each, lr_out, hr_out) in enumerate(outs):
+            at = number if store is None else each.position
+            pair = whole_lr[at].numpy(), whole_hr[at].numpy()
+            lr_out[...], hr_out[...] = cropped(*pair, left=each.left, top=each.top, side=side)
     return Batch(lr, hr, _turns(wanted, pin=pin), _positions(wanted))
 
 
@@ -208,11 +245,9 @@ def load_on_device(
     split: SplitReader, wanted: list[Wanted], store: Store, *, side: int, pin: bool
 ) -> Loaded:
     """Decode what the store on the device lacks; what is returned puts it there and gathers the batch."""
-    low, high = stored_sides(split.manifest)
     missing = [each for each in wanted if not store.there[each.position]]
-    lr, hr = _empty(len(missing), low, pin=pin), _empty(len(missing), high, pin=pin)
-    for each, lr_out, hr_out in zip(missing, lr.numpy(), hr.numpy(), strict=True):
-        split.decode_into(each.block.result(), each.position, lr=lr_out, hr=hr_out)
+    lr, hr = (_empty(len(missing), each, pin=pin) for each in stored_sides(split.manifest))
+    _decode(split, missing, lr, hr)
 
     def gathered() -> Batch:
         if missing:
@@ -224,7 +259,7 @@ def load_on_device(
     return gathered
 
 
-def cropped(lr: RGB8, hr: RGB8, left: int, top: int, side: int) -> tuple[RGB8, RGB8]:
+def cropped(lr: RGB8, hr: RGB8, *, left: int, top: int, side: int) -> tuple[RGB8, RGB8]:
     """Cut `side` LR pixels out of a pair at (left, top), and the same place out of HR."""
     scale = hr.shape[0] // lr.shape[0]
     x, y, size = scale * left, scale * top, scale * side
@@ -264,6 +299,11 @@ def _pixels_of_turns(side: int, device: torch.device) -> Tensor:
     return torch.from_numpy(np.stack([turned(pixels, n).reshape(-1) for n in range(8)])).to(device)
 
 
+def _decode(split: SplitReader, wanted: list[Wanted], lr: Tensor, hr: Tensor) -> None:
+    located = [(each.chunk.block, each.position) for each in wanted]
+    split.decode(located, lr=lr.numpy(), hr=hr.numpy())
+
+
 def _empty(count: int, side: int, *, pin: bool) -> Tensor:
     return torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=pin)
 
@@ -277,10 +317,10 @@ def _positions(wanted: list[Wanted]) -> npt.NDArray[np.int64]:
     return np.array([each.position for each in wanted], np.int64)
 
 
-def _now(read: Callable[[Visit], Block], visit: Visit) -> Future[Block]:
+def _now(read: Callable[[Visit], Block], visit: Visit) -> Chunk:
     done: Future[Block] = Future()
     done.set_result(read(visit))
-    return done
+    return Chunk(done)
 
 
 def _use(device: torch.device) -> None:

@@ -27,6 +27,11 @@ class Gradients:
         """The places behind the gradients, [SPARE]."""
         return self.flat[-SPARE:]
 
+    def norm(self) -> Tensor:
+        """Of all gradients."""
+        found: Tensor = torch.linalg.vector_norm(self.flat[:-SPARE])
+        return found
+
 
 def gather_gradients(parameters: Iterable[nn.Parameter]) -> Gradients:
     """Make the gradients of `parameters` views of one flat tensor of zeros.

@@ -23,12 +23,13 @@ algorithms, and Adam makes its moments. They are steps of the training like any 
 
 
 def capture_later(
-    step: Callable[[Tensor, Tensor, Tensor], Outcome],
+    step: Callable[[Tensor, Tensor, Tensor], Outcome], *, other: Callable[[], bool]
 ) -> Callable[[Tensor, Tensor, bool], Outcome]:
     """A step that is captured at its fourth call and replayed from then on.
 
     What it returns is overwritten by the next call: copy it, or queue its use on the device, before.
-    A batch of another shape than the captured one runs uncaptured.
+    A batch of another shape than the captured one runs uncaptured, and so does a step that does `other`
+    work than most.
     """
     taken = 0
     graph: torch.cuda.CUDAGraph | None = None
@@ -39,7 +40,7 @@ def capture_later(
         nonlocal taken, graph, places, outcome
         taken += 1
         wish = torch.full((), float(stop), device=lr.device)
-        if taken <= WARM_UP or (places is not None and places[0].shape != lr.shape):
+        if taken <= WARM_UP or other() or (places is not None and places[0].shape != lr.shape):
             return _aside(lambda: step(lr, hr, wish), lr.device)
         if graph is None or places is None or outcome is None:
             places = torch.empty_like(lr), torch.empty_like(hr), torch.empty_like(wish)

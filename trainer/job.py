@@ -12,6 +12,7 @@ import torch
 from shards.reader import Dataset
 from trainer.config import Config, Stage
 from trainer.ranks import Ranks
+from trainer.validate import Against
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Job:
     init: Path | None
     """Weights to start from; None: fresh ones. Rank 0 reads them."""
     content_weights: Path | None
+    lpips: Against | None
+    """Measures the held-out patches too, where it is given."""
     say: Callable[[str], None]
     warn: Callable[[str], None]
     progress: Callable[..., AbstractContextManager[Callable[[int, str], None]]]

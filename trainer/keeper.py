@@ -10,12 +10,12 @@ from shards.png import RGB8
 from trainer.checkpoint import best_file, final_file, save_last, save_weights
 from trainer.config import flat
 from trainer.job import Job
+from trainer.report import LiveReport
 from trainer.run import append_metrics, write_sample
 from trainer.state import TrainState, networks
 
 FAILURES = 3
 """Checkpoints in a row that cannot be saved before the run is given up."""
-BEST_METRICS = ("psnr_y", "ssim_y")
 Row = dict[str, float | int | str]
 
 
@@ -26,6 +26,7 @@ class Keeper:
         self._job = job
         self._failures = 0
         self._rows: list[Row] = []
+        self._report = LiveReport(job.run, warn=job.warn)
 
     def save(self, state: TrainState, *, must: bool) -> bool:
         """Save `last`; whether it was. With `must` there is no later try.
@@ -55,20 +56,26 @@ class Keeper:
         return True
 
     def log(self, row: Row) -> None:
-        """Add a row to the log, after those that could not be written before."""
+        """Add a row to the log, after those that could not be written before; with a validation, to the page."""
+        if not self._job.ranks.first:
+            return
         self._rows.append(row)
         try:
-            while self._job.ranks.first and self._rows:
+            while self._rows:
                 append_metrics(self._job.run, self._rows[0])
                 del self._rows[0]
+            if "val_psnr_y" in row:
+                self._report.refresh()
         except WriteFailed as error:
             self._job.warn(f"{_what(error)}; the row is kept and written with the next")
 
-    def best(self, state: TrainState, metric: str, found: dict[str, float]) -> None:
-        """Keep the weights that are the best by a metric."""
+    def best(
+        self, state: TrainState, metric: str, values: dict[str, float], found: dict[str, float]
+    ) -> None:
+        """Keep the weights that are the best by a metric, and remember the `values` to be beaten."""
         path = best_file(self._job.run, metric, state.stage)
         if self._write(path, state, found):
-            state.best[metric] = found[metric]
+            state.best |= values
 
     def sample(self, state: TrainState, picture: RGB8) -> None:
         """Keep a strip of held-out patches."""

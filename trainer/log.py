@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from shards.reader import Dataset
+from trainer import telemetry
 from trainer.config import Config, Stage, differences
-from trainer.run import describe_device, use_bf16
+from trainer.run import describe_device, describe_precision
 from trainer.state import COUNTED, TrainState
 from trainer.validate import validate_bicubic
 
@@ -28,9 +29,9 @@ def header(
     """What a stage says before its first step: the network, the data, and each deviation from the paper."""
     val = dataset.split("val")
     weights = sum(parameter.numel() for parameter in state.generator.parameters())
-    precision = "bf16" if use_bf16(config, device) else "fp32"
     yield (
-        f"stage {stage}: {weights:,} generator weights on {describe_device(device)}, {precision};"
+        f"stage {stage}: {weights:,} generator weights on {describe_device(device)},"
+        f" {describe_precision(config, device)};"
         f" {len(dataset.split('train')):,} training and {len(val):,} held-out patches"
         f" ({dataset.manifest.dataset_sha256[:12]})"
     )
@@ -42,7 +43,7 @@ def header(
     elif start is not None:
         yield f"  starting from {start}"
     for name, (ours, papers) in differences(config, paper).items():
-        if not name.startswith(("data.", "validation.", "checkpoint.", "seed")):
+        if not name.startswith(("data.", "validation.", "checkpoint.", "telemetry.", "seed")):
             yield f"  deviates from the paper: {name} = {ours} (paper: {papers})"
 
 
@@ -68,6 +69,7 @@ class EpochLog:
             "patches_seen": state.patches_seen,
             **means,
             **left_out,
+            **telemetry.means(state.telemetry),
             "lr": state.optimizer.param_groups[0]["lr"],
             "patches_per_s": self.steps * config.batch_size / seconds,
             "data_wait": self.waited / seconds,

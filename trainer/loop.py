@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import closing
 
 from shards.errors import Stopped
 from shards.reader import SplitReader
+from trainer.best import improvements
 from trainer.checkpoint import final_file
 from trainer.config import Config
 from trainer.data import batches, to_float
 from trainer.guard import Guard
 from trainer.job import Job
-from trainer.keeper import BEST_METRICS, Keeper
+from trainer.keeper import Keeper
 from trainer.log import EpochLog, header, note_of
 from trainer.optim import learning_rate, set_learning_rate
 from trainer.run import use_bf16, write_header
 from trainer.speed import build_step, prepare, resolve
 from trainer.start import begin, begin_again
 from trainer.state import TrainState
+from trainer.telemetry import imbalances
 from trainer.update import count_step
 from trainer.validate import sample_strip, validate
 
@@ -65,7 +66,7 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
     speed = resolve(config, device=device, bf16=bf16)
     prepare(state, speed)
     step = build_step(state, config, bf16, ranks=ranks, speed=speed)
-    log = EpochLog()
+    log, told = EpochLog(), set[str]()
     stream = batches(
         train,
         seed=config.seed,
@@ -109,7 +110,9 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
             note = ""
             if ending:
                 row = log.row(state, config)
-                state.losses = {}
+                state.losses, state.telemetry = {}, {}
+                for warning in imbalances(row, told):
+                    job.warn(warning)
                 if _validation_due(state.patches_seen // epoch, config, val, done=done):
                     row |= _validate_and_keep_best(job, state, val, keeper)
                 keeper.log(row)
@@ -174,11 +177,17 @@ def _validate_and_keep_best(
 ) -> dict[str, float]:
     """Score the generator on all ranks; rank 0 keeps what is better than before."""
     found = validate(
-        state.output, val, patches=job.config.validation.patches, device=job.device, ranks=job.ranks
+        state.output,
+        val,
+        patches=job.config.validation.patches,
+        device=job.device,
+        ranks=job.ranks,
+        lpips=job.lpips,
     )
     if job.ranks.first:
-        for metric in BEST_METRICS:
-            if found[metric] > state.best.get(metric, -math.inf):
-                keeper.best(state, metric, found)
+        rule = job.config.validation
+        won = improvements(found, state.best, best_by=rule.best_by, psnr_drop=rule.psnr_drop)
+        for metric, values in won.items():
+            keeper.best(state, metric, values, found)
         keeper.sample(state, sample_strip(state.output, val, device=job.device))
     return {f"val_{name}": value for name, value in found.items()}

@@ -21,8 +21,11 @@ class OptimConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """0: the same as `lr`."""
     beta1: float = 0.9
     beta2: float = 0.999
-    schedule: Literal["constant", "cosine"] = "constant"
-    """"cosine" falls from `lr` to 0 over the stage."""
+    schedule: Literal["constant", "cosine", "multistep"] = "constant"
+    """"cosine" falls from `lr` to 0 over the stage, "multistep" by `decay` at each of `milestones`."""
+    milestones: tuple[float, ...] = ()
+    """Parts of the stage after which the rate falls, such as [0.25, 0.5]."""
+    decay: float = 0.5
     warmup_patches: int = 0
     """Linear rise from 0 over the first so many patches."""
 
@@ -42,6 +45,9 @@ def learning_rate(
         return base * patches_seen / config.warmup_patches
     if config.schedule == "constant":
         return base
+    if config.schedule == "multistep":
+        passed = sum(patches_seen >= part * patches_total for part in config.milestones)
+        return float(base * config.decay**passed)
     left = max(patches_total - config.warmup_patches, 1)
     done = min((patches_seen - config.warmup_patches) / left, 1.0)
     return base * 0.5 * (1 + math.cos(math.pi * done))

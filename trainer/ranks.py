@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -47,6 +47,14 @@ class Ranks:
             with talking():
                 dist.all_reduce(flat)
             flat.div_(self.world)
+
+    def gathered(self, ours: Tensor) -> Tensor:
+        """The tensors [n ...] of all ranks, one after the other, each of the same n.
+
+        Its gradient reaches this rank's part alone, as often as there are ranks: a loss of the whole,
+        the same on each rank, gives parameters whose gradients' `mean_` is that of the loss.
+        """
+        return ours if self.world == 1 else _Gathered.apply(ours, self)  # type: ignore[no-untyped-call]  # as torch has it
 
     def share(self, value: T) -> T:
         """What rank 0 has of a small picklable value, on every rank."""
@@ -114,6 +122,24 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+class _Gathered(torch.autograd.Function):
+    """`Ranks.gathered`."""
+
+    @staticmethod
+    def forward(ctx: Any, ours: Tensor, ranks: Ranks) -> Tensor:  # noqa: ANN401  as torch has it
+        """All parts, in the order of the ranks."""
+        ctx.ranks = ranks
+        parts = [torch.empty_like(ours) for _ in range(ranks.world)]
+        with talking():
+            dist.all_gather(parts, ours.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401  as torch has it
+        """This rank's part."""
+        return ctx.ranks.world * gradients[0].chunk(ctx.ranks.world)[ctx.ranks.rank], None
 
 
 def from_environment() -> Ranks:

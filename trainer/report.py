@@ -1,4 +1,4 @@
-"""A run as one self-contained page: figures, curves, samples, settings. No network, no script.
+"""A run as one self-contained page: the paper's figures, samples, settings. No network.
 
 Shown beside what training logs: `evaluation.json` (the output of `eval-sr --json`) and the pictures
 of `strips/` (`eval-sr --strips RUN/strips`), where they lie in the run folder.
@@ -6,42 +6,47 @@ of `strips/` (`eval-sr --strips RUN/strips`), where they lie in the run folder.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import html
 import json
+import time
 import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards import files
-from shards.errors import UsageError
-from trainer.charts import Series, line_chart
+import numpy as np
+
+from shards import files, png
+from shards.errors import DamagedData, UsageError, UsrganError
+from shards.png import RGB8
+from trainer import charts, page
 from trainer.config import PAPER, STAGES, differences, load_config
+from trainer.figures import Figure, figures_of_run, figures_of_stage, series
 from trainer.run import read_metrics
+from trainer.strips import tiles_of
+from trainer.tables import TITLES, format_value
 
 Rows = list[dict[str, Any]]
-TITLES = {"psnr": "Stage psnr: pixel loss", "gan": "Stage gan: pixel, content and adversarial loss"}
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; }
-h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-p.what, figcaption { color: GrayText; margin-top: .2rem; font-size: .92rem; }
-table { border-collapse: collapse; }
-td, th { padding: .25rem 1rem .25rem 0; text-align: left; }
-th { border-bottom: 1px solid var(--line); font-weight: 600; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-.charts { display: flex; flex-wrap: wrap; gap: 1rem; }
-.charts figure { background: #fff; border-radius: 6px; padding: .4rem; }
-figure { margin: 0 0 1rem; }
-img { max-width: 100%; border-radius: 4px; }
-pre { background: var(--soft); padding: .8rem; border-radius: 6px; overflow-x: auto; }
-"""
+STAGE_TITLES = {
+    "psnr": "Stage psnr: pixel loss",
+    "gan": "Stage gan: pixel, content and adversarial loss",
+}
+BEST = ("psnr_y", "ssim_y", "lpips")
+"""What is measured on held-out patches, and whose best epoch is told."""
+PHOTOS = 4
+"""So many strips are shown at most; the others stay in `strips/`."""
+NOT_THE_PAPERS = {"seed", "data", "validation", "checkpoint", "telemetry", "guard"}
+ADVERSARYS = {"discriminator", "content", "loss"}
+"""Settings of which the paper says nothing, and those that stage psnr does not use."""
+SHARE_OF_TIME = 0.02
+"""A page that is written while training takes at most this part of the time."""
+FIRST_GUESS = 1.0
+"""Seconds that a page is taken to cost before one was made: short runs make none on the way."""
 
 
-def write_report(run: Path) -> Path:
-    """Write `RUN/report.html` from what the run folder holds.
+def write_report(run: Path, *, figures: bool = True) -> Path:
+    """Write `RUN/report.html` from what the run folder holds, and with `figures` also `RUN/figures/`.
 
     Raises:
         UsageError: there is no run in that folder.
@@ -50,150 +55,215 @@ def write_report(run: Path) -> Path:
         raise UsageError(f"{run}: is no run folder (no config.toml); name one that train-sr wrote")
     rows = read_metrics(run)
     name = run.resolve().name
+    stages = [stage for stage in STAGES if any(row["stage"] == stage for row in rows)]
+    drawn = {stage: figures_of_stage(rows, stage) for stage in stages}
+    whole = figures_of_run(rows)
     body = [
         f"<h1>{html.escape(name)}</h1>",
-        _summary(run),
+        _about(run),
+        _overview(rows, stages),
         _evaluation(run),
-        _pictures("Held-out photos", sorted((run / "strips").glob("*.png")), _columns(run)),
-        *(_stage(run, stage, [row for row in rows if row["stage"] == stage]) for stage in STAGES),
+        _photos(run),
+        _section("The run", whole),
+        *(_section(STAGE_TITLES[stage], drawn[stage], _samples(run, stage)) for stage in stages),
         _settings(run),
     ]
-    page = (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(name)}</title><style>{STYLE}</style>{''.join(body)}</html>\n"
-    )
     path = run / "report.html"
-    files.write_file(path, page.encode(errors="backslashreplace"))
+    files.write_file(path, page.page(name, body).encode(errors="backslashreplace"))
+    if figures and charts.available():
+        _write_figures(run / "figures", [*whole, *(each for own in drawn.values() for each in own)])
     return path
 
 
-def _summary(run: Path) -> str:
-    with contextlib.suppress(OSError, json.JSONDecodeError):
+class LiveReport:
+    """Keeps the page of a run that is training up to date, for a small part of its time."""
+
+    def __init__(self, run: Path, *, warn: Callable[[str], None]) -> None:
+        self._run = run
+        self._warn = warn
+        self._started = time.monotonic()
+        self._spent = 0.0
+        self._last = FIRST_GUESS
+        self._told = False
+
+    def refresh(self) -> None:
+        """Write the page anew if there is time for it; what goes wrong is a warning, once."""
+        begun = time.monotonic()
+        if self._spent + self._last > SHARE_OF_TIME * (begun - self._started):
+            return
+        try:
+            write_report(self._run, figures=False)
+        except (UsrganError, ValueError) as error:  # ValueError: what vl-convert raises
+            if not self._told:
+                self._warn(f"{self._run / 'report.html'}: not written ({error}); training goes on")
+            self._told = True
+        self._last = time.monotonic() - begun
+        self._spent += self._last
+
+
+def _about(run: Path) -> str:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         about = json.loads((run / "run.json").read_text())
-        precision = "bf16" if about["bf16"] else "fp32"
-        text = (
+        precision = str(about["precision"]).partition(" (")[0]
+        return page.note(
             f"preset {about['preset']} · {about['device']} · {precision} · data set"
             f" {about['dataset_sha256'][:12]} · usrgan {about['usrgan']}, torch {about['versions']['torch']}"
         )
-        return f"<p class=what>{html.escape(text)}</p>"
     return ""
+
+
+def _overview(rows: Rows, stages: Sequence[str]) -> str:
+    if not rows:
+        return page.note("No epoch has ended yet.")
+    judged = [name for name in BEST if any(f"val_{name}" in row for row in rows)]
+    lines = []
+    for stage in stages:
+        own = [row for row in rows if row["stage"] == stage]
+        lines.append(
+            (
+                stage,
+                f"{own[-1]['epoch']:,}",
+                f"{own[-1]['patches_seen']:,}",
+                *(_best(own, name) for name in judged),
+                f"{sum(row['patches_per_s'] for row in own) / len(own):,.1f}",
+                f"{sum(row['data_wait'] for row in own) / len(own):.1%}",
+            )
+        )
+    titles = [f"best {TITLES[name]}" + ", dB" * name.startswith("psnr") for name in judged]
+    head = ["stage", "epochs", "patches", *titles, "patches/s", "data wait"]
+    return page.table(head, lines, left=1)
+
+
+def _best(rows: Rows, name: str) -> str:
+    values = series(rows, f"val_{name}")
+    if not values:
+        return "not measured"
+    epoch, best = (min if name == "lpips" else max)(values, key=lambda each: each[1])
+    return f"{format_value(name, best)} (epoch {epoch:g})"
 
 
 def _evaluation(run: Path) -> str:
-    with contextlib.suppress(OSError, json.JSONDecodeError, KeyError):
+    found = _read_evaluation(run)
+    if not found:
+        return ""
+    names = [name for name in TITLES if all(name in row for row in found["rows"])]
+    lines = [
+        (row["set"], row["model"], str(row["images"]), *(format_value(n, row[n]) for n in names))
+        for row in found["rows"]
+    ]
+    titles = ["set", "model", "images", *(TITLES[name] for name in names)]
+    shown = page.table(titles, lines, left=2)
+    return f"<h2>Whole images</h2>{shown}{page.note(found['protocol'])}"
+
+
+def _read_evaluation(run: Path) -> dict[str, Any]:
+    """What `eval-sr --json` said, if the run folder holds it."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((run / "evaluation.json").read_text())
-        cells = "".join(
-            f"<tr><td>{html.escape(row['set'])}<td>{html.escape(row['model'])}<td class=n>{row['images']}"
-            f"<td class=n>{_number(row['psnr_y'], 2)}<td class=n>{_number(row['ssim_y'], 4)}"
-            f"<td class=n>{_number(row['psnr_rgb'], 2)}<td class=n>{_number(row['ssim_rgb'], 4)}"
-            for row in found["rows"]
-        )
-        head = (
-            "<tr><th>set<th>model<th class=n>images<th class=n>PSNR-Y<th class=n>SSIM-Y"
-            "<th class=n>PSNR-RGB<th class=n>SSIM-RGB"
-        )
-        protocol = html.escape(found["protocol"])
-        return f"<h2>Whole images</h2><table>{head}{cells}</table><p class=what>{protocol}</p>"
-    return ""
+        if found["rows"] and all("model" in row for row in found["rows"]):
+            return dict(found)
+    return {}
 
 
-def _columns(run: Path) -> str:
-    """What the strips show from left to right, by the rows of the evaluation."""
-    with contextlib.suppress(OSError, json.JSONDecodeError, KeyError):
-        rows = json.loads((run / "evaluation.json").read_text())["rows"]
-        models = list(dict.fromkeys(row["model"] for row in rows))
-        return ", ".join([*models, "the truth"])
-    return ""
-
-
-def _stage(run: Path, stage: str, rows: Rows) -> str:
-    if not rows:
+def _photos(run: Path) -> str:
+    """Strips of whole photos: bicubic against the last model of the table."""
+    paths = sorted((run / "strips").glob("*.png"))
+    rows = _read_evaluation(run).get("rows", [])
+    models = list(dict.fromkeys(str(row["model"]) for row in rows))
+    shown = []
+    for path in paths[:PHOTOS]:
+        strip = _decoded(path)
+        tiles = tiles_of(strip, columns=len(models) + 2) if strip is not None else []
+        if len(models) > 1 and tiles:
+            _, first, *_, last, truth = tiles
+            shown.append(
+                page.comparison((models[0], first), (models[-1], last), ("HR", truth), path.stem)
+            )
+        elif strip is not None:
+            stem = html.escape(path.stem)
+            image = page.picture(strip, stem, kind="strip")
+            shown.append(f"<figure>{image}<figcaption>{stem}</figcaption></figure>")
+    if not shown:
         return ""
-    samples = sorted((run / "samples").glob(f"{stage}-*.png"))
-    last = rows[-1]
-    speed = sum(row["patches_per_s"] for row in rows) / len(rows)
-    waiting = sum(row["data_wait"] for row in rows) / len(rows)
-    text = (
-        f"{last['patches_seen']:,} patches in {last['epoch']} epochs · {speed:,.0f} patches/s"
-        f" · {waiting:.1%} of the time waiting for data"
-    )
-    best = _best(rows)
-    charts = "".join(_charts(rows))
-    shown = _pictures("", samples[-1:], "held-out patches: bicubic, the generator's, the truth")
-    return f"<h2>{TITLES[stage]}</h2><p class=what>{text}</p>{best}<div class=charts>{charts}</div>{shown}"
+    more = f"{len(paths) - PHOTOS} more in strips/." if len(paths) > PHOTOS else ""
+    return f"<h2>Held-out photos</h2>{''.join(shown)}{page.note(more) if more else ''}"
 
 
-def _best(rows: Rows) -> str:
-    validated = [row for row in rows if "val_psnr_y" in row]
-    if not validated:
+def _section(title: str, figures: list[Figure], below: str = "") -> str:
+    if not figures and not below:
         return ""
-    psnr = max(validated, key=lambda row: row["val_psnr_y"])
-    ssim = max(validated, key=lambda row: row["val_ssim_y"])
-    return (
-        f"<p>Best on held-out patches: PSNR-Y {psnr['val_psnr_y']:.2f} dB in epoch {psnr['epoch']},"
-        f" SSIM-Y {ssim['val_ssim_y']:.4f} in epoch {ssim['epoch']}.</p>"
-    )
+    if figures and not charts.available():
+        return f"<h2>{title}</h2>{page.note(charts.HOW_TO_GET_IT)}{below}"
+    drawn = "".join(page.chart(charts.svg(figure), figure.caption) for figure in figures)
+    return f"<h2>{title}</h2><div class=charts>{drawn}</div>{below}"
 
 
-def _charts(rows: Rows) -> list[str]:
-    groups = {
-        "PSNR-Y on held-out patches, dB": {"validation": "val_psnr_y"},
-        "SSIM-Y on held-out patches": {"validation": "val_ssim_y"},
-        "Pixel loss (L1)": {"pixel": "loss_pixel"},
-        "Content loss": {"content": "loss_content"},
-        "Adversarial and discriminator loss": {
-            "adversarial": "loss_adversarial",
-            "discriminator": "loss_discriminator",
-        },
-    }
-    charts = []
-    for title, lines in groups.items():
-        series: Series = {
-            label: [(row["epoch"], row[key]) for row in rows if key in row]
-            for label, key in lines.items()
-        }
-        if any(len(points) > 1 for points in series.values()):
-            charts.append(f"<figure>{line_chart(title, series)}</figure>")
-    return charts
-
-
-def _pictures(title: str, paths: list[Path], caption: str = "") -> str:
-    if not paths:
+def _samples(run: Path, stage: str) -> str:
+    """The newest held-out patches: bicubic, the generator's and the truth, beside each other."""
+    paths = sorted((run / "samples").glob(f"{stage}-*.png"))
+    sheet = _decoded(paths[-1]) if paths else None
+    if sheet is None or sheet.shape[1] % 3:
         return ""
-    figures = "".join(
-        f"<figure><img alt='{html.escape(path.stem)}' src='data:image/png;base64,"
-        f"{base64.b64encode(path.read_bytes()).decode()}'>"
-        f"<figcaption>{html.escape(f'{path.stem}: {caption}' if caption else path.stem)}</figcaption></figure>"
-        for path in paths
-    )
-    return (f"<h2>{html.escape(title)}</h2>" if title else "") + figures
+    side = sheet.shape[1] // 3
+    bicubic, made, truth = (_folded(sheet[:, at * side : (at + 1) * side]) for at in range(3))
+    seen = paths[-1].stem.partition("-")[2]
+    when = f" after {int(seen):,} patches of stage {stage}" if seen.isdecimal() else ""
+    caption = f"Held-out patches{when}; drag the line."
+    return page.comparison(("bicubic", bicubic), (f"stage {stage}", made), ("HR", truth), caption)
+
+
+def _folded(column: RGB8) -> RGB8:
+    """Square patches one below the other => in two columns, where they are an even number."""
+    half, odd = divmod(column.shape[0], 2)
+    if odd or half % column.shape[1]:
+        return column
+    return np.concatenate((column[:half], column[half:]), axis=1)
+
+
+def _decoded(path: Path) -> RGB8 | None:
+    with contextlib.suppress(OSError, DamagedData):
+        return png.decode_rgb(path.read_bytes())
+    return None
 
 
 def _settings(run: Path) -> str:
     path = run / "config.toml"
-    text = path.read_text()
-    deviations = []
+    deviations = [(" and ".join(stages), *setting) for setting, stages in _deviations(path).items()]
+    shown = (
+        page.table(["stage", "setting", "here", "paper"], deviations, left=4, long=True)
+        if deviations
+        else "<p>None: every setting is the paper's.</p>"
+    )
+    text = html.escape(path.read_text(errors="replace"))
+    return (
+        f"<h2>Deviations from the paper</h2>{shown}"
+        f"<h2>Settings</h2><details><summary>config.toml</summary><pre>{text}</pre></details>"
+    )
+
+
+def _deviations(path: Path) -> dict[tuple[str, str, str], list[str]]:
+    """Setting, value here and value of the paper, with the stages that deviate so."""
+    found: dict[tuple[str, str, str], list[str]] = {}
     for stage in STAGES:
         try:
             ours, papers = load_config(str(path), stage=stage), load_config(PAPER, stage=stage)
         except (UsageError, tomllib.TOMLDecodeError):
             continue
-        deviations += [
-            f"<tr><td>{stage}<td>{name}<td>{html.escape(str(mine))}<td>{html.escape(str(theirs))}"
-            for name, (mine, theirs) in differences(ours, papers).items()
-            if not name.startswith(("data.", "validation.", "checkpoint."))
-        ]
-    head = "<tr><th>stage<th>setting<th>here<th>paper"
-    table = (
-        f"<table>{head}{''.join(deviations)}</table>"
-        if deviations
-        else "<p>The paper's, all of them.</p>"
-    )
-    return (
-        f"<h2>Deviations from the paper</h2>{table}<h2>Settings</h2><pre>{html.escape(text)}</pre>"
-    )
+        for name, (mine, theirs) in differences(ours, papers).items():
+            table = name.partition(".")[0]
+            if table not in NOT_THE_PAPERS and not (stage == "psnr" and table in ADVERSARYS):
+                found.setdefault((name, str(mine), str(theirs)), []).append(stage)
+    return found
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "∞" if value is None else f"{value:.{digits}f}"
+def _write_figures(folder: Path, figures: list[Figure]) -> None:
+    """Each figure as SVG and PNG."""
+    for name, content in _drawn(figures):
+        files.make_folder(folder)
+        files.write_file(folder / name, content)
+
+
+def _drawn(figures: list[Figure]) -> Iterator[tuple[str, bytes]]:
+    for figure in figures:
+        yield f"{figure.name}.svg", charts.svg(figure).encode()
+        yield f"{figure.name}.png", charts.png(figure)

@@ -5,7 +5,7 @@ run.json        versions, device, PIL flavour, data set
 metrics.jsonl   one line per epoch and stage
 samples/        held-out patches: bicubic, the generator's, the truth
 checkpoints/    see `trainer.checkpoint`
-report.html     all of it on one page
+report.html     all of it on one page, and its figures in figures/
 """
 
 from __future__ import annotations
@@ -57,13 +57,28 @@ def choose_device(wanted: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 def use_bf16(config: Config, device: torch.device) -> bool:
-    """Whether the steps run under bf16 autocast: "auto" means where the device computes in it."""
+    """Whether the steps run under bf16 autocast: "auto" means where the device computes in it.
+
+    Raises:
+        UsageError: fp16 is asked of a device that is no GPU.
+    """
+    if config.precision == "fp16" and device.type != "cuda":
+        raise UsageError(
+            "precision = fp16: needs a CUDA device; use bf16 or fp32, or auto, which chooses"
+        )
     if config.precision != "auto":
         return config.precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def describe_precision(config: Config, device: torch.device) -> str:
+    """bf16, fp16 or fp32, and what becomes of the gradients."""
+    if config.precision == "fp16":
+        return "fp16 with a GradScaler"
+    return "bf16 (float32's range: no GradScaler)" if use_bf16(config, device) else "fp32"
 
 
 def describe_device(device: torch.device) -> str:
@@ -97,6 +112,7 @@ def write_header(
         "preset": preset,
         "device": describe_device(device),
         "bf16": use_bf16(config, device),
+        "precision": describe_precision(config, device),
         "dataset_sha256": manifest.dataset_sha256,
         "lr_made_by": " ".join((manifest.resize.implementation, manifest.resize.version)),
         "versions": {

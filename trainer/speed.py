@@ -77,6 +77,10 @@ def resolve(config: Config, *, device: torch.device, bf16: bool) -> SpeedConfig:
         raise ConfigError(
             "speed.graph: a CUDA graph needs a CUDA device; use --device cuda or speed.graph=auto"
         )
+    if speed.graph == "step" and config.precision == "fp16":
+        raise ConfigError(
+            "speed.graph: the scale of fp16's gradients is decided outside a graph; use precision=bf16"
+        )
     if speed.dense == "hybrid" and config.generator.norm != "none":
         raise ConfigError(
             f"speed.dense: hybrid has no backward pass through norm = {config.generator.norm!r};"
@@ -125,7 +129,8 @@ def build_step(
         ConfigError: a graph of several ranks is asked for.
     """
     from trainer.graph import capture_later
-    from trainer.update import train_step
+    from trainer.steps import penalised
+    from trainer.update import looking, train_step
 
     if speed.graph != "step":
         return lambda lr, hr, stop: train_step(state, config, lr, hr, bf16, ranks=ranks, stop=stop)
@@ -133,8 +138,13 @@ def build_step(
         raise ConfigError(
             "speed.graph: a graph holds one rank's step; use speed.graph=none with --gpus"
         )
+
+    def other() -> bool:
+        return looking(state, config) or (state.stage == "gan" and penalised(state, config))
+
     return capture_later(
-        lambda lr, hr, stop: train_step(state, config, lr, hr, bf16, ranks=ranks, stop=stop)
+        lambda lr, hr, stop: train_step(state, config, lr, hr, bf16, ranks=ranks, stop=stop),
+        other=other,
     )
 
 

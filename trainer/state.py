@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -12,24 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import Config, Stage
+from trainer.content import build_content_features
 from trainer.flat import Gradients, gather_gradients, pack
-from trainer.losses import build_content_features
 from trainer.models import build_discriminator, build_generator
-from trainer.networks.discriminator import VGGDiscriminator
-from trainer.networks.rrdb import RRDBNet
 from trainer.networks.synced import synchronise
 from trainer.networks.vgg import VGGFeatures
 from trainer.optim import build_adam
 
 M = TypeVar("M", bound=nn.Module)
 COUNTED = "steps"
+_SCALER = ("scale", "_growth_tracker")
+"""What of a GradScaler moves."""
 
 
 @dataclass
 class Adversary:
     """What stage `gan` has beside the generator."""
 
-    discriminator: VGGDiscriminator
+    discriminator: nn.Module
     optimizer: torch.optim.Adam
     content: VGGFeatures
     """Frozen; rebuilt from the configuration and never saved."""
@@ -42,14 +42,16 @@ class TrainState:
     """Networks, average, optimisers and position of one stage."""
 
     stage: Stage
-    generator: RRDBNet
+    generator: nn.Module
     optimizer: torch.optim.Adam
-    average: RRDBNet | None
+    average: nn.Module | None
     adversary: Adversary | None
     gradients: Gradients
     """Of the generator; nothing of them survives a step."""
     buffers: list[Tensor]
     """Statistics and singular vectors of both networks, flat: a step that is left out puts them back."""
+    scaler: torch.amp.GradScaler | None = None
+    """Keeps fp16 gradients in range; bf16 has float32's range and needs none."""
     patches_seen: int = 0
     passed_over: int = 0
     """Patches that the order has run ahead: those before which the run rolled back."""
@@ -61,9 +63,11 @@ class TrainState:
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Sums of the losses of the good steps since the epoch began, on the device, and their number
     under `COUNTED`; logged and cleared at its end."""
+    telemetry: dict[str, Tensor] = field(default_factory=dict)
+    """Sums of what `telemetry` saw since the epoch began, likewise."""
 
     @property
-    def output(self) -> RRDBNet:
+    def output(self) -> nn.Module:
         """The generator that is validated and handed on: the average where there is one."""
         return self.generator if self.average is None else self.average
 
@@ -104,6 +108,7 @@ def build_state(
         adversary=adversary,
         gradients=gather_gradients(generator.parameters()),
         buffers=pack(buffer for network in trained for buffer in network.buffers()),
+        scaler=torch.amp.GradScaler(device.type) if config.precision == "fp16" else None,
     )
 
 
@@ -135,11 +140,15 @@ def networks(state: TrainState) -> dict[str, Tensor]:
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
     """All tensors that must survive, by name."""
     tensors = networks(state)
-    for prefix, optimizer in _optimizers(state):
+    for prefix, optimizer in optimizers(state).items():
         for number, parameter in enumerate(_parameters(optimizer)):
             for name, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{prefix}.{number}.{name}"] = value
     tensors |= {f"losses.{name}": value for name, value in state.losses.items()}
+    tensors |= {f"telemetry.{name}": value for name, value in state.telemetry.items()}
+    if state.scaler is not None:
+        held = state.scaler.state_dict()
+        tensors |= {f"scaler.{name}": torch.tensor(held[name]) for name in _SCALER}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -153,7 +162,7 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
         state.average.load_state_dict(_below(tensors, "average."))
     if state.adversary is not None:
         state.adversary.discriminator.load_state_dict(_below(tensors, "discriminator."))
-    for prefix, optimizer in _optimizers(state):
+    for prefix, optimizer in optimizers(state).items():
         for number, parameter in enumerate(_parameters(optimizer)):
             saved = _below(tensors, f"{prefix}.{number}.")
             for name, value in saved.items():
@@ -163,15 +172,21 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
                 optimizer.state[parameter][name] = kept.copy_(value)
     device = next(state.generator.parameters()).device
     state.losses = {name: value.to(device) for name, value in _below(tensors, "losses.").items()}
+    state.telemetry = {n: value.to(device) for n, value in _below(tensors, "telemetry.").items()}
+    if state.scaler is not None:
+        held = {name: value.item() for name, value in _below(tensors, "scaler.").items()}
+        state.scaler.load_state_dict(state.scaler.state_dict() | held)
     torch.set_rng_state(tensors["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
 
 
-def _optimizers(state: TrainState) -> Iterator[tuple[str, torch.optim.Adam]]:
-    yield "optimizer", state.optimizer
+def optimizers(state: TrainState) -> dict[str, torch.optim.Adam]:
+    """Of all networks, under the names that checkpoints have for them."""
+    found = {"optimizer": state.optimizer}
     if state.adversary is not None:
-        yield "discriminator_optimizer", state.adversary.optimizer
+        found["discriminator_optimizer"] = state.adversary.optimizer
+    return found
 
 
 def _parameters(optimizer: torch.optim.Adam) -> list[nn.Parameter]:

@@ -7,44 +7,87 @@ unweighted, as tensors on the device. `trainer.update` makes a step of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainer.config import Config, Stage
-from trainer.losses import (
-    content_loss,
+from trainer import telemetry
+from trainer.adversarial import (
+    Kind,
+    Logits,
     discriminator_loss,
     generator_adversarial_loss,
-    pixel_loss,
+    r1_penalty,
 )
+from trainer.config import Config, Stage
+from trainer.content import content_loss, layer_weights
+from trainer.losses import pixel_loss
 from trainer.networks.discriminator import normalised
+from trainer.ranks import Ranks
 from trainer.state import TrainState
 
 Images = Float[Tensor, "b 3 h w"]
 Losses = dict[str, Tensor]
+Seen = dict[str, Tensor]
+"""What `telemetry` wants to know of a step that it looks into."""
 
 
-def psnr_gradients(state: TrainState, config: Config, lr: Images, hr: Images, bf16: bool) -> Losses:
+class GradientsOf(Protocol):
+    """What both stages have in common."""
+
+    def __call__(
+        self,
+        state: TrainState,
+        config: Config,
+        lr: Images,
+        hr: Images,
+        bf16: bool,
+        *,
+        ranks: Ranks,
+        seen: Seen | None,
+    ) -> Losses:
+        """Add gradients to the state's; fills `seen` if it is there."""
+
+
+def psnr_gradients(
+    state: TrainState,
+    config: Config,
+    lr: Images,
+    hr: Images,
+    bf16: bool,
+    *,
+    ranks: Ranks,
+    seen: Seen | None,
+) -> Losses:
     """Stage 1: the pixel loss alone (paper §4)."""
     micros = []
     for low, high in _micro_batches(lr, hr, config.accumulate):
-        with torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16):
+        with _autocast(state, lr, bf16):
             sr = state.generator(low)
         loss = pixel_loss(sr, high)
-        (loss / config.accumulate).backward()
-        micros.append({"pixel": loss.detach()})
+        _backward(state, loss / config.accumulate)
+        micros.append({"pixel": loss})
     return _mean(micros)
 
 
-def gan_gradients(state: TrainState, config: Config, lr: Images, hr: Images, bf16: bool) -> Losses:
+def gan_gradients(
+    state: TrainState,
+    config: Config,
+    lr: Images,
+    hr: Images,
+    bf16: bool,
+    *,
+    ranks: Ranks,
+    seen: Seen | None,
+) -> Losses:
     """Stage 2: the generator against eq. 5, and the discriminator against eq. 4."""
     assert state.adversary is not None
     discriminator, content = state.adversary.discriminator, state.adversary.content
-    autocast = torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16)
-    weights, share = config.loss, 1 / config.accumulate
+    kind, autocast = config.adversarial.kind, _autocast(state, lr, bf16)
+    share = 1 / config.accumulate
 
     # generator: the discriminator stands still, its singular vectors too
     discriminator.eval().requires_grad_(False)
@@ -55,19 +98,28 @@ def gan_gradients(state: TrainState, config: Config, lr: Images, hr: Images, bf1
             sr = state.generator(low)
             with torch.no_grad():
                 wanted = content(high)
+                real = discriminator(high) if kind == "relativistic" else None
             found = content(sr)
             fake = discriminator(sr)
         terms = {
             "pixel": pixel_loss(sr, high),
-            "content": content_loss(found, wanted, criterion=config.content.criterion),
-            "adversarial": generator_adversarial_loss(fake),
+            "content": content_loss(
+                found,
+                wanted,
+                weights=list(layer_weights(config.content.layer).values()),
+                criterion=config.content.criterion,
+            ),
+            "adversarial": generator_adversarial_loss(
+                kind, _of_all(kind, ranks, fake), None if real is None else ranks.gathered(real)
+            ),
         }
-        total = (
-            weights.pixel * terms["pixel"]
-            + weights.content * terms["content"]
-            + weights.adversarial * terms["adversarial"]
-        )
-        (total * share).backward()
+        weighted = {name: getattr(config.loss, name) * value for name, value in terms.items()}
+        total = weighted["pixel"] + weighted["content"] + weighted["adversarial"]
+        if seen is not None and not made:
+            scaled = {name: _scaled(state, loss) for name, loss in weighted.items()}
+            seen |= telemetry.gradient_shares(scaled, sr)
+            seen |= {f"weighted_{name}": loss for name, loss in weighted.items()}
+        _backward(state, total * share)
         judgements.append(terms | {"generator": total})
         made.append(sr.detach().float())
 
@@ -76,13 +128,20 @@ def gan_gradients(state: TrainState, config: Config, lr: Images, hr: Images, bf1
     verdicts: list[Losses] = []
     for number, high in enumerate(hr.chunk(config.accumulate)):
         discriminator.train(number == 0)
-        with normalised(discriminator), autocast:
-            real, fake = discriminator(torch.cat((high, made[number]))).chunk(2)
-        judged = discriminator_loss(real, fake)
-        (judged * share).backward()
+        with normalised(discriminator):
+            with autocast:
+                real, fake = discriminator(torch.cat((high, made[number]))).chunk(2)
+            judged = discriminator_loss(
+                kind, _of_all(kind, ranks, real), _of_all(kind, ranks, fake)
+            )
+            penalty = _penalty(state, config, discriminator, high)
+            if seen is not None and number == 0:
+                seen["sigma_max"] = telemetry.largest_singular_value(discriminator)
+        _backward(state, (judged + config.adversarial.r1 * penalty) * share)
         verdicts.append(
             {
                 "discriminator": judged,
+                **({"r1": penalty} if config.adversarial.r1 else {}),
                 "d_real": real.float().sigmoid().mean(),
                 "d_fake": fake.float().sigmoid().mean(),
             }
@@ -101,7 +160,42 @@ def _mean(micros: list[Losses]) -> Losses:
     }
 
 
-GRADIENTS: dict[Stage, Callable[[TrainState, Config, Images, Images, bool], Losses]] = {
-    "psnr": psnr_gradients,
-    "gan": gan_gradients,
-}
+def _autocast(state: TrainState, lr: Images, bf16: bool) -> torch.autocast:
+    """Half precision for the networks: fp16 where the state scales gradients for it, or bf16."""
+    half = torch.bfloat16 if state.scaler is None else torch.float16
+    return torch.autocast(lr.device.type, half, enabled=bf16 or state.scaler is not None)
+
+
+def _scaled(state: TrainState, loss: Tensor) -> Tensor:
+    """A loss whose gradients fp16 can hold; the loss itself in other precisions."""
+    return loss if state.scaler is None else state.scaler.scale(loss)
+
+
+def _backward(state: TrainState, loss: Tensor) -> None:
+    _scaled(state, loss).backward()
+
+
+def _of_all(kind: Kind, ranks: Ranks, logits: Logits) -> Logits:
+    """The logits that a loss compares: only the relativistic kind looks beyond this rank's patches."""
+    return ranks.gathered(logits) if kind == "relativistic" else logits
+
+
+def _penalty(state: TrainState, config: Config, discriminator: nn.Module, hr: Images) -> Tensor:
+    """R1 on the real patches, in float32; zero in the steps between.
+
+    Counted `r1_every` times where it is taken, so its mean over the steps of an epoch is the penalty.
+    """
+    if not penalised(state, config):
+        return hr.new_zeros(())
+    images = hr.detach().requires_grad_()
+    return config.adversarial.r1_every * r1_penalty(discriminator(images), images)
+
+
+def penalised(state: TrainState, config: Config) -> bool:
+    """Whether the step that comes next takes R1."""
+    settings = config.adversarial
+    step = state.patches_seen // config.batch_size
+    return settings.r1 > 0 and step % settings.r1_every == 0
+
+
+GRADIENTS: dict[Stage, GradientsOf] = {"psnr": psnr_gradients, "gan": gan_gradients}

@@ -47,4 +47,4 @@ def _toml_value(value: Any) -> str:  # noqa: ANN401  any leaf of the configurati
         return "true" if value else "false"
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return repr(value)
+    return repr(list(value) if isinstance(value, tuple) else value)

@@ -16,15 +16,16 @@ from shards.reader import open_dataset
 from shards.storage import Location
 from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config import PAPER, Config, Stage, load_config
+from trainer.content import build_content_features
 from trainer.data import with_cache
 from trainer.job import Job
 from trainer.loop import train_stage
-from trainer.losses import build_content_features
+from trainer.lpips import build_lpips
 from trainer.memory import within_memory
 from trainer.order import steps_per_pass
 from trainer.ranks import ALONE, Ranks
 from trainer.report import write_report
-from trainer.run import choose_device
+from trainer.run import choose_device, use_bf16
 from trainer.watch import Watch, connected
 from trainer.weights import load_matching
 
@@ -38,6 +39,7 @@ def train(
     device: str,
     init: Path | None,
     content_weights: Path | None,
+    lpips: Path | None,
     dry_run: bool,
     say: Callable[[str], None],
     warn: Callable[[str], None],
@@ -57,15 +59,25 @@ def train(
     else:
         say, warn, progress = _silently, _silently, _no_progress
     chosen = choose_device(device, ranks)
+    if chosen.index is not None:
+        torch.cuda.set_device(chosen)
     dataset = open_dataset(shards)
     with_val = len(dataset.split("val")) > 0
     for stage, config in stages.items():
+        use_bf16(config, chosen)
         steps_per_pass(len(dataset.split("train")), config.batch_size)
         _check_divides(config, ranks)
+        if config.validation.best_by == "lpips" and lpips is None:
+            raise UsageError(
+                "validation.best_by = lpips: needs the network that looks; give it with --lpips FILE"
+            )
         if stage == "gan":
             build_content_features(config.content, weights=content_weights)
             if ranks.first and "psnr" not in stages and not has_last(run, "gan"):
                 _gan_start(run, init, warn)
+    judge = None if lpips is None else build_lpips(lpips, device=chosen)
+    if judge is not None and judge.warning:
+        warn(judge.warning)
     if init is not None:
         load_matching(init, next(iter(stages.values())).generator, scale=dataset.manifest.scale)
     if not with_val:
@@ -92,6 +104,7 @@ def train(
                 ranks=ranks,
                 init=start,
                 content_weights=content_weights,
+                lpips=None if judge is None else judge.against,
                 say=say,
                 warn=warn,
                 progress=progress,
@@ -107,7 +120,8 @@ def train(
             del state
             torch.cuda.empty_cache()
         report = write_report(run) if ranks.first else None
-    weights = weights_of(run, list(stages)[-1], warn=warn)
+    last, config = list(stages.items())[-1]
+    weights = weights_of(run, last, best_by=config.validation.best_by, warn=warn)
     return {
         "run": str(run),
         "stages": results,
@@ -146,7 +160,7 @@ def _no_progress(*_: Any, **__: Any) -> AbstractContextManager[Callable[[int, st
 
 def _gan_start(run: Path, init: Path | None, warn: Callable[[str], None]) -> Path:
     """The weights that stage `gan` starts from."""
-    path = init or weights_of(run, "psnr", warn=warn)
+    path = init or weights_of(run, "psnr", best_by="psnr_y", warn=warn)
     if path is None or not path.is_file():
         raise UsageError(
             f"{path or best_file(run, 'psnr_y', 'psnr')}: stage gan starts from these weights and they are not there;"

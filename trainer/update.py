@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trainer import telemetry
 from trainer.config import Config
 from trainer.flat import SPARE, Gradients
 from trainer.guard import STOP
 from trainer.optim import take_step, update_average
 from trainer.ranks import ALONE, Ranks
-from trainer.state import COUNTED, TrainState
+from trainer.state import COUNTED, TrainState, optimizers
 from trainer.steps import GRADIENTS, Images
 
 
@@ -62,7 +63,8 @@ def train_step(
         gradients["discriminator"] = state.adversary.gradients
     for each in gradients.values():
         each.flat.zero_()
-    losses = GRADIENTS[state.stage](state, config, lr, hr, bf16)
+    seen: dict[str, Tensor] | None = {} if looking(state, config) else None
+    losses = GRADIENTS[state.stage](state, config, lr, hr, bf16, ranks=ranks, seen=seen)
 
     # the mean over the ranks, losses and the wish to stop along with the gradients
     names = list(losses)
@@ -75,19 +77,28 @@ def train_step(
         ranks.mean_(each.flat)
     *means, wish = state.gradients.spare[: len(told)].clone().unbind()
 
+    if state.scaler is not None:
+        for optimizer in optimizers(state).values():
+            state.scaler.unscale_(optimizer)
+    if seen is not None:
+        norms = {f"grad_norm_{name}": each.norm() for name, each in gradients.items()}
+        telemetry.note(state.telemetry, seen | norms)
+
     # all of it or nothing
     signs = torch.stack(
         [wish > 0, *(~mean.isfinite() for mean in means), *map(_odd, gradients.values())]
     )
     skip = signs[1:].any().float()
-    take_step(state.optimizer, skip=skip)
-    if state.adversary is not None:
-        take_step(state.adversary.optimizer, skip=skip)
+    if state.scaler is not None:
+        state.scaler.update()
+        signs = signs[: len(told)]  # fp16's gradients overflow now and then: no bad step
+    for optimizer in optimizers(state).values():
+        take_step(optimizer, skip=skip)
     take_back(state.buffers, before, taken=1 - skip)
     return Outcome(
         losses=dict(zip(names, means, strict=True)),
         taken=1 - skip,
-        names=(STOP, *names, *(f"gradient of the {name}" for name in gradients)),
+        names=(STOP, *names, *(f"gradient of the {name}" for name in gradients))[: len(signs)],
         signs=signs,
     )
 
@@ -110,6 +121,16 @@ def count_step(state: TrainState, config: Config, outcome: Outcome) -> None:
         )
 
 
+def looking(state: TrainState, config: Config) -> bool:
+    """Whether telemetry looks into the step that comes next."""
+    return telemetry.due(
+        patches_seen=state.patches_seen,
+        batch_size=config.batch_size,
+        epoch=config.iterations_per_epoch * config.batch_size,
+        every=config.telemetry.every_patches,
+    )
+
+
 def _odd(gradients: Gradients) -> Bool[Tensor, ""]:
-    """Whether a gradient is not finite anywhere."""
-    return ~gradients.flat[:-SPARE].isfinite().all()
+    """Whether a gradient is not finite anywhere, which shows in the sum; so does one beyond all bounds."""
+    return ~gradients.flat[:-SPARE].sum().isfinite()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 from shards import resize
 from shards.png import RGB8
 from shards.reader import SplitReader
+from trainer.best import BestBy
 from trainer.data import to_float
 from trainer.metrics import Scores, mean_scores, score
 from trainer.ranks import ALONE, Ranks
@@ -29,10 +30,18 @@ class ValidationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """0: never; then no best checkpoints are kept."""
     patches: int = 512
     """0: all."""
+    best_by: BestBy = "auto"
+    """Which of its weights a run hands on. "auto": stage psnr those of the best PSNR-Y, stage gan those of
+    the lowest LPIPS, or its final ones where LPIPS is not measured. "both": the paper's, which are chosen
+    anew where PSNR and SSIM have both improved. Stage gan always starts from the best PSNR-Y."""
+    psnr_drop: float = 3.0
+    """dB of PSNR-Y below the best of the stage at which the lowest LPIPS does not count."""
 
 
 Metrics = dict[str, float]
-"""`psnr_y`, `ssim_y`, `psnr_rgb`, `ssim_rgb`: means over patches, by the protocol of `metrics`."""
+"""`psnr_y`, `ssim_y`, `psnr_rgb`, `ssim_rgb`: means over patches, by the protocol of `metrics`; perhaps `lpips`."""
+Against = Callable[[RGB8], Callable[[RGB8], float]]
+"""A truth to the perceptual distance of any picture from it: `Judge.against` of LPIPS."""
 
 
 def validate(
@@ -42,6 +51,7 @@ def validate(
     patches: int,
     device: torch.device,
     ranks: Ranks = ALONE,
+    lpips: Against | None = None,
 ) -> Metrics:
     """Score a generator in float32 evaluation mode on the first patches of a split.
 
@@ -50,16 +60,21 @@ def validate(
     """
     scale = split.manifest.scale
     scores = [
-        dataclasses.astuple(score(each, wanted, crop=scale))
+        (
+            *dataclasses.astuple(score(each, wanted, crop=scale)),
+            *([lpips(wanted)(each)] if lpips else ()),
+        )
         for lr, hr in _batches(split, patches, ranks)
         for each, wanted in zip(upscale_patches(generator, lr, device=device), hr, strict=True)
     ]
-    ours = torch.tensor(scores, dtype=torch.float64).reshape(len(scores), 4)
+    ours = torch.tensor(scores, dtype=torch.float64).reshape(len(scores), 5 if lpips else 4)
     shares = [share.split(BATCH) for share in ranks.gather(ours)]
     in_order = [
         batch for turn in itertools.zip_longest(*shares) for batch in turn if batch is not None
     ]
-    return dataclasses.asdict(mean_scores(Scores(*row) for row in torch.cat(in_order).tolist()))
+    table = torch.cat(in_order)
+    found = dataclasses.asdict(mean_scores(Scores(*row[:4]) for row in table.tolist()))
+    return found | ({"lpips": table[:, 4].mean().item()} if lpips else {})
 
 
 def validate_bicubic(split: SplitReader, *, patches: int) -> Metrics:

@@ -23,6 +23,7 @@ COMMANDS: dict[str, click.Command] = {
     "export-sr": trainer.cli.export_main,
     "bench-sr": trainer.cli.bench_main,
     "bench-sr prep": trainer.cli.bench_main.commands["prep"],
+    "bench-sr data": trainer.cli.bench_main.commands["data"],
     "bench-sr train": trainer.cli.bench_main.commands["train"],
 }
 

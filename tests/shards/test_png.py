@@ -104,3 +104,26 @@ def test_the_bytes_do_not_depend_on_where_the_stack_lies():
     thread.start()
     thread.join()
     assert here == there
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5, 8, 17, 32, 128])
+@pytest.mark.parametrize("count", [0, 1, 8, 19])
+def test_many_decoded_at_once_are_each_decoded_by_opencv(side, count):
+    rng = np.random.default_rng(side)
+    images = [rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(count)]
+    contents = [png.encode_rgb(image) for image in images]
+    if count > 3:  # one of another form among them
+        contents[3] = cv2.imencode(".png", images[3][..., ::-1])[1].tobytes()
+    out = np.full((count, side, side, 3), 7, np.uint8)
+    png.decode_many([memoryview(content) for content in contents], out)
+    for number, content in enumerate(contents):
+        found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+        assert np.array_equal(out[number], found)
+        assert np.array_equal(png.decode_rgb(content), found)
+
+
+def test_one_of_another_size_among_many_is_refused():
+    image = np.zeros((8, 8, 3), np.uint8)
+    contents = [png.encode_rgb(image), png.encode_rgb(image[:4, :4])]
+    with pytest.raises(DamagedData, match="is 4x4 instead of 8x8"):
+        png.decode_many(contents, np.empty((2, 8, 8, 3), np.uint8))

@@ -43,3 +43,15 @@ def test_large_members_and_every_part_have_headers_that_python_reads():
             info = tarfile.TarInfo.frombuf(tar.header(10**12 - 1, part, size), "ascii", "strict")
             assert (info.name, info.size, info.mode) == (f"999999999999.{part}", size, 0o444)
             assert (info.mtime, info.uid, info.uname, info.type) == (0, 0, "", tarfile.REGTYPE)
+
+
+def test_headers_of_many_are_those_of_each():
+    rng = np.random.default_rng(0)
+    keys = rng.choice(10**12, 50, replace=False).astype(np.int64)
+    sizes = rng.integers(1, 2**32, (50, 3), dtype=np.uint32)
+    for extension in ("png", "webp", "npy"):
+        names = tar.parts(extension)
+        made = tar.headers(keys, names, sizes)
+        for row, key in enumerate(keys.tolist()):
+            for number, (name, size) in enumerate(zip(names, sizes[row].tolist(), strict=True)):
+                assert made[row, number].tobytes() == tar.header(key, name, size)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from shards.errors import UsrganError
+from trainer.adversarial import discriminator_loss
 from trainer.config import Config, load_config
 from trainer.ranks import Ranks, from_environment
 from trainer.state import TrainState, build_state, networks, state_tensors
@@ -119,7 +120,21 @@ def odd(ranks: Ranks) -> dict[str, Any]:
     return found
 
 
-TASKS: dict[str, Callable[[Ranks], dict[str, Any]]] = {"steps": steps, "bad": bad, "odd": odd}
+def compared(ranks: Ranks) -> dict[str, Any]:
+    """A loss that compares logits of all ranks, and the mean gradient of a weight before it."""
+    share = slice(ranks.rank * 8 // ranks.world, (ranks.rank + 1) * 8 // ranks.world)
+    weight = torch.ones(1, requires_grad=True)
+    real, fake = (weight * torch.arange(8.0)[share], weight * torch.arange(8.0).square()[share])
+    loss = discriminator_loss("relativistic", ranks.gathered(real), ranks.gathered(fake))
+    loss.backward()
+    assert weight.grad is not None
+    ranks.mean_(weight.grad)
+    return {"loss": loss.detach(), "gradient": weight.grad}
+
+
+TASKS: dict[str, Callable[[Ranks], dict[str, Any]]] = {
+    "steps": steps, "bad": bad, "odd": odd, "compared": compared,
+}  # fmt: skip
 
 
 def together(task: str, folder: Path, *, world: int) -> list[Any]:

@@ -17,11 +17,12 @@ from shards.errors import UsrganError
 from shards.reader import open_dataset
 from tests.pipeline.conftest import make_photo, photos
 from tests.pipeline.test_prepare import make
-from trainer.bench import basicsr, floor
+from trainer.bench import basicsr, data, floor, reading
 from trainer.bench.process import measure
 from trainer.cli import bench_main
 
 __all__ = ["photos"]
+STOCK_PILLOW = Path(sys.prefix) / "stock-pillow"
 SPIN = """
 import multiprocessing, sys, time
 def work(seconds):
@@ -127,8 +128,71 @@ def test_the_command_prints_what_the_contract_names(photos: Path):
 def test_a_missing_folder_and_a_later_bench_are_one_line(tmp_path):
     for options, words in (
         (["prep", "--src", str(tmp_path / "none")], "there is no such folder of photos"),
+        (["data", "--src", str(tmp_path / "none")], "there is no such folder of photos"),
         (["upscale", "--json", "--gpus", "2"], "bench-sr upscale: comes with a later version"),
+        (["train", "--fake-step", "soon"], "soon is no time; write 10ms"),
+        (["train", "--fake-step", "10ms"], "--shards: name the folder"),
     ):
         ended = CliRunner().invoke(bench_main, options)
         assert ended.exit_code == 2
         assert words in ended.stderr
+
+
+@pytest.mark.slow
+def test_the_reader_is_measured_beside_its_peers_and_told_as_the_contract_names(photos: Path):
+    options = ["data", "--src", str(photos), "--rounds", "1", "--pairs", "256", "--json"]
+    ended = CliRunner().invoke(bench_main, options)
+    if not STOCK_PILLOW.is_dir():
+        assert "pip install --no-deps --target" in ended.stderr
+        pytest.skip("no PIL with PNG here; `make test` installs one")
+    assert ended.exit_code == 0, ended.output
+    found = json.loads(ended.stdout)
+    ratios = ("png_over_webdataset", "raw_over_webdataset", "resume_over_fresh")
+    for name in (*ratios, "resume_bytes_per_lane", "fresh_ms"):
+        assert found[name] > 0
+    assert 0 <= found["data_wait_fraction"] < 1
+    assert found["resume_bytes_per_lane"] <= found["chunk_bytes"]
+    assert set(found["spread"]) >= {*ratios, "data_wait_fraction"}
+    ways = {f"{way} {n}" for way in ("png", "webp", "raw", "loose") for n in range(3)}
+    assert set(found["rates"]) == ways | {f"{c} webdataset" for c in ("png", "webp", "raw")}
+
+
+def test_loose_files_and_shards_hold_the_same_pairs(photos: Path, tmp_path):
+    make(photos, tmp_path / "png")
+    data._extract(tmp_path / "png", tmp_path / "loose")
+    files = reading.Loose(tmp_path / "loose")
+    split = open_dataset(tmp_path / "png").split("train")
+    assert len(files) == len(split)
+    for number in (0, len(split) - 1):
+        lr, hr = files[number]
+        assert np.array_equal(lr, split[number].lr)
+        assert np.array_equal(hr, split[number].hr)
+
+
+def test_synthetic_photos_are_like_photos_to_a_png(tmp_path):
+    folder = data.synthetic_photos(tmp_path / "photos", count=1)
+    photo = png.decode_rgb((folder / "000.png").read_bytes())
+    patches = [photo[y:, x:][:128, :128] for y in (0, 300, 600) for x in (0, 300, 600, 890)]
+    sizes = [len(png.encode_rgb(np.ascontiguousarray(patch))) for patch in patches]
+    assert 0.42 < np.mean(sizes) / (3 * 128 * 128) < 0.52
+
+
+def test_every_way_of_reading_reads_and_resuming_reads_no_more_than_a_chunk(tiny_shards, tmp_path):
+    data._extract(tiny_shards, tmp_path / "loose")
+    for workers in (0, 2):
+        assert min(reading.ours(tiny_shards, 48, 4, workers)) > 0
+        assert min(reading.loose(tmp_path / "loose", 48, 4, workers)) > 0
+    assert 0 < reading.first_batch(tiny_shards, 4, at=0.9) < 10
+    found = reading.bytes_on_resume(tiny_shards, 4)
+    assert 0 < found["resume_bytes_per_lane"] <= found["chunk_bytes"]
+
+
+def test_a_step_that_waits_longer_than_reading_takes_waits_for_nothing(tiny_shards):
+    options = ["train", "--fake-step", "20ms", "--shards", str(tiny_shards), "--steps", "10"]
+    ended = CliRunner().invoke(bench_main, [*options, "--batch-size", "4", "--json"])
+    found = json.loads(ended.stdout)
+    assert found["steps"] == 10
+    assert found["data_wait_fraction"] < 0.5
+    assert 100 < found["patches_per_s"] < 4 / 0.02
+    said = CliRunner().invoke(bench_main, [*options, "--batch-size", "4", "--workers", "0"]).stdout
+    assert "% of the time waiting for data" in said

@@ -22,6 +22,7 @@ from trainer.checkpoint import (
     save_weights,
 )
 from trainer.config import Config, load_config
+from trainer.networks.fold import fold_batch_norm
 from trainer.state import TrainState, build_state, restore, state_tensors
 from trainer.update import train_step
 from trainer.weights import load_generator, save_tensors
@@ -277,7 +278,9 @@ def test_the_best_weights_are_the_averages_and_ready_to_upscale(tmp_path):
     assert (loaded.scale, loaded.metadata["stage"]) == (4, "gan")
     assert state.average is not None
     found = loaded.module.state_dict()
-    for name, value in state.average.state_dict().items():
+    wanted = fold_batch_norm(state.average.state_dict())
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
         assert torch.equal(found[name], value), name
     assert not torch.equal(found["conv_last.weight"], state.generator.conv_last.weight)
 

@@ -43,11 +43,16 @@ def test_crops_of_hr_and_lr_lie_at_the_same_place(larger):
                 (left, top)
                 for left in range(9)
                 for top in range(9)
-                if np.array_equal(cropped(pair.lr, pair.hr, left, top, 16)[1], hr.numpy())
+                if np.array_equal(
+                    cropped(pair.lr, pair.hr, left=left, top=top, side=16)[1], hr.numpy()
+                )
             ]
             assert len(places) == 1
             corners.add(places[0])
-            np.testing.assert_array_equal(cropped(pair.lr, pair.hr, *places[0], 16)[0], lr.numpy())
+            np.testing.assert_array_equal(
+                cropped(pair.lr, pair.hr, left=places[0][0], top=places[0][1], side=16)[0],
+                lr.numpy(),
+            )
     assert len(corners) > 20
 
 

@@ -161,7 +161,7 @@ def test_random_numbers_of_the_process_are_neither_read_nor_drawn(train):
 def test_a_closed_stream_leaves_no_threads(train):
     stream = batches(train, seed=0, batch_size=5, first_step=0, config=DataConfig(workers=3))
     next(stream)
-    ours = ("decode", "read")
+    ours = ("decode", "plan", "read")
     assert {t.name.partition("_")[0] for t in threading.enumerate()} >= set(ours)
     stream.close()
     assert not any(thread.name.startswith(ours) for thread in threading.enumerate())

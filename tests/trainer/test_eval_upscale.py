@@ -21,6 +21,7 @@ from tests.trainer.conftest import make_patch
 from trainer.cli import eval_main, upscale_main
 from trainer.metrics import PROTOCOL, score
 from trainer.models import GeneratorConfig, build_generator
+from trainer.strips import tiles_of
 from trainer.weights import save_tensors
 
 
@@ -88,12 +89,12 @@ def test_a_model_stands_beside_bicubic_and_strips_show_both(test_set, tmp_path, 
     assert "small" in shown
     assert PROTOCOL in shown
     strip = read_photo(tmp_path / "strips/Mine-p0.png").pixels
-    hr = read_photo(test_set / "p0.png").pixels[:128, :120]
-    assert strip.shape == (128, 3 * 120 + 16, 3)
-    np.testing.assert_array_equal(strip[:, -120:], hr)
-    np.testing.assert_array_equal(
-        strip[:, :120], resize.upscale(resize.downscale(np.ascontiguousarray(hr), scale=4), scale=4)
-    )
+    hr = np.ascontiguousarray(read_photo(test_set / "p0.png").pixels[:128, :120])
+    low = resize.downscale(hr, scale=4)
+    lr, bicubic, _, truth = tiles_of(strip, columns=4)
+    np.testing.assert_array_equal(lr[::4, ::4], low)
+    np.testing.assert_array_equal(bicubic, resize.upscale(low, scale=4))
+    np.testing.assert_array_equal(truth, hr)
 
 
 def test_held_out_patches_are_a_set(tiny_shards):
@@ -115,10 +116,10 @@ def test_a_missed_anchor_is_a_warning(test_set, tmp_path):
         (["--hr", "nowhere"], "nowhere", 2),
         (["--hr", "Mine/HR", "--lr", "empty"], "holds no pictures", 2),
         (["--hr", "Mine/HR", "--lr", "other"], "has no picture for p0.png", 2),
-        (["--hr", "Mine/HR", "--lr", "Mine/HR"], "at x4 needs", 1),
+        (["--hr", "Mine/HR", "--lr", "Mine/HR"], "at x4 needs", 2),
         (["--hr", "Mine/HR", "--model", "no.safetensors"], "no.safetensors", 2),
         (["--hr", "Mine/HR", "--lr", "a", "--lr", "b"], "2 given for 1", 2),
-        (["--hr", "broken"], "broken/x.png: is empty", 1),
+        (["--hr", "broken"], "broken/x.png: is empty", 2),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(

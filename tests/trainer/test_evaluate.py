@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -12,13 +14,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 
-from shards import png
+from shards import png, resize
 from shards.photos import read_photo
 from tests.trainer.conftest import make_patch
 from trainer.cli import eval_main
-from trainer.evaluate import STRIP_SIDE, Row, missed_anchors
+from trainer.evaluate import Row, missed_anchors
+from trainer.metrics import PROTOCOL, luma
 from trainer.models import GeneratorConfig, build_generator
+from trainer.perceptual import Judge
+from trainer.strips import CAPTION, ERROR_LEVELS, GAP, SIDE, error_map, tiles_of
 from trainer.weights import save_tensors
 
 
@@ -41,13 +47,19 @@ def picture(name: str, height: int = 40, width: int = 44) -> Path:
     return path
 
 
-def weights(name: str) -> Path:
+def weights(name: str, **about: str) -> Path:
     torch.manual_seed(1)
     net = build_generator(GeneratorConfig(features=8, blocks=1, growth=4, norm="none"), scale=4)
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, net.state_dict(), {"scale": "4"})
+    save_tensors(path, net.state_dict(), {"scale": "4", **about})
     return path
+
+
+def dump(name: str, image: np.ndarray) -> None:
+    """A picture of any channels and depth, in OpenCV's order."""
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
 
 
 @pytest.mark.parametrize(
@@ -72,6 +84,182 @@ def test_rows_of_two_models_never_have_one_name(names, labels):
     options = [f"--model={weights(f'{name}.safetensors')}" for name in names]
     rows = json.loads(run("--hr", "Mine/HR", *options, "--json").stdout)["rows"]
     assert [row["model"] for row in rows] == ["bicubic", *labels]
+
+
+@pytest.mark.parametrize(
+    ("presets", "options", "labels"),
+    [
+        (["usrgan", "srcnn"], [], ["usrgan/psnr", "srcnn/psnr"]),
+        (["my/own.toml", "usrgan"], [], ["own/psnr", "usrgan/psnr"]),
+        (["usrgan", "usrgan"], [], ["a", "b"]),
+        (["usrgan", "srcnn"], ["--name=one", "--name=two"], ["one", "two"]),
+    ],
+)
+def test_rows_are_called_what_their_files_say_or_the_options(presets, options, labels):
+    picture("Mine/HR/p.png")
+    paths = [
+        weights(f"{name}.safetensors", preset=preset, stage="psnr")
+        for name, preset in zip("ab", presets, strict=True)
+    ]
+    models = [f"--model={path}" for path in paths]
+    rows = json.loads(run("--hr", "Mine/HR", *models, *options, "--json").stdout)["rows"]
+    assert [row["model"] for row in rows] == ["bicubic", *labels]
+
+
+def test_the_papers_table_is_one_command():
+    for number, name in enumerate(("Set5", "Set14")):
+        picture(f"{name}/HR/p.png", 40 + 4 * number)
+        hr = read_photo(Path(f"{name}/HR/p.png")).pixels
+        lr = np.ascontiguousarray(hr[::4, ::4])  # no bicubic: it shows that it was taken
+        dump(f"{name}/LRx4/px4.png", lr[..., ::-1])
+    paths = [
+        weights(f"{name}.safetensors", preset=name, stage="psnr") for name in ("srcnn", "rrdb")
+    ]
+    paths.append(weights("gan.safetensors", preset="usrgan", stage="gan"))
+    shown = run("--hr", "Set5", "--hr", "Set14", *(f"--model={path}" for path in paths)).stdout
+    lines = shown.splitlines()
+    assert lines[0] == "**Set5** · x4 · 1 image · LR: Set5/LRx4 · bicubic is NOT as published"
+    assert lines[2] == "| model      | PSNR-Y | SSIM-Y | PSNR-RGB | SSIM-RGB |"
+    models = [line.split()[1] for line in lines if line.startswith("|") and line[2] not in "m-"]
+    assert models == 2 * ["bicubic", "srcnn/psnr", "rrdb/psnr", "usrgan/gan"]
+    assert lines[-1] == f"Protocol: {PROTOCOL}"
+    assert max(len(line) for line in lines[:-1]) <= 80
+    own = run("--hr", "Set5/HR", "--json").stdout
+    assert json.loads(own)["sets"][0]["lr"] == "antialiased bicubic of HR"
+
+
+def test_csv_and_json_hold_the_same_numbers():
+    picture("Mine/HR/p.png")
+    picture("Mine/HR/q|r.png", 44, 48)
+    options = ["--hr", "Mine/HR", "--baseline", "lanczos", "--baseline", "nearest"]
+    rows = json.loads(run(*options, "--format", "json").stdout)["rows"]
+    read = list(csv.DictReader(io.StringIO(run(*options, "--format", "csv").stdout)))
+    assert [row["model"] for row in rows] == ["bicubic", "lanczos", "nearest"]
+    assert [row["model"] for row in read] == ["bicubic", "lanczos", "nearest"]
+    for ours, theirs in zip(rows, read, strict=True):
+        assert float(theirs["psnr_y"]) == ours["psnr_y"]
+        assert theirs["protocol"] == PROTOCOL
+        assert ours.keys().isdisjoint({"lpips", "dists"})
+    each = list(csv.DictReader(io.StringIO(run(*options, "--format=csv", "--per-image").stdout)))
+    assert [row["image"] for row in each] == 3 * ["p", "q|r", "mean"]
+    assert float(each[1]["ssim_y"]) == rows[0]["per_image"][1]["ssim_y"]
+    shown = run(*options, "--per-image").stdout
+    assert r"| q\|r  | lanczos |" in shown
+
+
+def test_baselines_are_pils_lanczos_and_repeated_pixels():
+    hr = read_photo(picture("Mine/HR/p.png")).pixels
+    run("--hr", "Mine/HR", "--baseline=lanczos", "--baseline=nearest", "--strips", "strips")
+    lr, _, lanczos, nearest, _ = tiles_of(read_photo(Path("strips/Mine-p.png")).pixels, columns=5)
+    np.testing.assert_array_equal(lr, nearest)
+    low = Image.fromarray(resize.downscale(hr, scale=4))
+    wanted = np.asarray(low.resize((44, 40), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(lanczos, wanted)
+
+
+def test_error_maps_have_one_scale():
+    hr = np.full((40, 44, 3), 100, np.uint8)
+    for levels, colour in ((0, 0), (10, 10 / 32), (32, 1), (90, 1)):
+        sr = hr + np.uint8(levels)
+        difference = float(np.abs(luma(sr) - luma(hr)).mean())
+        shown = error_map(sr, hr)[0, 0]
+        index = np.uint8(min(255, 255 * difference / ERROR_LEVELS))
+        wanted = cv2.applyColorMap(np.full((1, 1), index), cv2.COLORMAP_INFERNO)[0, 0, ::-1]
+        np.testing.assert_array_equal(shown, wanted)
+        assert abs(float(index) / 255 - colour) < 0.16  # luma is 219/255 of grey
+
+
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LPIPS that is the mean difference, in place of a network of 244 MB."""
+
+    class Mean:
+        def look(self, image):
+            return [image]
+
+        def compare(self, sr, hr):
+            return (sr[0] - hr[0]).abs().mean((1, 2, 3))
+
+    def build(path, *, device):
+        return Judge("lpips", "LPIPS by NETWORK", "lpips: other weights", 36, Mean(), device)
+
+    monkeypatch.setattr("trainer.lpips.build_lpips", build)
+
+
+def test_lpips_is_a_column_and_part_of_the_protocol(looking):
+    hr = np.ascontiguousarray(read_photo(picture("Mine/HR/p.png")).pixels)
+    result = run("--hr", "Mine/HR", "--lpips", "file.pth", "--json")
+    found = json.loads(result.stdout)
+    made = resize.upscale(resize.downscale(hr, scale=4), scale=4).astype(float)
+    assert found["rows"][0]["lpips"] == pytest.approx(np.abs(made - hr).mean() / 255, rel=1e-5)
+    assert found["rows"][0]["per_image"][0]["lpips"] == found["rows"][0]["lpips"]
+    assert found["protocol"] == f"{PROTOCOL}; LPIPS by NETWORK"
+    assert found["warnings"] == ["lpips: other weights"]
+    shown = run("--hr", "Mine/HR", "--lpips", "file.pth").stdout
+    assert f"| {found['rows'][0]['lpips']:.4f} |" in shown
+    picture("Mine/HR/small.png", 33, 60)
+    line = run("--hr", "Mine/HR", "--lpips", "file.pth", code=2).stderr.splitlines()[-1]
+    assert "small.png: 60x33 is too small to score at x4: 36 pixels a side" in line
+
+
+@pytest.mark.parametrize("option", ["--lpips", "--dists"])
+def test_missing_perceptual_weights_are_named_before_the_pictures_are_read(option):
+    line = run("--hr", "nowhere", option, "none.pth", code=2).stderr.splitlines()[-1]
+    assert f"{option} none.pth: there is no such file; name torchvision's" in line
+
+
+def test_grey_and_deep_pictures_are_scored_and_told():
+    dump("Mine/HR/grey.png", make_patch(1)[..., 0])
+    dump("Mine/HR/deep.png", make_patch(2).astype(np.uint16) * 257)
+    dump("Mine/HR/opaque.png", np.dstack([make_patch(3), np.full((128, 128), 255, np.uint8)]))
+    found = json.loads(run("--hr", "Mine/HR", "--json").stdout)
+    assert found["rows"][0]["images"] == 3
+    assert found["sets"][0]["notes"] == [
+        "grey, scored as RGB of three equal channels: grey",
+        "16 bit, reduced to 8: deep",
+    ]
+    assert "scored as RGB of three equal channels: grey" in run("--hr", "Mine/HR").stdout
+
+
+def test_what_cannot_be_scored_is_one_line_and_nothing_is_written():
+    picture("Mine/HR/a.png", 64, 64)
+    clear = np.dstack([make_patch(1), np.full((128, 128), 9, np.uint8)])
+    for image, words in (
+        (clear, "HR/z.png: has transparent pixels, whose colours nobody sees; flatten it"),
+        (make_patch(1)[:20, :18], "HR/z.png: 18x20 is too small to score at x4: 20 pixels a side"),
+    ):
+        dump("Mine/HR/z.png", image)
+        failed = run("--hr", "Mine/HR", "--strips", "strips", code=2)
+        assert words in failed.stderr.splitlines()[-1]
+        assert not Path("strips").exists()
+    dump("Mine/HR/z.png", make_patch(1))
+    dump("LR/a.png", make_patch(1)[:16, :16])
+    for image, words in (
+        (
+            make_patch(1)[:32, :32, 0],
+            "LR/z.png: is grey, but z.png is in colour; give LR in colour",
+        ),
+        (make_patch(1)[:32, :31], "LR/z.png: is 31x32, but z.png at x4 needs 32x32"),
+    ):
+        dump("LR/z.png", image)
+        failed = run("--hr", "Mine/HR", "--lr", "LR", "--strips", "strips", code=2)
+        assert words in failed.stderr.splitlines()[-1]
+        assert not Path("strips").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["one"], "--name: 1 given for 2 --model"),
+        (["one", "one"], "--name one: each row needs a name of its own"),
+        (["one", "bicubic"], "--name bicubic: each row needs"),
+        (["one", " "], "each row needs"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(names, words):
+    models = [f"--model={weights(f'{name}.safetensors')}" for name in "ab"]
+    failed = run("--hr", "x", *models, *(f"--name={name}" for name in names), code=2)
+    assert words in failed.stderr.splitlines()[-1]
 
 
 def test_the_table_tells_long_names_apart():
@@ -100,7 +288,7 @@ def test_a_scale_that_is_not_the_models_is_named_as_the_option():
 @pytest.mark.parametrize("size", [(2, 50), (50, 3), (3, 3), (18, 50)])
 def test_a_picture_thinner_than_a_window_is_named(size):
     picture("Mine/HR/thin.png", *size)
-    line = run("--hr", "Mine/HR", code=1).stderr.splitlines()[-1]
+    line = run("--hr", "Mine/HR", code=2).stderr.splitlines()[-1]
     assert "thin" in line
     assert "too small to score" in line
     assert "a bug" not in line
@@ -138,8 +326,9 @@ def test_a_strip_shows_the_middle_of_a_large_picture():
     hr = read_photo(picture("Mine/HR/p.png", 400, 520)).pixels
     run("--hr", "Mine/HR", "--strips", "strips")
     strip = read_photo(Path("strips/Mine-p.png")).pixels
-    assert strip.shape == (STRIP_SIDE, 2 * STRIP_SIDE + 8, 3)
-    np.testing.assert_array_equal(strip[:, -STRIP_SIDE:], hr[8:392, 68:452])
+    assert strip.shape == (CAPTION + 2 * SIDE + GAP, 3 * SIDE + 2 * GAP, 3)
+    *_, truth = tiles_of(strip, columns=3)
+    np.testing.assert_array_equal(truth, hr[8:392, 68:452])
 
 
 def test_only_a_missed_anchor_at_x4_is_a_warning():

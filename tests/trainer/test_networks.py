@@ -15,6 +15,7 @@ from trainer.models import (
     build_generator,
 )
 from trainer.networks.discriminator import VGGDiscriminator, normalised
+from trainer.networks.fold import fold_batch_norm
 from trainer.networks.rrdb import RRDBNet, to_pixelshuffle
 
 
@@ -150,21 +151,16 @@ def test_batch_norm_learns_statistics_in_training_and_uses_them_in_evaluation():
 
 def test_batch_norm_folds_into_its_convolution():
     normed, plain = small_generator(norm="batch"), small_generator(norm="none")
-    folded = {}
-    weights = normed.state_dict()
-    for name in plain.state_dict():
-        norm = name.rsplit(".", 1)[0].replace(".conv", ".norm")
-        folded[name] = weights[name]
-        if f"{norm}.running_var" in weights:
-            gain = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + 1e-5).sqrt()
-            if name.endswith("weight"):
-                folded[name] = weights[name] * gain[:, None, None, None]
-            else:
-                shifted = weights[name] - weights[f"{norm}.running_mean"]
-                folded[name] = shifted * gain + weights[f"{norm}.bias"]
-    plain.load_state_dict(folded)
+    plain.load_state_dict(fold_batch_norm(normed.state_dict()))
     lr = torch.rand(1, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(plain(lr), normed(lr), rtol=1e-11, atol=1e-11)
+
+
+def test_weights_without_batch_norm_fold_into_themselves():
+    weights = small_generator(norm="none").state_dict()
+    folded = fold_batch_norm(weights)
+    assert folded.keys() == weights.keys()
+    assert all(torch.equal(folded[name], value) for name, value in weights.items())
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -54,6 +54,14 @@ def test_cosine_falls_from_the_whole_rate_over_half_of_it_to_zero(warmup):
     assert fallen == sorted(fallen, reverse=True)
 
 
+def test_multistep_falls_by_its_factor_at_each_milestone():
+    settings = {"schedule": "multistep", "milestones": (0.125, 0.25, 0.5), "decay": 0.5}
+    at = {0: 1, 1249: 1, 1250: 0.5, 2499: 0.5, 2500: 0.25, 5000: 0.125, TOTAL: 0.125}
+    assert {seen: rate(seen, **settings) for seen in at} == {
+        seen: BASE * factor for seen, factor in at.items()
+    }
+
+
 def test_a_stage_shorter_than_its_warm_up_still_has_a_rate():
     assert rate(500, total=400, schedule="cosine", warmup_patches=1000) == BASE / 2
     assert rate(1000, total=400, schedule="cosine", warmup_patches=1000) == BASE

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shards.errors import UsageError
-from tests.trainer.ranked import CASES, steps, together
+from tests.trainer.ranked import CASES, compared, steps, together
 from trainer.ranks import ALONE, from_environment
 
 ROUNDING = 2e-5
@@ -58,6 +58,12 @@ def test_statistics_and_singular_vectors_of_two_ranks_are_those_of_one(one, two,
 def test_micro_batches_have_the_gradients_of_the_whole_batch(one, stage):
     assert_close(one[f"{stage} none 2"]["gradients"], one[f"{stage} none 1"]["gradients"])
     assert_close(one[f"{stage} none 2"]["losses"], one[f"{stage} none 1"]["losses"])
+
+
+def test_a_loss_that_compares_patches_of_all_ranks_is_that_of_one(tmp_path):
+    wanted = compared(ALONE)
+    for found in together("compared", tmp_path, world=2):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_a_loss_that_is_bad_on_one_rank_changes_no_bit_on_any(tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,39 @@ def test_training_killed_at_an_operation_resumes_bit_equal(
     train(tiny_shards, run, "--stage", "both")
     assert weights(run) == weights(uninterrupted)
     assert logged(run) == logged(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("stage", "kills"),
+    [
+        ("gan", 2),
+        pytest.param("psnr", 20, marks=pytest.mark.slow),
+        pytest.param("gan", 20, marks=pytest.mark.slow),
+    ],
+)
+def test_training_killed_at_random_moments_ends_bit_equal(
+    tiny_shards, tmp_path, uninterrupted, stage, kills
+):
+    start = str(uninterrupted / "checkpoints/final/psnr.safetensors")
+    options = ["--stage", stage, "--init", start, "--set", f"epochs={2 + kills}"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    rng = random.Random(kills)
+    died = 0
+    for _ in range(kills):
+        running = spawn(tiny_shards, run, *options)
+        assert running.stderr is not None
+        for line in running.stderr:
+            if "deviates" in line:
+                break
+        time.sleep(rng.uniform(0, 0.6))
+        running.kill()
+        running.communicate()
+        died += running.returncode == -signal.SIGKILL
+    assert died > kills // 2  # the rest had ended before
+    train(tiny_shards, run, *options)
+    train(tiny_shards, whole, *options)
+    assert weights(run) == weights(whole)
+    assert logged(run) == logged(whole)
 
 
 def test_sigterm_saves_exits_75_and_resumes_bit_equal(tiny_shards, tmp_path, uninterrupted):

@@ -11,7 +11,7 @@ from shards.errors import ConfigError
 from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of
 from trainer.config import load_config
-from trainer.losses import build_content_features
+from trainer.content import build_content_features
 from trainer.ranks import ALONE
 from trainer.speed import PLAIN, SpeedConfig, build_step, prepare, resolve
 from trainer.state import build_state
@@ -80,11 +80,7 @@ def test_the_content_gradient_in_bf16_points_where_that_in_float32_does():
         sr = F.interpolate(lr, scale_factor=4.0, mode="bicubic").requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             found, wanted = network(sr), network(hr)
-        pairs = (
-            [(found, wanted)]
-            if isinstance(found, torch.Tensor)
-            else zip(found, wanted, strict=True)
-        )
+        pairs = zip(found, wanted, strict=True)
         loss = sum((ours.float() - theirs.float()).square().mean() for ours, theirs in pairs)
         gradients.append(torch.autograd.grad(loss, sr)[0].flatten())
     assert F.cosine_similarity(*gradients, dim=0) > 0.98  # docs/log.md says why not .999
@@ -105,6 +101,7 @@ def test_auto_is_decided_for_the_device_and_nothing_else_is():
     [
         (["speed.graph=step"], "speed.graph: a CUDA graph needs a CUDA device"),
         (["speed.dense=hybrid"], "speed.dense: hybrid has no backward pass through norm = 'batch'"),
+        (["speed.graph=step", "precision=fp16"], "speed.graph: a CUDA graph needs a CUDA device"),
         (["speed.content=bf16", "precision=fp32"], "speed.content: bf16 weights need bf16 steps"),
     ],
 )

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from shards.errors import DamagedData, UsageError, UsrganError
-from trainer import losses
-from trainer.losses import ContentConfig, build_content_features
+from trainer import content
+from trainer.content import ContentConfig, build_content_features, layer_weights
 from trainer.networks.vgg import VGGFeatures, layer_names
 
 # torchvision's `cfgs["E"]`: widths of convolutions, each with a ReLU behind it, M a pooling
@@ -76,7 +76,7 @@ def test_the_layers_are_those_of_vgg_19():
 
 def test_keys_and_shapes_are_torchvisions():
     with torch.device("meta"):
-        network = VGGFeatures(layer="conv5_4", activation="after", input_range="imagenet")
+        network = VGGFeatures(layers=["conv5_4"], activation="after", input_range="imagenet")
     wanted = {}
     for number, inputs, outputs in LAYOUT.values():
         wanted[f"features.{number}.weight"] = (outputs, inputs, 3, 3)
@@ -106,10 +106,50 @@ def test_the_tapped_layer_is_what_plain_code_computes(layer, activation, input_r
     wanted = reference_features(
         stored, image, layer, activation=activation, input_range=input_range
     )
-    found = network(image)
+    (found,) = network(image)
     assert found.std() > 0.05
     assert (found.min() >= 0) == (activation == "after")
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["before", "after"])
+def test_several_layers_come_from_one_pass_in_the_order_they_are_named(activation, tmp_path):
+    stored = torchvision_weights("conv3_1")
+    torch.save(stored, tmp_path / "vgg19.pth")
+    config = ContentConfig(layer="conv3_1 + 0.5*conv1_2 + conv1_1", activation=activation)
+    network = build_content_features(config, weights=tmp_path / "vgg19.pth")
+    image = torch.rand(2, 3, 16, 16)
+    found = network(image)
+    for maps, layer in zip(found, ("conv3_1", "conv1_2", "conv1_1"), strict=True):
+        wanted = reference_features(
+            stored, image, layer, activation=activation, input_range="imagenet"
+        )
+        torch.testing.assert_close(maps, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_sum_of_layers_is_read_with_its_weights():
+    assert layer_weights("conv5_4") == {"conv5_4": 1.0}
+    assert layer_weights(" .1 * conv1_2+conv3_4 + 2e-1*conv5_4 ") == {
+        "conv1_2": 0.1, "conv3_4": 1.0, "conv5_4": 0.2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        ("conv1_2 + relu5_4", "VGG-19 has no 'relu5_4'"),
+        ("conv1_2 conv5_4", "VGG-19 has no 'conv1_2 conv5_4'"),
+        ("conv1_2 + conv1_2", "conv1_2 is named twice"),
+        ("0*conv1_2", "conv1_2 has no weight above 0 (0)"),
+        ("1.2.3*conv1_2", "conv1_2 has no weight above 0 (1.2.3)"),
+        ("-1*conv1_2", "conv1_2 has no weight above 0 (-1)"),
+        ("", "VGG-19 has no ''"),
+    ],
+)
+def test_what_is_no_sum_of_layers_is_refused(layer, words):
+    message = refusal(ContentConfig(features="random", layer=layer), None)
+    assert message.startswith("content.layer: ")
+    assert words in message
 
 
 def test_weights_are_taken_from_safetensors_too(tmp_path):
@@ -128,7 +168,7 @@ def test_the_network_is_frozen_and_lets_gradients_through(features, tmp_path):
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
     image = torch.rand(1, 3, 16, 16, requires_grad=True)
-    network(image).square().mean().backward()
+    network(image)[0].square().mean().backward()
     assert (image.grad != 0).float().mean() > 0.9
 
 
@@ -145,7 +185,7 @@ def test_random_features_are_the_same_every_time_and_draw_nothing_from_the_proce
 
 def test_random_features_neither_vanish_nor_explode_up_to_the_last_layer():
     config = ContentConfig(features="random", layer="conv5_4")
-    found = build_content_features(config, weights=None)(torch.rand(1, 3, 32, 32))
+    (found,) = build_content_features(config, weights=None)(torch.rand(1, 3, 32, 32))
     assert 0.1 < found.std() < 10
 
 
@@ -225,7 +265,7 @@ def test_a_failed_download_offers_the_file_and_random_features(error, monkeypatc
         assert settings["weights_only"] is True
         raise error
 
-    monkeypatch.setattr(losses.torch.hub, "load_state_dict_from_url", failing)
+    monkeypatch.setattr(content.torch.hub, "load_state_dict_from_url", failing)
     message = refusal(ContentConfig(), None)
     assert "--vgg FILE" in message
     assert "content.features=random" in message
@@ -233,4 +273,4 @@ def test_a_failed_download_offers_the_file_and_random_features(error, monkeypatc
 
 
 def test_the_url_carries_the_start_of_its_files_digest():
-    assert re.fullmatch(r"https://\S+/vgg19-[0-9a-f]{8}\.pth", losses.VGG19_URL)
+    assert re.fullmatch(r"https://\S+/vgg19-[0-9a-f]{8}\.pth", content.VGG19_URL)

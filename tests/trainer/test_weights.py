@@ -10,7 +10,14 @@ from safetensors.torch import save_file
 
 from shards.errors import DamagedData, UsageError
 from trainer.models import GeneratorConfig, build_generator
-from trainer.weights import DIGEST, load_generator, load_matching, load_tensors, save_tensors
+from trainer.weights import (
+    DIGEST,
+    load_blend,
+    load_generator,
+    load_matching,
+    load_tensors,
+    save_tensors,
+)
 
 CPU = torch.device("cpu")
 SMALL = GeneratorConfig(features=8, blocks=2, growth=4, norm="none")
@@ -28,7 +35,8 @@ def test_a_generator_is_recognised_by_its_weights(tmp_path, scale, upsampler, no
     lr = torch.rand(1, 3, 8, 8)
     assert loaded.scale == scale
     assert loaded.metadata["preset"] == "test"
-    assert torch.equal(loaded.module(lr), net(lr))
+    torch.testing.assert_close(loaded.module(lr), net(lr))  # batch norm is folded
+    assert not any("norm" in name for name in loaded.module.state_dict())
 
 
 def test_every_flipped_byte_of_the_content_is_noticed(tmp_path):
@@ -269,3 +277,43 @@ def test_the_digest_covers_the_metadata(tmp_path):
     path.write_bytes(content.replace(b'"preset":"test"', b'"preset":"best"'))
     with pytest.raises(DamagedData, match="digest"):
         load_tensors(path)
+
+
+# between two generators
+
+
+def two_stages(tmp_path, **changes):
+    """Files of a batch-normalised stage psnr and of a stage gan near it."""
+    config = GeneratorConfig(features=8, blocks=1, growth=4, norm="batch")
+    nets = [build_generator(config, scale=4) for _ in range(2)]
+    nets[0].train()(torch.rand(4, 3, 8, 8))
+    nets[1].load_state_dict(nets[0].state_dict())
+    for value in nets[1].parameters():
+        value.data.add_(torch.randn_like(value), alpha=0.01)
+    paths = [tmp_path / f"{stage}.safetensors" for stage in ("psnr", "gan")]
+    for net, path in zip(nets, paths, strict=True):
+        save_tensors(path, net.eval().state_dict(), {"scale": "4", "stage": path.stem})
+    return nets, paths
+
+
+def test_a_blend_begins_at_the_first_and_ends_at_the_second(tmp_path):
+    nets, paths = two_stages(tmp_path)
+    lr = torch.rand(1, 3, 9, 8)
+    for alpha, net in ((0.0, nets[0]), (1.0, nets[1])):
+        blend = load_blend(*paths, alpha=alpha, device=CPU)
+        torch.testing.assert_close(blend.module(lr), net(lr), rtol=1e-4, atol=1e-5)
+    half = load_blend(*paths, alpha=0.5, device=CPU)
+    assert half.metadata["blend"] == "0.5 psnr + 0.5 gan"
+    ends = [load_generator(path, device=CPU).module.state_dict() for path in paths]
+    for name, value in half.module.state_dict().items():
+        torch.testing.assert_close(value, (ends[0][name] + ends[1][name]) / 2)
+    far = [(half.module(lr) - net(lr)).norm() for net in nets]
+    assert max(far) < (nets[0](lr) - nets[1](lr)).norm()
+
+
+def test_a_blend_of_two_networks_is_refused(tmp_path):
+    _, (first, _) = two_stages(tmp_path)
+    other = tmp_path / "other.safetensors"
+    save_small(other)
+    with pytest.raises(UsageError, match=r"has blocks 2, that of .*psnr.safetensors has 1"):
+        load_blend(first, other, alpha=0.5, device=CPU)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.config import Config
+from trainer.content import layer_weights
 from trainer.optim import build_adam
 from trainer.state import TrainState
 
@@ -97,6 +98,8 @@ def peer_step(peer: Peer, state: TrainState, config: Config, lr: Images, hr: Ima
         return rounded(psnr)
     discriminator = copy.deepcopy(state.adversary.discriminator).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
     content = copy.deepcopy(state.adversary.content).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
+    shares = list(layer_weights(config.content.layer).values())
+    squared = config.content.criterion == "l2"
     judging = build_adam(config.optim, discriminator.parameters())
     discriminator.train()
 
@@ -111,11 +114,12 @@ def peer_step(peer: Peer, state: TrainState, config: Config, lr: Images, hr: Ima
         optimizer.zero_grad()
         with precision():
             sr = generator(low)
-            found, wanted = content(sr), content(high).detach()
+            found, wanted = content(sr), [each.detach() for each in content(high)]
         pixel = F.l1_loss(sr.float(), high)
-        difference = found.float() - wanted.float()
-        squared = config.content.criterion == "l2"
-        looks = (difference.square() if squared else difference.abs()).mean()
+        looks = torch.zeros((), device=lr.device)
+        for ours, theirs, share in zip(found, wanted, shares, strict=True):
+            difference = ours.float() - theirs.float()
+            looks = looks + share * (difference.square() if squared else difference.abs()).mean()
         if peer.judged == "five":
             real, fake = judge(high).detach(), judge(sr)
             fooled = (_as(real - fake.mean(), 0.0) + _as(fake - real.mean(), 1.0)) / 2

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from shards.reader import open_dataset
+from shards.storage import Location
 from trainer.bench.machine import synchronise
 from trainer.config import Config, Stage
 from trainer.data import batches, to_float
@@ -22,7 +23,7 @@ WARM_UP, STEPS = 5, 40
 
 
 def data_wait(
-    shards: Path,
+    shards: Location,
     stage: Stage,
     config: Config,
     *,

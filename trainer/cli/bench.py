@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
 from shards import __version__, console
 from shards.errors import UsageError
 from trainer.cli.bench_train import train_command
+
+R = TypeVar("R")
 
 
 @click.group(
@@ -42,6 +46,38 @@ def prep_command(src: Path, workers: int | None, rounds: int, *, as_json: bool) 
     found = bench_prep(
         src, workers=workers or os.cpu_count() or 1, rounds=rounds, options=(), say=console.say
     )
+    _tell(found, lines, as_json=as_json)
+
+
+@bench_main.command("data", cls=console.command_class("bench-sr data --src photos --json"))
+@click.option(
+    "--src", type=console.FilePath(),
+    help="Folder of real photos.  [default: noise with the spectrum of photos]",
+)  # fmt: skip
+@click.option(
+    "--pairs", type=click.IntRange(256), default=2000, show_default=True, metavar="N",
+    help="Patch pairs that each way reads in a round; about so many are made.",
+)  # fmt: skip
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, metavar="N",
+    help="So often everything is measured; the middle one counts.",
+)  # fmt: skip
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, metavar="N",
+    help="Patches in a batch.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+def data_command(
+    src: Path | None, pairs: int, rounds: int, batch_size: int, *, as_json: bool
+) -> None:
+    """Measure the reader alone, beside webdataset and single files; starting and resuming."""
+    from trainer.bench.data import bench_data, lines
+
+    found = bench_data(src, pairs=pairs, rounds=rounds, batch_size=batch_size, say=console.say)
+    _tell(found, lines, as_json=as_json)
+
+
+def _tell(found: R, lines: Callable[[R], list[str]], *, as_json: bool) -> None:
     if as_json:
         console.print_json(found)
     else:
@@ -63,6 +99,5 @@ def _later(name: str) -> None:
     command.help = f"Measure {name} (comes with a later version)."
 
 
-for each in ("data", "upscale"):
-    _later(each)
+_later("upscale")
 bench_main.add_command(train_command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +11,24 @@ import click
 
 from shards import console
 from shards.errors import UsageError
+from shards.storage import Location
 
 PEERS = ("peer-fp32", "peer-tf32", "peer-amp", "peer-amp-cl", "peer-lean")
+
+
+class Milliseconds(click.ParamType[float]):
+    """`10ms`."""
+
+    name = "time"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Milliseconds."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s)", str(value))
+        if match is None:
+            self.fail(f"{value} is no time; write 10ms", param, ctx)
+        return float(match[1]) * (1000 if match[2] == "s" else 1)
 
 
 def _split(_context: click.Context, _option: click.Parameter, value: str) -> tuple[str, ...]:
@@ -25,7 +43,7 @@ def _split(_context: click.Context, _option: click.Parameter, value: str) -> tup
 @click.option("--config", default="usrgan", show_default=True, help="Preset or TOML file of the networks.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
 @click.option(
-    "--batch", "batches", default="32", show_default=True, callback=_split, metavar="N[,N...]",
+    "--batch", "--batch-size", "batches", default="32", show_default=True, callback=_split, metavar="N[,N...]",
     help="Pairs of patches in a step.",
 )  # fmt: skip
 @click.option(
@@ -36,7 +54,18 @@ def _split(_context: click.Context, _option: click.Parameter, value: str) -> tup
     "--peer", "peers", default="all", show_default=True, callback=_split, metavar="NAME[,NAME...]",
     help=f"BasicSR's way: all, none, or of {', '.join(PEERS)}.",
 )  # fmt: skip
-@click.option("--shards", type=console.FilePath(), help="Also measure the wait for its batches.")  # fmt: skip
+@click.option(
+    "--shards", type=console.Place(), metavar="DIR|URL",
+    help="Also measure the wait for the batches of this data set.",
+)  # fmt: skip
+@click.option(
+    "--fake-step", type=Milliseconds(), metavar="TIME",
+    help="Only that wait, with steps that do nothing for so long (10ms): what the reader costs a busy GPU.",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N",
+    help="Threads that decode (data.workers).",
+)  # fmt: skip
 @click.option(
     "--vgg", type=console.FilePath(), help="VGG-19 weights; without them they are random."
 )
@@ -49,7 +78,7 @@ def _split(_context: click.Context, _option: click.Parameter, value: str) -> tup
     help="So often all take turns, after one round that does not count.",
 )  # fmt: skip
 @click.option(
-    "--steps", type=click.IntRange(1), default=None, metavar="N", show_default="20 on a GPU, else 1",
+    "--steps", type=click.IntRange(1), default=None, metavar="N", show_default="20 on a GPU, else 1; 500 fake",
     help="Steps of each in a round.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
@@ -60,7 +89,9 @@ def train_command(
     batches: tuple[str, ...],
     implementations: tuple[str, ...],
     peers: tuple[str, ...],
-    shards: Path | None,
+    shards: Location | None,
+    fake_step: float | None,
+    workers: int,
     vgg: Path | None,
     device: str,
     rounds: int,
@@ -69,6 +100,12 @@ def train_command(
     as_json: bool,
 ) -> None:
     """Measure the training step: patches a second, share of the floor, speed over BasicSR's way."""
+    if not batches or not all(size.isdecimal() and int(size) for size in batches):
+        raise UsageError(f"--batch {','.join(batches)}: write numbers, for example 32,64,128")
+    sizes = [int(size) for size in batches]
+    if fake_step is not None:
+        _fake(shards, fake_step, sizes[0], steps or 500, workers, as_json=as_json)
+        return
     import torch
 
     from trainer.bench.result import lines
@@ -79,14 +116,13 @@ def train_command(
     from trainer.speed import IMPLEMENTATIONS
 
     chosen = choose_device(device)
-    if not batches or not all(size.isdecimal() and int(size) for size in batches):
-        raise UsageError(f"--batch {','.join(batches)}: write numbers, for example 32,64,128")
     known = [name for name in PEERS if chosen.type == "cuda" or name != "peer-tf32"]
     wanted = known if peers == ("all",) else [] if peers == ("none",) else list(peers)
     _check("--peer", wanted, ["all", "none", *PEERS])
     _check("--impl", list(implementations), list(IMPLEMENTATIONS))
     if vgg is None:
         overrides = (*overrides, "content.features=random")
+    overrides = (*overrides, f"data.workers={workers}")
     if chosen.type == "cuda":
         torch.backends.cudnn.benchmark = True
     configs = {
@@ -96,7 +132,7 @@ def train_command(
     }
     found = bench_train(
         configs,
-        batches=[int(size) for size in batches],
+        batches=sizes,
         implementations=implementations,
         peers=wanted,
         device=chosen,
@@ -110,10 +146,29 @@ def train_command(
         command=_command(config, overrides, stage, batches),
         say=console.say,
     )
+    _tell(found, lines(found), as_json=as_json)
+
+
+def _fake(
+    shards: Location | None, step_ms: float, batch: int, steps: int, workers: int, *, as_json: bool
+) -> None:
+    from trainer.bench.fake import fake_train, lines
+    from trainer.data import DataConfig
+
+    if shards is None:
+        raise UsageError(
+            "--shards: name the folder that prep-shards wrote, for example --shards shards/"
+        )
+    config = DataConfig(workers=workers)
+    found = fake_train(shards, step_ms=step_ms, batch_size=batch, steps=steps, config=config)
+    _tell(found, lines(found), as_json=as_json)
+
+
+def _tell(found: object, lines: Iterable[str], *, as_json: bool) -> None:
     if as_json:
         console.print_json(found)
     else:
-        for line in lines(found):
+        for line in lines:
             click.echo(line)
 
 

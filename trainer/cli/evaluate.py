@@ -1,35 +1,42 @@
-"""`eval-sr`: PSNR and SSIM of models and baselines on image sets."""
+"""`eval-sr`: models and baselines on test sets, scored by one protocol."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from shards import console, files
 from shards.errors import UsageError
 from shards.progress import progress
 
 if TYPE_CHECKING:
-    from trainer.evaluate import ImageSet, Row, Upscaler
+    import torch
+
+    from shards.resize import Enlargement
+    from trainer.evaluate import Row, Upscaler
+    from trainer.perceptual import Judge
+    from trainer.testsets import ImageSet
+
+BASELINES: tuple[Enlargement, ...] = ("bicubic", "lanczos", "nearest")
 
 
 @console.command(
     "eval-sr",
-    example="eval-sr --hr Set5/HR --lr Set5/LRx4 --model runs/usrgan/checkpoints/best-psnr_y/gan.safetensors\n"
+    example="eval-sr --hr Set5 --hr Set14 --model srcnn.safetensors --model psnr.safetensors --model gan.safetensors\n"
+    "eval-sr --hr photos/ --model gan.safetensors --lpips alexnet-owt-7be5be79.pth --strips strips/\n"
     "eval-sr --shards shards/ --json",
 )
 @click.option(
     "--hr", "hrs", multiple=True, type=console.FilePath(),
-    help="Folder of HR pictures (repeatable).",
+    help="Folder of HR pictures, or of a set that has them in HR/ (repeatable).",
 )  # fmt: skip
 @click.option(
     "--lr", "lrs", multiple=True, type=console.FilePath(),
-    help="Folder of their LR pictures, one for each --hr.  [default: antialiased bicubic of the HR]",
+    help="Folder of their LR pictures, one for each --hr.  [default: the set's LRx4/ beside HR/, or else"
+    " antialiased bicubic of HR]",
 )  # fmt: skip
 @click.option("--shards", type=console.FilePath(), help="Score the held-out patches there.")
 @click.option(
@@ -37,36 +44,106 @@ if TYPE_CHECKING:
     help="Weights, .safetensors (repeatable).",
 )  # fmt: skip
 @click.option(
-    "--baseline", "baselines", multiple=True, type=click.Choice(["bicubic"]), default=("bicubic",),
-    show_default=True, help="Always in the table.",
+    "--name", "names", multiple=True, metavar="TEXT",
+    help="What a --model is called in the table, one for each.  [default: preset/stage as the file says]",
+)  # fmt: skip
+@click.option(
+    "--baseline", "baselines", multiple=True, type=click.Choice(BASELINES),
+    metavar="KERNEL", help="bicubic (always in the table), lanczos or nearest (repeatable).",
 )  # fmt: skip
 @click.option(
     "--scale", type=click.Choice(["2", "3", "4", "8"]), help="[default: the model's, or 4]"
 )
 @click.option(
+    "--lpips", type=console.FilePath(), metavar="FILE", envvar="USRGAN_LPIPS",
+    help="Add LPIPS; FILE is torchvision's AlexNet (or VGG-16).  [default: $USRGAN_LPIPS]",
+)  # fmt: skip
+@click.option(
+    "--dists", type=console.FilePath(), metavar="FILE", envvar="USRGAN_DISTS",
+    help="Add DISTS; FILE is torchvision's VGG-16.  [default: $USRGAN_DISTS]",
+)  # fmt: skip
+@click.option(
+    "--format", "form", type=click.Choice(["md", "csv", "json"]), default="md", show_default=True,
+    help="Of the table on stdout.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option(
+    "--per-image", is_flag=True, help="Every picture's values, too (JSON always has them)."
+)
+@click.option(
     "--strips", type=console.FilePath(), metavar="DIR",
-    help="Write every picture there as each row of the table made it, and the truth.",
+    help="Write each picture there as PNG: LR, every row of the table, HR, and error maps.",
 )  # fmt: skip
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
     help="Where to compute; auto takes a GPU if there is one.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def eval_main(
     hrs: tuple[Path, ...], lrs: tuple[Path, ...], shards: Path | None, models: tuple[Path, ...],
-    baselines: tuple[str, ...], scale: str | None, strips: Path | None, device: str, *, as_json: bool,
+    names: tuple[str, ...], baselines: tuple[Enlargement, ...], scale: str | None, lpips: Path | None,
+    dists: Path | None, form: str, strips: Path | None, device: str, *, as_json: bool, per_image: bool,
 ) -> None:  # fmt: skip
-    """Score models and bicubic by PSNR and SSIM, on luma and on RGB.
+    """Score models and bicubic on whole test sets by PSNR and SSIM, on luma and on RGB.
 
-    The protocol is that of the field's tables and is printed with the numbers.
+    The protocol is that of the field's tables and is printed with the numbers; a bicubic row that
+    is not the published one is a warning.
     """
-    from trainer.evaluate import bicubic, evaluate, folder_set, missed_anchors, shards_set
-    from trainer.metrics import PROTOCOL
+    from trainer import tables
+    from trainer.evaluate import baseline, evaluate, missed_anchors, protocol
+    from trainer.run import choose_device
 
+    _check_options(hrs, lrs, shards, models, names, strips)
+    chosen = choose_device(device)
+    judges = _judges(lpips, dists, chosen)
+    upscalers, factor = _upscalers(models, names, scale, chosen)
+    kernels: dict[Enlargement, None] = dict.fromkeys(("bicubic", *baselines))
+    entries = [*((kernel, baseline(kernel, scale=factor)) for kernel in kernels), *upscalers]
+    sets = _sets(hrs, lrs, shards, scale=factor, judges=judges)
+    twice = next((one.name for one in sets if [two.name for two in sets].count(one.name) > 1), None)
+    if strips and twice:
+        raise UsageError(
+            f"--strips {strips}: two sets are called {twice}; write their strips in two runs"
+        )
+    by_set: list[list[Row]] = []
+    for found in sets:
+        with progress(found.name, total=found.images, unit="images") as advance:
+            scored = evaluate(
+                found, entries, scale=factor, judges=judges, strips=strips, advance=advance
+            )
+        by_set.append([_printable(row) for row in scored])
+    rows = [row for own in by_set for row in own]
+    told = protocol(judges)
+    warnings = [judge.warning for judge in judges if judge.warning]
+    warnings += missed_anchors(rows, scale=factor)
+    if as_json or form == "json":
+        console.print_json(_result(sets, rows, warnings, scale=factor, protocol=told))
+    elif form == "csv":
+        click.echo(tables.csv_text(rows, protocol=told, per_image=per_image))
+    else:
+        click.echo(tables.markdown(sets, by_set, scale=factor, protocol=told, per_image=per_image))
+    for warning in warnings:
+        console.warn(warning)
+
+
+def _check_options(
+    hrs: tuple[Path, ...], lrs: tuple[Path, ...], shards: Path | None, models: tuple[Path, ...],
+    names: tuple[str, ...], strips: Path | None,
+) -> None:  # fmt: skip
+    """What options say against each other."""
     if not hrs and shards is None:
         raise UsageError("--hr: name a folder of HR pictures, or --shards a data set")
     if lrs and len(lrs) != len(hrs):
         raise UsageError(f"--lr: {len(lrs)} given for {len(hrs)} --hr; give one for each or none")
+    if names and len(names) != len(models):
+        raise UsageError(
+            f"--name: {len(names)} given for {len(models)} --model; give one for each or none"
+        )
+    for name in names:
+        if names.count(name) > 1 or name in BASELINES or not name.strip():
+            raise UsageError(f"--name {name}: each row needs a name of its own; choose another")
+    for path in models:
+        if models.count(path) > 1:
+            raise UsageError(f"--model {path}: is given twice; name it once")
     if strips:
         files.check_folder(strips, option="--strips")
         for folder in (*hrs, *lrs):
@@ -74,91 +151,80 @@ def eval_main(
                 raise UsageError(
                     f"--strips {strips}: lies in {folder}, whose pictures are scored; name another folder"
                 )
-    rows: list[Row] = []
-    upscalers, factor = _upscalers(models, scale, device)
-    entries = [*((name, bicubic(factor)) for name in dict.fromkeys(baselines)), *upscalers]
-    sets: list[ImageSet] = [
-        folder_set(hr, lrs[number] if lrs else None, scale=factor) for number, hr in enumerate(hrs)
+
+
+def _judges(lpips: Path | None, dists: Path | None, device: torch.device) -> list[Judge]:
+    from trainer.dists import build_dists
+    from trainer.lpips import build_lpips
+
+    judges = [build_lpips(lpips, device=device)] if lpips else []
+    return [*judges, build_dists(dists, device=device)] if dists else judges
+
+
+def _sets(
+    hrs: tuple[Path, ...], lrs: tuple[Path, ...], shards: Path | None, *, scale: int,
+    judges: list[Judge],
+) -> list[ImageSet]:  # fmt: skip
+    from trainer.metrics import WINDOW
+    from trainer.testsets import folder_set, shards_set
+
+    smallest = max(WINDOW + 2 * scale, *(judge.smallest for judge in judges), 0)
+    sets = [
+        folder_set(hr, lrs[number] if lrs else None, scale=scale, smallest=smallest)
+        for number, hr in enumerate(hrs)
     ]
-    if shards is not None:
-        sets.append(shards_set(shards, scale=factor))
-    names = [found.name for found in sets]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if strips and twice:
-        raise UsageError(
-            f"--strips {strips}: two sets are called {twice}; write their strips in two runs"
-        )
-    for found in sets:
-        with progress(found.name, total=found.images, unit="images") as advance:
-            rows += evaluate(found, entries, scale=factor, strips=strips, advance=advance)
-    warnings = missed_anchors(rows, scale=factor)
-    rows = [_printable(row) for row in rows]
-    if as_json:
-        console.print_json(
-            {
-                "protocol": PROTOCOL,
-                "scale": factor,
-                "rows": rows,
-                "warnings": [console.printable(warning) for warning in warnings],
-            }
-        )
-    else:
-        _print_table(rows, PROTOCOL)
-    for warning in warnings:
-        console.warn(warning)
+    return [*sets, shards_set(shards, scale=scale, smallest=smallest)] if shards else sets
 
 
 def _upscalers(
-    models: tuple[Path, ...], scale: str | None, device: str
+    models: tuple[Path, ...], names: tuple[str, ...], scale: str | None, device: torch.device
 ) -> tuple[list[tuple[str, Upscaler]], int]:
     """Name and function of each model, and the scale they share."""
     if not models:
         return [], int(scale or 4)
-    from trainer.run import choose_device
+    from trainer.labels import row_labels
     from trainer.upscale import DEFAULT_OVERLAP, DEFAULT_TILE, picture_upscaler
     from trainer.weights import load_generator
 
-    chosen = choose_device(device)
     factor = int(scale) if scale else None
-    found: list[tuple[str, Upscaler]] = []
-    for path, label in zip(models, _labels(models), strict=True):
-        loaded = load_generator(path, device=chosen)
+    found: list[Upscaler] = []
+    told: list[dict[str, str]] = []
+    for path in models:
+        loaded = load_generator(path, device=device)
         if factor not in (None, loaded.scale):
             other = f"--scale is {factor}" if scale else f"the one before x{factor}"
             raise UsageError(
                 f"--model {path}: upscales x{loaded.scale}, but {other}; score each scale in a run of its own"
             )
         factor = loaded.scale
-        upscaler = picture_upscaler(
-            loaded, tile=DEFAULT_TILE, overlap=DEFAULT_OVERLAP, device=chosen
+        found.append(
+            picture_upscaler(loaded, tile=DEFAULT_TILE, overlap=DEFAULT_OVERLAP, device=device)
         )
-        found.append((label, upscaler))
-    return found, factor or 4
+        told.append(loaded.metadata)
+    return list(
+        zip(names or row_labels(models, told, taken=BASELINES), found, strict=True)
+    ), factor or 4
 
 
-def _labels(models: tuple[Path, ...]) -> list[str]:
-    """A name of its own for each row, as short as that allows."""
-    for path in models:
-        if models.count(path) > 1:
-            raise UsageError(f"--model {path}: is given twice; name it once")
-    choices = [_label_choices(path) for path in models]
-    by_length = [["bicubic", *level] for level in zip(*choices, strict=True)]
-    return [
-        next(
-            label for label, all_of in zip(own, by_length, strict=True) if all_of.count(label) == 1
-        )
-        for own in choices
-    ]
-
-
-def _label_choices(path: Path) -> tuple[str, str, str]:
-    """RUN/STAGE and RUN/CHECKPOINT/STAGE for a file of a run folder, else the stem; then the path."""
-    parts = path.resolve().parts
-    if "checkpoints" not in parts[:-1]:
-        return path.stem, path.stem, str(path)
-    at = len(parts) - 1 - parts[::-1].index("checkpoints")
-    run, stage = parts[at - 1], path.stem.split("-")[0]
-    return f"{run}/{stage}", "/".join((run, *parts[at + 1 : -1], stage)), str(path)
+def _result(
+    sets: list[ImageSet], rows: list[Row], warnings: list[str], *, scale: int, protocol: str
+) -> dict[str, Any]:
+    """What `--json` prints."""
+    return {
+        "protocol": protocol,
+        "scale": scale,
+        "sets": [
+            {
+                "set": console.printable(found.name),
+                "images": found.images,
+                "lr": console.printable(found.lr_from),
+                "notes": [console.printable(note) for note in found.notes],
+            }
+            for found in sets
+        ],
+        "rows": rows,
+        "warnings": [console.printable(warning) for warning in warnings],
+    }
 
 
 def _printable(row: Row) -> Row:
@@ -172,19 +238,3 @@ def _printable(row: Row) -> Row:
         model=console.printable(row.model),
         per_image=images,
     )
-
-
-def _print_table(rows: list[Row], protocol: str) -> None:
-    table = Table(box=None, header_style="bold")
-    for title in ("set", "model"):
-        table.add_column(title, overflow="fold")  # two names that differ at their end stay two
-    for title in ("images", "PSNR-Y", "SSIM-Y", "PSNR-RGB", "SSIM-RGB"):
-        table.add_column(title, justify="right")
-    for row in rows:
-        table.add_row(
-            row.set, row.model, str(row.images),
-            f"{row.psnr_y:.2f}", f"{row.ssim_y:.4f}", f"{row.psnr_rgb:.2f}", f"{row.ssim_rgb:.4f}",
-        )  # fmt: skip
-    out = Console(highlight=False)
-    out.print(table)
-    out.print(protocol, style="dim", soft_wrap=True)

@@ -71,6 +71,11 @@ if TYPE_CHECKING:
     help="torchvision's VGG-19 weights for the content loss.  [default: $USRGAN_VGG19, or fetched]",
 )
 @click.option(
+    "--lpips", type=console.FilePath(), metavar="FILE", envvar="USRGAN_LPIPS",
+    help="torchvision's AlexNet or VGG-16: validate by LPIPS, too, which then chooses the best of stage gan."
+    "  [default: $USRGAN_LPIPS]",
+)  # fmt: skip
+@click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
     help="Where to compute; auto takes a GPU if there is one.",
 )  # fmt: skip
@@ -85,7 +90,7 @@ if TYPE_CHECKING:
     "report_of",
     type=console.FilePath(),
     metavar="RUN",
-    help="Make RUN/report.html anew and end.",
+    help="Make RUN/report.html and RUN/figures/ anew and end.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def train_main(
@@ -96,6 +101,7 @@ def train_main(
     overrides: tuple[str, ...],
     init: Path | None,
     vgg: Path | None,
+    lpips: Path | None,
     device: str,
     gpus: int,
     *,
@@ -143,6 +149,7 @@ def train_main(
         device=device,
         init=init,
         content_weights=vgg,
+        lpips=lpips,
         say=console.say,
         warn=console.warn,
         progress=progress,

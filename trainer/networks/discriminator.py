@@ -57,7 +57,7 @@ class VGGDiscriminator(nn.Module):
 
 
 @contextlib.contextmanager
-def normalised(discriminator: VGGDiscriminator) -> Iterator[None]:
+def normalised(discriminator: nn.Module) -> Iterator[None]:
     """Compute each normalised weight once, in float32, for all forward passes inside.
 
     In training mode that is the one power iteration of the update; autocast would otherwise run

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.networks.dense import RESIDUAL, SLOPE, Form, dense_block
+from trainer.networks.start import pass_colours
 
 __all__ = ["RESIDUAL", "SLOPE", "RRDBNet", "to_pixelshuffle"]
 Upsampler = Literal["pixelshuffle", "nearest_conv"]
 Norm = Literal["batch", "none"]
 
-COLOURS = 3
 STAGES: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 """Factors of the upsampling stages for each scale."""
 
@@ -59,22 +59,6 @@ def _small_conv(inputs: int, outputs: int, norm: Norm) -> tuple[nn.Conv2d, nn.Mo
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv, nn.BatchNorm2d(outputs) if norm == "batch" else nn.Identity()
-
-
-def _pass_colours(conv: nn.Conv2d, *, phases: int = 1) -> None:
-    """Let the first three channels carry the picture's colours through at the start.
-
-    Together these layers make a fresh network a nearest-neighbour enlargement with a little noise,
-    so training begins near the answer and not with learning to copy. The phases of a pixel shuffle
-    start alike, without a checkerboard (Aitken et al. 2017, arXiv:1707.02937).
-    """
-    assert conv.bias is not None
-    with torch.no_grad():
-        conv.weight.copy_(conv.weight[::phases].repeat_interleave(phases, 0))
-        conv.weight[: COLOURS * phases].mul_(0.1)
-        for colour in range(COLOURS):
-            conv.weight[colour * phases : (colour + 1) * phases, colour, 1, 1] += 1
-        nn.init.zeros_(conv.bias)
 
 
 class RRDB(nn.Module):
@@ -120,12 +104,12 @@ class RRDBNet(nn.Module):
         for number, factor in enumerate(STAGES[scale], start=1):
             outputs = features * factor**2 if upsampler == "pixelshuffle" else features
             conv = nn.Conv2d(features, outputs, 3, padding=1)
-            _pass_colours(conv, phases=outputs // features)
+            pass_colours(conv, phases=outputs // features)
             self.add_module(f"conv_up{number}", conv)
         self.conv_hr = nn.Conv2d(features, features, 3, padding=1)
         self.conv_last = nn.Conv2d(features, 3, 3, padding=1)
         for conv in (self.conv_first, self.conv_hr, self.conv_last):
-            _pass_colours(conv)
+            pass_colours(conv)
         self.conv_body.weight.data.mul_(0.1)
 
     def forward(self, lr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 sh sw"]:

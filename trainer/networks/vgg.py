@@ -6,6 +6,7 @@ torchvision itself is not needed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -25,38 +26,46 @@ def layer_names() -> list[str]:
 
 
 class VGGFeatures(nn.Module):
-    """RGB in [0, 1] to the feature map of one layer, taken before or after its ReLU.
+    """RGB in [0, 1] to the feature maps of some layers, taken before or after their ReLU.
 
     `input_range` says what the first convolution sees: "imagenet" is (x - mean) / std with the
-    constants that the published torchvision weights were trained with, "unit" is x itself.
+    constants that the published torchvision weights were trained with, "unit" is x itself. The
+    network ends at the deepest of `layers`; the maps come in the order in which `layers` names them.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, layer: str, activation: Activation, input_range: InputRange) -> None:
+    def __init__(
+        self, *, layers: Sequence[str], activation: Activation, input_range: InputRange
+    ) -> None:
         super().__init__()
         self.input_range = input_range
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), False)
-        layers: list[nn.Module] = []
+        built: list[nn.Module] = []
+        taps: dict[str, int] = {}
         inputs = 3
         for name in layer_names():
             level, number = int(name[4]), int(name[6])
             if level > 1 and number == 1:
-                layers.append(nn.MaxPool2d(2))
+                built.append(nn.MaxPool2d(2))
             width = min(64 * 2 ** (level - 1), 512)
-            layers.append(nn.Conv2d(inputs, width, 3, padding=1))
+            built += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
             inputs = width
-            if name == layer:
+            if name in layers:
+                taps[name] = len(built) - (2 if activation == "before" else 1)
+            if len(taps) == len(layers):
                 break
-            layers.append(nn.ReLU())
-        if activation == "after":
-            layers.append(nn.ReLU())
-        self.features = nn.Sequential(*layers)
+        self.taps = [taps[name] for name in layers]
+        self.features = nn.Sequential(*built[: max(self.taps) + 1])
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c hl wl"]:
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c hl wl"]]:
         if self.input_range == "imagenet":
             image = (image - self.mean) / self.std
-        found: Tensor = self.features(image)
-        return found
+        found: dict[int, Tensor] = {}
+        for number, layer in enumerate(self.features):
+            image = layer(image)
+            if number in self.taps:
+                found[number] = image
+        return [found[tap] for tap in self.taps]

@@ -1,0 +1,120 @@
+"""Which weights count as the best: each rule against validations told by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.test_perceptual import random_weights
+from tests.trainer.test_resume import logged, train
+from trainer.best import forget, handed_on, improvements
+from trainer.weights import save_tensors
+
+
+def follow(*validations: dict[str, float], best_by="auto", psnr_drop=3.0) -> list[set[str]]:
+    """What improves at each of some validations in a row."""
+    best: dict[str, float] = {}
+    steps = []
+    for found in validations:
+        won = improvements(found, best, best_by=best_by, psnr_drop=psnr_drop)
+        for values in won.values():
+            best |= values
+        steps.append(set(won))
+    return steps
+
+
+def scores(psnr: float, ssim: float, **more: float) -> dict[str, float]:
+    return {"psnr_y": psnr, "ssim_y": ssim, **more}
+
+
+def test_psnr_and_ssim_are_each_their_own_best():
+    steps = follow(scores(28, 0.8), scores(29, 0.7), scores(28.5, 0.81), scores(29, 0.81))
+    assert steps == [{"psnr_y", "ssim_y"}, {"psnr_y"}, {"ssim_y"}, set()]
+
+
+def test_the_papers_rule_wants_both_to_improve_on_the_last_that_it_chose():
+    validations = (scores(28, 0.80), scores(29, 0.79), scores(28.5, 0.81), scores(28.6, 0.82))
+    steps = follow(*validations, best_by="both")
+    assert ["both" in step for step in steps] == [True, False, True, True]
+    assert not any("both" in step for step in follow(*validations))
+
+
+def test_lpips_counts_down_and_only_above_its_psnr_floor():
+    steps = follow(
+        scores(30, 0.9, lpips=0.30),
+        scores(28, 0.8, lpips=0.20),
+        scores(26.9, 0.8, lpips=0.10),  # 3.1 dB below the first
+        scores(27.0, 0.8, lpips=0.15),
+        scores(29, 0.8, lpips=0.16),
+    )
+    assert ["lpips" in step for step in steps] == [True, True, False, True, False]
+
+
+def test_the_floor_moves_with_the_best_psnr():
+    steps = follow(
+        scores(20, 0.5, lpips=0.4), scores(30, 0.9, lpips=0.5), scores(26, 0.8, lpips=0.1)
+    )
+    assert ["lpips" in step for step in steps] == [True, False, False]
+
+
+def test_each_stage_hands_on_what_it_is_for():
+    assert handed_on("auto", "psnr") == ("psnr_y",)
+    assert handed_on("auto", "gan") == ("lpips",)
+    assert handed_on("both", "gan") == ("both",)
+    assert handed_on("final", "psnr") == ()
+
+
+def test_forgetting_a_metric_forgets_all_of_it_and_nothing_else():
+    best = {"both": 28.0, "both.ssim_y": 0.8, "psnr_y": 29.0}
+    forget(best, "both")
+    assert best == {"psnr_y": 29.0}
+
+
+def test_a_run_hands_on_what_its_rule_says(tiny_shards, tmp_path):
+    handed = {}
+    for rule in ("auto", "both"):
+        run = tmp_path / rule
+        more = ["--set", f"validation.best_by={rule}", "--set", "epochs=1", "--json"]
+        result = json.loads(train(tiny_shards, run, *more).stdout)
+        handed[rule] = Path(result["weights"]).relative_to(run / "checkpoints").as_posix()
+        assert (run / "checkpoints/best-both/gan.safetensors").exists() == (rule == "both")
+    assert handed == {
+        "auto": "final/gan.safetensors",
+        "both": "best-both/gan.safetensors",
+    }
+
+
+def test_damaged_best_weights_give_way_to_the_final_ones(tiny_shards, tmp_path):
+    settings = [
+        "--set",
+        "validation.best_by=both",
+        "--set",
+        "epochs=1",
+        "--stage",
+        "psnr",
+        "--json",
+    ]
+    train(tiny_shards, tmp_path / "run", *settings)
+    path = tmp_path / "run/checkpoints/best-both/psnr.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    again = train(tiny_shards, tmp_path / "run", *settings)
+    assert "the final weights of stage psnr are taken" in again.stderr.replace("\n", " ")
+    assert json.loads(again.stdout)["weights"].endswith("final/psnr.safetensors")
+
+
+def test_with_lpips_stage_gan_hands_on_its_lowest(tiny_shards, tmp_path):
+    network = tmp_path / "alexnet.safetensors"
+    save_tensors(network, random_weights("alexnet"), {})
+    run, more = tmp_path / "run", ["--lpips", str(network), "--set", "epochs=2", "--json"]
+    result = json.loads(train(tiny_shards, run, *more).stdout)
+    measured = [row["val_lpips"] for row in logged(run) if row["stage"] == "gan"]
+    assert result["stages"][1]["best"]["lpips"] == pytest.approx(min(measured))
+    assert result["weights"] == str(run / "checkpoints/best-lpips/gan.safetensors")
+
+
+def test_a_rule_that_nothing_can_measure_is_refused(tiny_shards, tmp_path):
+    refused = train(tiny_shards, tmp_path / "run", "--set", "validation.best_by=lpips", code=2)
+    assert "--lpips FILE" in refused.stderr
+    assert not (tmp_path / "run").exists()

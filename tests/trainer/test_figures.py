@@ -1,0 +1,192 @@
+"""The numbers behind the report's figures, and what is drawn of them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from trainer import charts
+from trainer.figures import (
+    RAW,
+    REACHED,
+    SMOOTH,
+    Figure,
+    balanced,
+    epochs_needed,
+    figures_of_run,
+    figures_of_stage,
+    moving_average,
+    series,
+)
+
+PAPERS = [f"figure-{number}" for number in (3, 4, 5, 6, 7)]
+
+
+def run_of(stage: str, epochs: int, every: int = 1) -> list[dict]:
+    """What a run of so many epochs logs, validated every so many."""
+    rng = np.random.default_rng(epochs)
+    rows = []
+    for epoch in range(1, epochs + 1):
+        row = {
+            "stage": stage, "epoch": epoch, "patches_seen": 64 * epoch, "lr": 1e-4,
+            "patches_per_s": 800 + rng.normal(), "data_wait": 0.01, "loss_pixel": 0.05 + 0.4 / epoch,
+        }  # fmt: skip
+        if stage == "gan":
+            row |= {
+                "loss_content": 7 + 1 / epoch, "loss_adversarial": 0.7, "loss_generator": 8 - epoch / 99,
+                "loss_discriminator": 1.4 / epoch, "loss_d_real": 0.6, "loss_d_fake": 0.4,
+                "share_pixel": 0.02, "share_content": 0.97, "share_adversarial": 0.01,
+                "grad_norm_generator": 3.0 + epoch, "grad_norm_discriminator": 0.5, "sigma_max": 1 + 0.1 / epoch,
+            }  # fmt: skip
+        if epoch % every == 0:
+            row |= {"val_psnr_y": 28 - 4 / epoch, "val_ssim_y": 0.8 - 0.1 * math.exp(-epoch / 9)}
+        rows.append(row)
+    return rows
+
+
+def everything(rows: list[dict]) -> list[Figure]:
+    return [
+        *figures_of_run(rows),
+        *(each for stage in ("psnr", "gan") for each in figures_of_stage(rows, stage)),
+    ]
+
+
+def test_the_balanced_epoch_gives_up_neither_metric():
+    points = [(1, 20.0, 0.5), (2, 30.0, 0.5), (3, 28.0, 0.78), (4, 20.0, 0.8), (5, 26.0, 0.79)]
+    assert balanced(points) == 3  # .8 and .93 normalised; epoch 5: .6 and .97
+    assert balanced([(7, 20.0, 0.5), (9, 30.0, 0.8)]) == 9
+    assert balanced([(1, 20.0, 0.5), (2, 20.0, 0.8)]) is None
+    assert balanced([]) is None
+
+
+def test_of_equally_balanced_epochs_the_first_wins():
+    points = [(1, 0.0, 0.0), (2, 5.0, 5.0), (3, 5.0, 5.0), (4, 10.0, 2.0), (5, 2.0, 10.0)]
+    assert balanced(points) == 2
+    points[2] = (3, 5.0, 6.0)
+    assert balanced(points) == 3
+
+
+def test_the_moving_average_is_the_mean_of_the_last_ten_epochs():
+    values = np.random.default_rng(1).normal(size=40)
+    found = moving_average([(epoch, value) for epoch, value in enumerate(values, start=1)])
+    for epoch in (1, 4, 10, 11, 40):
+        assert found[epoch - 1][1] == pytest.approx(values[max(0, epoch - 10) : epoch].mean())
+    assert moving_average([(5, 1.0), (10, 3.0), (15, 8.0)]) == [(5, 1.0), (10, 2.0), (15, 5.5)]
+
+
+def test_epochs_needed_are_the_first_that_reach_each_part_of_the_normalised_best():
+    points = [(1, 10.0), (2, 17.1), (3, 16.0), (4, 19.0), (5, 20.0), (6, 19.9)]
+    assert epochs_needed(points) == {0.70: 2, 0.80: 4, 0.90: 4, 0.95: 5, 0.99: 5}
+    assert epochs_needed([(1, 3.0), (2, 3.0)]) == {}
+    assert list(epochs_needed(points)) == list(REACHED)
+
+
+def test_a_whole_run_has_all_of_the_papers_figures():
+    names = [figure.name for figure in everything(run_of("psnr", 40) + run_of("gan", 40))]
+    for paper in PAPERS:
+        assert any(name.startswith(paper) for name in names), paper
+    assert {"figure-5-psnr", "figure-5-gan", "figure-6-psnr", "figure-7-gan"} <= set(names)
+    assert {"gradient-shares-gan", "gradient-norms-gan", "sigma-gan", "speed", "data-wait"} <= set(
+        names
+    )
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2, 3, 30])
+@pytest.mark.parametrize("every", [1, 4, 100])
+def test_no_figure_lacks_data(epochs, every):
+    for stages in (("psnr",), ("gan",), ("psnr", "gan")):
+        rows = [row for stage in stages for row in run_of(stage, epochs, every)]
+        for figure in everything(rows):
+            for name in {point.series for point in figure.points} if figure.mark == "line" else ():
+                assert sum(point.series == name for point in figure.points) > 1, figure.name
+            assert len(figure.points) > 1
+            assert all(math.isfinite(point.y) for point in figure.points)
+        if epochs < 2:
+            assert everything(rows) == []
+
+
+def test_what_is_no_number_is_left_out():
+    rows = run_of("psnr", 4)
+    rows[1]["val_psnr_y"], rows[2]["val_psnr_y"] = math.nan, "high"
+    assert [epoch for epoch, _ in series(rows, "val_psnr_y")] == [1, 4]
+    assert series([{"stage": "psnr", "epoch": None, "lr": 1.0}], "lr") == []
+
+
+def test_a_loss_over_more_than_a_decade_is_drawn_logarithmically():
+    figures = {figure.name: figure for figure in everything(run_of("gan", 60))}
+    assert figures["figure-4-adversarial"].log
+    assert not figures["figure-4-generator"].log
+
+
+def test_one_stage_alone_needs_no_legend_and_two_are_told_apart():
+    one = figures_of_run(run_of("psnr", 5))[0]
+    two = figures_of_run(run_of("psnr", 5) + run_of("gan", 5))[0]
+    assert {point.series for point in one.points} == {"stage psnr"}
+    assert {point.series for point in two.points} == {"stage psnr", "stage gan"}
+    assert "stage psnr" not in charts.svg(one)
+    assert "stage gan" in charts.svg(two)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, tuple[Figure, str]]:
+    figures = everything(run_of("psnr", 30) + run_of("gan", 30))
+    wanted = ("figure-3-psnr", "figure-5-gan", "figure-6-gan", "figure-7-gan")
+    return {each.name: (each, charts.svg(each)) for each in figures if each.name in wanted}
+
+
+def test_every_chart_names_its_axes_and_is_as_wide_as_a_phone(drawn):
+    assert len(drawn) == 4
+    for figure, svg in drawn.values():
+        assert svg.startswith("<svg")
+        for text in (figure.title, figure.x, figure.y):
+            assert f">{text}<" in svg, figure.name
+        assert int(re.search(r'width="(\d+)"', svg)[1]) <= 390 - 32
+
+
+def test_the_star_and_the_bars_show_their_numbers(drawn):
+    figure, svg = drawn["figure-6-gan"]
+    assert sum(point.star for point in figure.points) == 1
+    assert svg.count(charts.STAR) == 1
+    figure, svg = drawn["figure-7-gan"]
+    for point in figure.points:
+        assert f">{point.y:g}<" in svg
+    figure, svg = drawn["figure-5-gan"]
+    assert {point.series for point in figure.points} == {RAW, SMOOTH}
+
+
+def test_ids_of_two_charts_never_meet(drawn):
+    ids = [each for _, svg in drawn.values() for each in re.findall(r'\bid="([^"]*)"', svg)]
+    assert len(ids) == len(set(ids))
+    for _, svg in drawn.values():
+        for used in re.findall(r"url\(#([^)]*)\)", svg):
+            assert f'id="{used}"' in svg
+
+
+def test_dark_pages_find_the_colours_they_replace(drawn):
+    for _, svg in drawn.values():
+        assert f'fill="{charts.INK}"' in svg
+        assert f'stroke="{charts.GRID}"' in svg
+        assert re.search(rf'^<svg[^>]*><rect [^>]*fill="{charts.PAPER}"', svg)
+
+
+def test_a_png_is_twice_as_wide(drawn):
+    figure, svg = drawn["figure-3-psnr"]
+    content = charts.png(figure)
+    assert content.startswith(b"\x89PNG")
+    assert int.from_bytes(content[16:20], "big") == 2 * int(re.search(r'width="(\d+)"', svg)[1])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.03, 0.5, [0.05, 0.1, 0.2, 0.5]),
+        (0.9, 11.0, [1.0, 2.0, 5.0, 10.0]),
+        (2e-4, 3.0, [1e-3, 1e-2, 0.1, 1.0]),
+    ],
+)
+def test_logarithmic_ticks_are_few_and_round(low, high, ticks):
+    assert charts.log_ticks(low, high) == pytest.approx(ticks)

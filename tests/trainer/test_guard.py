@@ -1,0 +1,313 @@
+"""Losses that are not finite, and disks that are full: nothing bad is kept, nothing good is lost."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.errors import WriteFailed
+from shards.reader import open_dataset
+from tests.trainer.test_resume import logged, train, weights
+from trainer import checkpoint, content, keeper, steps
+from trainer.checkpoint import load_good, load_last
+from trainer.data import DataConfig, batches, to_float
+from trainer.state import state_tensors
+from trainer.update import train_step
+from trainer.weights import load_tensors
+
+SHORT = ["--stage", "gan", "--set", "optim.schedule=constant", "--set", "epochs=2"]
+STEPS = 8
+"""Of a run of SHORT: two epochs of four steps; a checkpoint after every second."""
+
+
+@pytest.fixture(scope="module")
+def psnr(tiny_shards, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("psnr") / "run"
+    train(tiny_shards, run, "--stage", "psnr", "--set", "epochs=1")
+    return run / "checkpoints/final/psnr.safetensors"
+
+
+@pytest.fixture(scope="module")
+def order(tiny_shards) -> list[float]:
+    """What tells the batches of a run apart, in their order."""
+    split = open_dataset(tiny_shards).split("train")
+    stream = batches(split, seed=0, batch_size=4, first_step=0, config=DataConfig())
+    found = [
+        to_float(batch.hr, torch.device("cpu"), batch.turns).sum().item()
+        for batch in itertools.islice(stream, 2 * STEPS)
+    ]
+    stream.close()
+    return found
+
+
+@pytest.fixture
+def gan(tiny_shards, psnr, tmp_path) -> Callable[..., object]:
+    def run(*more: str, code: int = 0, out: str = "run"):
+        return train(tiny_shards, tmp_path / out, *SHORT, "--init", str(psnr), *more, code=code)
+
+    return run
+
+
+@pytest.fixture
+def poison(monkeypatch) -> Callable[..., list[torch.Tensor]]:
+    """Let some calls of the content loss give NaN; returns the HR batches that were trained on."""
+
+    def at(*calls: int, when: Callable[[torch.Tensor], bool] | None = None) -> list[torch.Tensor]:
+        seen: list[torch.Tensor] = []
+        original, loss = steps.gan_gradients, content.content_loss
+
+        def gradients(state, config, lr, hr, *rest, **more):
+            seen.append(hr.clone())
+            return original(state, config, lr, hr, *rest, **more)
+
+        def poisoned(*features, **settings):
+            bad = len(seen) in calls or (when is not None and when(seen[-1]))
+            return loss(*features, **settings) * (float("nan") if bad else 1.0)
+
+        monkeypatch.setitem(steps.GRADIENTS, "gan", gradients)
+        monkeypatch.setattr(steps, "content_loss", poisoned)
+        return seen
+
+    return at
+
+
+def position(run: Path) -> dict:
+    newest = max((run / "checkpoints/last").glob("gan-*"))
+    return json.loads(load_tensors(newest)[1]["position"])
+
+
+def test_a_bad_step_is_left_out_and_its_term_named(gan, poison, tmp_path):
+    poison(3)
+    told = gan().stderr
+    assert "content is not finite at 12 patches of stage gan; the step is left out (1 of 3" in told
+    rows = [row for row in logged(tmp_path / "run") if row["stage"] == "gan"]
+    assert [row.get("steps_left_out", 0) for row in rows] == [1, 0]
+    assert all(value == value for row in rows for value in row.values())
+    for stored in weights(tmp_path / "run").values():
+        assert stored
+
+
+def test_a_left_out_step_moves_nothing_but_the_order(gan, poison, tmp_path, monkeypatch):
+    """The states around a bad step are equal bit for bit."""
+    states = []
+    original = checkpoint.save_last
+
+    def save(run, state, config, *, dataset_sha256):
+        path = original(run, state, config, dataset_sha256=dataset_sha256)
+        states.append(load_tensors(path)[0])
+        return path
+
+    monkeypatch.setattr(keeper, "save_last", save)
+    poison(7, 8)
+    gan()
+    before, after = states[-2], states[-1]  # after steps 6 and 8
+    for name, value in before.items():
+        if not name.startswith(("random", "losses")):
+            assert torch.equal(after[name], value), name
+
+
+def test_after_three_in_a_row_the_run_returns_and_passes_over_them(gan, poison, tmp_path):
+    seen = poison(5, 6, 7)
+    told = gan().stderr
+    # bad from step 5 to 7: back to the checkpoint after step 4, on with the batch after the bad ones
+    assert "(3 of 3 before a rollback)" in told
+    assert "rolled back to 16 patches of stage gan (1 of 2)" in told
+    assert len(seen) == 7 + 4
+    assert not any(torch.equal(seen[7], batch) for batch in seen[4:7])
+    assert position(tmp_path / "run")["passed_over"] == 12
+    assert position(tmp_path / "run")["rollbacks"] == 1
+    assert [row["patches_seen"] for row in logged(tmp_path / "run")] == [16, 32]
+
+
+def test_without_a_checkpoint_the_run_returns_to_its_start(gan, poison, tmp_path):
+    seen = poison(1, 2, 3, 5)
+    told = gan("--set", "checkpoint.every_patches=1000").stderr
+    assert "rolled back to 0 patches" in told
+    assert len(seen) == 3 + STEPS
+    assert position(tmp_path / "run")["passed_over"] == 12
+
+
+def test_a_run_that_does_not_recover_ends_with_the_term_and_whole_checkpoints(
+    gan, poison, tmp_path
+):
+    seen = poison(*range(5, 100))
+    told = gan(code=1).stderr
+    assert "content is not finite in 3 steps in a row" in told.splitlines()[-1]
+    assert "after 2 rollbacks" in told.splitlines()[-1]
+    # the second return suspects the checkpoint of the first
+    assert "rolled back to 16 patches of stage gan (1 of 2)" in told
+    assert "rolled back to 8 patches of stage gan (2 of 2)" in told
+    assert len(seen) == 7 + 3 + 3
+    loaded = load_last(tmp_path / "run", "gan", warn=pytest.fail)
+    assert loaded is not None
+    assert all(value.isfinite().all() for value in loaded[0].values())
+
+
+def test_a_bad_batch_is_met_once_although_the_order_is_fixed(gan, poison, order):
+    """What is bad is the data: to replay it would end the run."""
+    bad = set(order[4:7])
+    seen = poison(when=lambda batch: batch.sum().item() in bad)
+    told = gan().stderr
+    assert told.count("rolled back") == 1
+    assert sum(batch.sum().item() in bad for batch in seen) == 3
+
+
+def test_a_run_killed_between_bad_steps_ends_with_the_same_bits(
+    gan, poison, order, tmp_path, monkeypatch
+):
+    def bad(batch: torch.Tensor) -> bool:
+        return batch.sum().item() in order[4:7]
+
+    poison(when=bad)
+    gan(out="whole")
+    for number in (6, 9):
+        calls = poison(when=bad)
+        inner = steps.GRADIENTS["gan"]
+
+        def dying(*arguments, calls=calls, number=number, inner=inner, **more):
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return inner(*arguments, **more)
+
+        monkeypatch.setitem(steps.GRADIENTS, "gan", dying)
+        gan(out=f"killed {number}", code=75)
+        poison(when=bad)
+        gan(out=f"killed {number}")
+        assert weights(tmp_path / f"killed {number}") == weights(tmp_path / "whole")
+        assert position(tmp_path / f"killed {number}") == position(tmp_path / "whole")
+
+
+def test_rollbacks_return_to_no_checkpoint_from_within_a_bad_row(
+    tiny_shards, tmp_path, monkeypatch
+):
+    from tests.trainer.test_checkpoint import config, trained
+
+    state = trained(1)
+    for seen, row in ((8, 0), (16, 0), (24, 1)):
+        state.patches_seen, state.bad_in_a_row = seen, row
+        settings = config()
+        checkpoint.save_last(tmp_path, state, settings, dataset_sha256="ab")
+    # two are kept
+    found = {
+        suspect: load_good(tmp_path, "gan", suspect=suspect, warn=pytest.fail)
+        for suspect in (None, 16, 12)
+    }
+    assert {suspect: each[1].patches_seen for suspect, each in found.items() if each} == {
+        None: 16, 16: 16, 12: 16,
+    }  # fmt: skip
+    checkpoint.forget_after(tmp_path, "gan", 16)
+    loaded = load_last(tmp_path, "gan", warn=pytest.fail)
+    assert loaded is not None
+    assert loaded[1].patches_seen == 16
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_one_bad_gradient_among_all_is_seen(monkeypatch, bad, network):
+    from tests.trainer.test_checkpoint import config, fresh
+
+    state, original = fresh(), steps.gan_gradients
+    before = {name: value.clone() for name, value in state_tensors(state).items()}
+
+    def gradients(state, *arguments, **more):
+        found = original(state, *arguments, **more)
+        held = state.gradients if network == "generator" else state.adversary.gradients
+        held.flat[held.flat.nonzero()[7]] = bad
+        return found
+
+    monkeypatch.setitem(steps.GRADIENTS, "gan", gradients)
+    lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+    outcome = train_step(state, config(), lr, hr, False)
+    signs = [name for name, sign in zip(outcome.names, outcome.signs, strict=True) if sign]
+    assert signs == [f"gradient of the {network}"]
+    assert outcome.taken == 0
+    for name, value in state_tensors(state).items():
+        if name in before and not name.startswith("random"):
+            assert torch.equal(value, before[name]), name
+
+
+# disks
+
+
+@pytest.fixture
+def psnr_run(tiny_shards, tmp_path) -> Callable[..., object]:
+    def run(*more: str, code: int = 0, out: str = "run"):
+        options = ["--stage", "psnr", *SHORT[2:]]
+        return train(tiny_shards, tmp_path / out, *options, *more, code=code)
+
+    return run
+
+
+@pytest.fixture
+def full(monkeypatch) -> Callable[..., list[int]]:
+    """Let some saves of `last` find the disk full."""
+
+    def at(*numbers: int) -> list[int]:
+        saves: list[int] = []
+        original = checkpoint.save_last
+
+        def save(run, state, config, *, dataset_sha256):
+            saves.append(state.patches_seen)
+            if len(saves) in numbers:
+                raise WriteFailed(f"{run}: the disk is full (0 MiB free); free some space")
+            return original(run, state, config, dataset_sha256=dataset_sha256)
+
+        monkeypatch.setattr(keeper, "save_last", save)
+        return saves
+
+    return at
+
+
+def test_a_disk_that_is_full_for_a_while_stops_nothing(psnr_run, full, tmp_path):
+    psnr_run(out="whole")
+    saves = full(2, 3)
+    told = psnr_run().stderr
+    assert saves == [8, 16, 24, 32]
+    assert told.count("the disk is full") == 2
+    assert "not saved at 16 patches" in told
+    assert "(failure 2 of 3 in a row)" in told
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_the_third_failure_in_a_row_ends_the_run_with_the_old_checkpoint(psnr_run, full, tmp_path):
+    more = ["--set", "epochs=3"]
+    saves = full(2, 3, 4)
+    assert "the disk is full" in psnr_run(*more, code=1).stderr.splitlines()[-1]
+    assert saves == [8, 16, 24, 32]
+    loaded = load_last(tmp_path / "run", "psnr", warn=pytest.fail)
+    assert loaded is not None
+    assert loaded[1].patches_seen == 8
+    full()
+    psnr_run(*more)
+    psnr_run(*more, out="whole")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_last_save_that_fails_is_no_success(psnr_run, full):
+    full(4)
+    assert "the disk is full" in psnr_run(code=1).stderr.splitlines()[-1]
+
+
+def test_rows_and_weights_that_could_not_be_written_come_later(psnr_run, tmp_path, monkeypatch):
+    psnr_run(out="whole")
+    failing = {"append_metrics": 1, "save_weights": 2, "write_sample": 1}
+    for name, times in failing.items():
+        original = getattr(keeper, name)
+        left = iter(range(times))
+
+        def refuse(*arguments, original=original, left=left, **more):
+            if next(left, None) is not None:
+                raise WriteFailed(f"{arguments[0]}: the disk is full (0 MiB free); free some space")
+            return original(*arguments, **more)
+
+        monkeypatch.setattr(keeper, name, refuse)
+    told = psnr_run().stderr
+    assert "the row is kept and written with the next" in told
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+    assert len(list((tmp_path / "run/samples").iterdir())) == 1
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")

@@ -1,0 +1,89 @@
+"""The adversarial losses: what the discriminator's logits make of either network.
+
+Five kinds, each a pair of plain functions of logits [b] or [b 1 h w]; with C the logit and
+D = sigmoid(C). All are means over all logits, in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+Kind = Literal["non-saturating", "saturating", "relativistic", "hinge", "least-squares"]
+Logits = Float[Tensor, "b *map"]
+
+
+class AdversarialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the adversarial term of stage `gan` is; its weight is `loss.adversarial`."""
+
+    kind: Kind = "non-saturating"
+    """"saturating" is eq. 3 as printed, "relativistic" ESRGAN's average form (docs/decisions/0004)."""
+    r1: float = 0.0
+    """Weight of the gradient penalty on real patches (arXiv:1801.04406); 0 is off (the paper has none)."""
+    r1_every: int = 16
+    """Steps between two penalties, each counted so many times (arXiv:1912.04958)."""
+
+
+def generator_adversarial_loss(
+    kind: Kind, fake: Logits, real: Logits | None = None
+) -> Float[Tensor, ""]:
+    """What the generator minimises; `real` is needed by the relativistic kind alone.
+
+    non-saturating   -log D(fake), which the paper's text names
+    saturating       log(1 - D(fake)), which its eq. 3 prints: hardly any gradient while D wins
+    relativistic     the mean of -log(1 - D(real - E fake)) and -log D(fake - E real): ESRGAN's code
+                     halves the sum of its eq. 2, and its weight of 0.005 belongs to that half
+    hinge            -C(fake) (arXiv:1705.02894)
+    least-squares    (C(fake) - 1)^2 / 2 (arXiv:1611.04076)
+    """
+    fake = fake.float()
+    match kind:
+        case "non-saturating":
+            return F.softplus(-fake).mean()
+        case "saturating":
+            return -F.softplus(fake).mean()
+        case "relativistic":
+            assert real is not None
+            real = real.float()
+            losing = F.softplus(real - fake.mean()).mean()
+            return (losing + F.softplus(real.mean() - fake).mean()) / 2
+        case "hinge":
+            return -fake.mean()
+        case "least-squares":
+            return (fake - 1).square().mean() / 2
+
+
+def discriminator_loss(kind: Kind, real: Logits, fake: Logits) -> Float[Tensor, ""]:
+    """What the discriminator minimises, at its least where it tells real from fake.
+
+    (non-)saturating  -log D(real) - log(1 - D(fake)), eq. 4 with the sign of a loss
+    relativistic      the mean of -log D(real - E fake) and -log(1 - D(fake - E real))
+    hinge             max(0, 1 - C(real)) + max(0, 1 + C(fake))
+    least-squares     (C(real) - 1)^2 / 2 + C(fake)^2 / 2
+    """
+    real, fake = real.float(), fake.float()
+    match kind:
+        case "non-saturating" | "saturating":
+            return F.softplus(-real).mean() + F.softplus(fake).mean()
+        case "relativistic":
+            winning = F.softplus(fake.mean() - real).mean()
+            return (winning + F.softplus(fake - real.mean()).mean()) / 2
+        case "hinge":
+            return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+        case "least-squares":
+            return ((real - 1).square().mean() + fake.square().mean()) / 2
+
+
+def r1_penalty(logits: Logits, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+    """Half the squared norm of each real patch's gradient of its mean logit, over the batch.
+
+    `images` require a gradient and `logits` are the discriminator's of them.
+    """
+    each = logits.float().flatten(1).mean(1) if logits.ndim > 1 else logits.float()
+    (gradient,) = torch.autograd.grad(each.sum(), images, create_graph=True)
+    return gradient.float().square().flatten(1).sum(1).mean() / 2

@@ -1,0 +1,141 @@
+"""The content loss, eq. 2 of the paper: features of a frozen VGG-19, and where its weights come from."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shards.errors import UsageError
+from trainer.networks.vgg import Activation, InputRange, VGGFeatures, layer_names
+
+VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+"""torchvision's ImageNet weights; the eight digits are the start of the file's SHA-256."""
+RANDOM_SEED = 19
+Criterion = Literal["l1", "l2"]
+
+
+class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the content loss compares (eq. 2); the paper names VGG-19 and "a high-level layer"."""
+
+    features: Literal["vgg19", "random"] = "vgg19"
+    """"random": the same network with seeded random weights, for machines without the file."""
+    layer: str = "conv5_4"
+    """One layer, or a weighted sum: "0.1*conv1_2 + 0.1*conv2_2 + conv3_4 + conv4_4 + conv5_4"."""
+    activation: Activation = "before"
+    """Before or after the ReLU of each layer."""
+    criterion: Criterion = "l2"
+    """Mean absolute or mean squared difference of the feature maps; eq. 2 is "l2"."""
+    input_range: InputRange = "imagenet"
+
+
+def layer_weights(text: str) -> dict[str, float]:
+    """`content.layer` as layers with their weights, in its order.
+
+    Raises:
+        UsageError: it is no such sum, or names no layer, or one twice.
+    """
+    found: dict[str, float] = {}
+    for term in text.split("+"):
+        match = re.fullmatch(r"\s*(?:([0-9.eE-]+)\s*\*\s*)?(\w+)\s*", term)
+        name = match[2] if match else term.strip()
+        if not match or name not in layer_names():
+            raise UsageError(
+                f"content.layer: VGG-19 has no {name!r}; write one of {', '.join(layer_names())},"
+                " or a sum such as 0.1*conv1_2 + conv5_4"
+            )
+        try:
+            weight = float(match[1] or 1)
+        except ValueError:
+            weight = math.nan
+        if not weight > 0 or name in found:
+            matter = "is named twice" if name in found else f"has no weight above 0 ({match[1]})"
+            raise UsageError(f"content.layer: {name} {matter}; correct the sum {text!r}")
+        found[name] = weight
+    return found
+
+
+def content_loss(
+    sr: Sequence[Float[Tensor, "b c h w"]],
+    hr: Sequence[Float[Tensor, "b c h w"]],
+    *,
+    weights: Sequence[float],
+    criterion: Criterion,
+) -> Float[Tensor, ""]:
+    """Mean difference of feature maps, squared (eq. 2) or absolute; a weighted sum over the layers."""
+    total = sr[0].new_zeros((), dtype=torch.float32)
+    for ours, theirs, weight in zip(sr, hr, weights, strict=True):
+        difference = ours.float() - theirs.float()
+        each = difference.square() if criterion == "l2" else difference.abs()
+        total = total + weight * each.mean()
+    return total
+
+
+def build_content_features(config: ContentConfig, *, weights: Path | None) -> VGGFeatures:
+    """The frozen feature network of the content loss.
+
+    Raises:
+        UsageError: the layer is unknown, or there are no weights and no network to fetch them.
+    """
+    layers = tuple(layer_weights(config.layer))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        network = VGGFeatures(
+            layers=layers, activation=config.activation, input_range=config.input_range
+        )
+        if config.features == "random":
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight)
+    if config.features == "vgg19":
+        stored = _read_vgg19(weights) if weights else _fetch_vgg19()
+        wanted = network.state_dict()
+        for name, value in wanted.items():
+            found = stored.get(name)
+            if not isinstance(found, Tensor) or found.shape != value.shape:
+                raise UsageError(
+                    f"{weights or VGG19_URL}: has no {name} of shape {tuple(value.shape)};"
+                    " name torchvision's VGG-19 with --vgg FILE"
+                )
+        network.load_state_dict({name: stored[name] for name in wanted})
+    return network.eval().requires_grad_(False)
+
+
+def _read_vgg19(path: Path) -> dict[str, Tensor]:
+    from trainer.weights import load_tensors  # weights knows generators, which know no losses
+
+    if path.suffix == ".safetensors":
+        return load_tensors(path)[0]
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UsageError(f"--vgg {path}: there is no such file; check the path") from None
+    except Exception as error:  # whatever unpickling a foreign file raises
+        raise UsageError(
+            f"--vgg {path}: is no PyTorch file that can be read ({type(error).__name__});"
+            " name torchvision's VGG-19 weights, or download them again"
+        ) from error
+    if not isinstance(stored, dict):
+        raise UsageError(f"--vgg {path}: holds no state dict; name torchvision's VGG-19 file")
+    return stored
+
+
+def _fetch_vgg19() -> dict[str, Tensor]:
+    try:
+        fetched: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
+            VGG19_URL, map_location="cpu", check_hash=True, weights_only=True
+        )
+    except (OSError, RuntimeError) as error:  # RuntimeError: the download has another digest
+        raise UsageError(
+            f"content.features: VGG-19 cannot be fetched ({getattr(error, 'reason', error)});"
+            " give the file with --vgg FILE or $USRGAN_VGG19,"
+            " or train with --set content.features=random (no learnt features)"
+        ) from None
+    return fetched

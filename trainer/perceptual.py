@@ -1,0 +1,181 @@
+"""What the perceptual distances share: the network's weights from the user, and a way to judge a pair.
+
+The learnt weights of LPIPS and DISTS are a few kilobytes and come with usrgan
+(`perceptual.safetensors`, whose metadata holds their licences). The networks are too large for that:
+the user gives torchvision's files, `.pth` or `.safetensors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from shards.errors import UsageError, UsrganError
+from shards.png import RGB8
+from trainer.memory import within_memory
+from trainer.networks.trunks import SMALLEST, Pool, Trunk, TrunkKind, kind_of
+from trainer.weights import load_tensors
+
+PUBLISHED: dict[TrunkKind, tuple[str, str]] = {
+    "alexnet": (
+        "alexnet-owt-7be5be79.pth",
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    ),
+    "vgg16": (
+        "vgg16-397923af.pth",
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    ),
+}
+"""Name and SHA-256 of torchvision's files, below https://download.pytorch.org/models/."""
+LEARNT = Path(__file__).with_name("perceptual.safetensors")
+
+
+Layers = list[Float[Tensor, "b c h w"]]
+"""What a distance compares: activations of a batch of pictures."""
+
+
+class Distance(Protocol):
+    """LPIPS or DISTS, in two halves: what depends on one picture, and the comparison."""
+
+    def look(self, image: Float[Tensor, "b 3 h w"]) -> Layers:
+        """The activations of RGB in [0, 1]."""
+
+    def compare(self, sr: Layers, hr: Layers) -> Float[Tensor, " b"]:
+        """Distances of the pairs: 0 is alike, more is worse."""
+
+
+class Judge(NamedTuple):
+    """One perceptual distance, ready to be asked."""
+
+    name: str
+    """`lpips` or `dists`."""
+    protocol: str
+    """What the numbers are, for every table that shows them."""
+    warning: str
+    """Not empty where the network's weights are not the published ones."""
+    smallest: int
+    """Pixels a side that a picture needs."""
+    module: Distance
+    device: torch.device
+
+    def against(self, hr: RGB8) -> Callable[[RGB8], float]:
+        """The distance of any picture [h w 3] from this one, which is looked at once.
+
+        Raises:
+            UsrganError: it is too small, or the device's memory does not hold the activations.
+        """
+        height, width = hr.shape[:2]
+        if min(height, width) < self.smallest:
+            raise UsrganError(
+                f"an image of {width}x{height} is too small for {self.name.upper()}:"
+                f" {self.smallest} pixels a side are needed"
+            )
+        what = f"{self.name.upper()} of {width}x{height} pixels"
+        wanted = self._look(hr, what)
+
+        def distance(sr: RGB8) -> float:
+            assert sr.shape == hr.shape, (sr.shape, hr.shape)
+            return float(self.module.compare(self._look(sr, what), wanted))
+
+        return distance
+
+    @torch.inference_mode()
+    def _look(self, image: RGB8, what: str) -> Layers:
+        # HWC => NCHW
+        pixels = torch.from_numpy(image.copy()).to(self.device)
+        batch = pixels.permute(2, 0, 1)[None].float().div(255)
+        # TF32 would change the fourth digit
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with within_memory(what, fix="use --device cpu, or leave it out"), exact:
+            return self.module.look(batch)
+
+
+def build_judge(
+    path: Path,
+    *,
+    name: str,
+    option: str,
+    kinds: Sequence[TrunkKind],
+    pool: Pool,
+    build: Callable[[Trunk], Distance],
+    title: Callable[[TrunkKind], str],
+    device: torch.device,
+) -> Judge:
+    """A distance through the network that lies in a weights file.
+
+    Raises:
+        UsageError: the file cannot be used; names `option` and which file would do.
+    """
+    fix = "name torchvision's " + " or ".join(PUBLISHED[kind][0] for kind in kinds)
+    weights, digest = _read(path, option=option, fix=fix)
+    kind = kind_of(weights)
+    if kind is None or kind not in kinds:
+        raise UsageError(f"{option} {path}: {_what(weights, kind)}; {fix}")
+    trunk = Trunk(kind, pool=pool)
+    trunk.load_state_dict({key: weights[key].float() for key in trunk.wanted()})
+    told, warning = f"{title(kind)}: whole images, lower is better", ""
+    if digest != PUBLISHED[kind][1]:
+        told += f" (weights of SHA-256 {digest[:8]}, not torchvision's)"
+        warning = (
+            f"{option} {path}: is not torchvision's {PUBLISHED[kind][0]} (its SHA-256 is {digest[:8]}…);"
+            " numbers of other programs do not compare"
+        )
+    module = build(trunk.eval().requires_grad_(False).to(device))
+    return Judge(name, told, warning, SMALLEST[kind], module, device)
+
+
+def learnt(name: str) -> Tensor:
+    """One of the vectors that come with usrgan, float32."""
+    return _all_learnt()[name]
+
+
+@cache
+def _all_learnt() -> dict[str, Tensor]:
+    return load_tensors(LEARNT)[0]
+
+
+def _read(path: Path, *, option: str, fix: str) -> tuple[dict[str, Tensor], str]:
+    """A state dict and the SHA-256 of its file."""
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise UsageError(f"{option} {path}: there is no such file; {fix}") from None
+    except OSError as error:
+        raise UsageError(f"{option} {path}: cannot be read ({error.strerror}); {fix}") from None
+    named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
+    if named and not digest.startswith(named[1]):
+        raise UsageError(
+            f"{option} {path}: is damaged (its SHA-256 begins with {digest[:8]}, not {named[1]});"
+            " download it again"
+        )
+    if path.suffix == ".safetensors":
+        return load_tensors(path)[0], digest
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever unpickling a foreign file raises
+        raise UsageError(
+            f"{option} {path}: is no PyTorch file that can be read ({type(error).__name__}); {fix}"
+        ) from error
+    if not isinstance(stored, dict):
+        raise UsageError(f"{option} {path}: holds no state dict; {fix}")
+    return {key: value for key, value in stored.items() if isinstance(value, Tensor)}, digest
+
+
+def _what(weights: dict[str, Tensor], kind: TrunkKind | None) -> str:
+    """What a file is that is not what was asked for."""
+    if kind is not None:
+        return f"holds {kind}"
+    if any(re.fullmatch(r"lin\d\.model\.1\.weight", name) for name in weights):
+        return "holds LPIPS' heads, which come with usrgan; the network is what is missing"
+    if {"alpha", "beta"} <= weights.keys():
+        return "holds DISTS' learnt weights, which come with usrgan; the network is what is missing"
+    return "holds another network"
