@@ -24,6 +24,7 @@ from trainer.losses import LossConfig
 from trainer.models import DiscriminatorConfig, GeneratorConfig
 from trainer.networks.start import COLOURS
 from trainer.optim import EmaConfig, OptimConfig
+from trainer.speed import SpeedConfig
 from trainer.telemetry import TelemetryConfig
 from trainer.validate import ValidationConfig
 
@@ -72,6 +73,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: DataConfig = DataConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    speed: SpeedConfig = SpeedConfig()
     guard: GuardConfig = GuardConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
