@@ -1,8 +1,7 @@
 """Batches out of shards: lanes of chunks (`trainer.order`), read ahead and decoded by threads.
 
-Each lane reads the bytes of a chunk at once, before they are due, and keeps them for the samples that it
-serves. A thread decodes a whole batch; neither the number of threads nor that of processes changes
-which patches come.
+Each lane asks for the bytes of a chunk at once, before they are due. A thread decodes a whole batch, another
+plans what comes next; neither the number of threads nor that of processes changes which patches come.
 """
 
 from __future__ import annotations
