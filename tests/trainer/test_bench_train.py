@@ -53,11 +53,11 @@ def test_a_peers_first_losses_are_ours(judged):
 
 def test_other_work_is_not_timed():
     same = iter([1.0, 0.9, 0.8, 1.0, 0.9, 0.8])
-    agreed = check_same_work(dict.fromkeys("ab", lambda: {"pixel": next(same)}), bf16=False)
+    agreed = check_same_work(dict.fromkeys("ab", lambda: {"pixel": next(same)}), halves=())
     assert "pixel loss of 3 steps" in agreed
     other = iter([1.0, 0.9, 0.8, 1.0, 0.9, 0.7])
     with pytest.raises(UsrganError, match=r"b does other work than a: pixel of step 3 is 0.7"):
-        check_same_work(dict.fromkeys("ab", lambda: {"pixel": next(other)}), bf16=False)
+        check_same_work(dict.fromkeys("ab", lambda: {"pixel": next(other)}), halves=())
 
 
 def test_all_take_turns_and_the_first_round_does_not_count():
