@@ -116,6 +116,23 @@ def test_no_layout_is_changed_within_a_step():
     assert not [name for name in names if "nchwtonhwc" in name or "nhwctonchw" in name]
 
 
+@pytest.mark.parametrize("stage", ["psnr", "gan"])
+def test_no_step_waits_for_the_device(stage):
+    config = load_config("tiny", stage=stage, overrides=[*SMALL, "ema.halflife_patches=100"])
+    state = build_state(config, stage=stage, scale=4, device=CUDA, content_weights=None)
+    state.generator.train()
+    step = build_step(state, config, True, ranks=ALONE, speed=PLAIN)
+    lr, hr = batch_of(4, CUDA)
+    for _ in range(2):
+        count_step(state, config, step(lr, hr, False))
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        count_step(state, config, step(lr, hr, False))
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 def test_a_captured_run_goes_on_from_its_checkpoint(tiny_shards, tmp_path):
     options = ["--stage", "psnr", "--device", "cuda", "--set", "optim.schedule=constant"]
     options += ["--set", "speed.graph=step"]
