@@ -4,6 +4,8 @@ config      TOML → frozen structs; presets lie in `configs/`
 loop        one stage from wherever it stands to its end
 steps       the gradients of the two stages, `psnr` and `gan`
 update      a step of all ranks, taken whole or not at all
+speed       how a step is made fast, and nothing about what it computes
+graph       a step as one CUDA graph
 flat        many small tensors as views of one
 state       everything that must survive a restart
 job, start  a stage as it was asked for, and where it begins
@@ -15,6 +17,7 @@ launch      `--gpus N`: starts them
 checkpoint  `last` and the best generators on disk
 best        which weights are the best
 order       which sample stands where: lanes of chunks, a function of data, seed and step
+loading     bytes, patches and batches of the places of a step
 cache       decoded patches kept in memory or on the device
 data        batches out of shards, read ahead and decoded by threads
 losses      eq. 1 and 5 of the paper

@@ -178,7 +178,15 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
             f" name another --out, and to keep what was learned"
             f" --init {run}/checkpoints/best-psnr_y/{position.stage}.safetensors"
         )
-    free = ["data.workers", "data.cache", "checkpoint.", "validation.", "guard.", "telemetry."]
+    free = [
+        "data.workers",
+        "data.cache",
+        "checkpoint.",
+        "validation.",
+        "guard.",
+        "telemetry.",
+        "speed.",
+    ]
     if config.generator.norm == "none" and config.adversarial.kind != "relativistic":
         free.append("accumulate")  # those two see micro-batches, nothing else does
     if config.optim.schedule == "constant":

@@ -17,10 +17,11 @@ from trainer.keeper import Keeper
 from trainer.log import EpochLog, header, note_of
 from trainer.optim import learning_rate, set_learning_rate
 from trainer.run import use_bf16, write_header
+from trainer.speed import build_step, prepare, resolve
 from trainer.start import begin, begin_again
 from trainer.state import TrainState
 from trainer.telemetry import imbalances
-from trainer.update import count_step, train_step
+from trainer.update import count_step
 from trainer.validate import sample_strip, validate
 
 
@@ -62,6 +63,9 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
     train, val = job.dataset.split("train"), job.dataset.split("val")
     epoch = config.iterations_per_epoch * config.batch_size
     bf16 = use_bf16(config, device)
+    speed = resolve(config, device=device, bf16=bf16)
+    prepare(state, speed)
+    step = build_step(state, config, bf16, ranks=ranks, speed=speed)
     log, told = EpochLog(), set[str]()
     stream = batches(
         train,
@@ -90,8 +94,7 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
             batch = next(stream)
             log.waited += time.perf_counter() - waited
             lr, hr = (to_float(images, device, batch.turns) for images in (batch.lr, batch.hr))
-            asked = job.stop_requested()
-            outcome = train_step(state, config, lr, hr, bf16, ranks=ranks, stop=asked)
+            outcome = step(lr, hr, job.stop_requested())
             count_step(state, config, outcome)
             log.steps += 1
 

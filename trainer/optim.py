@@ -57,9 +57,12 @@ def build_adam(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch
     """Adam; the loop sets the learning rate before each step.
 
     The fused one, because it alone can be told on the device to leave a step out (`take_step`).
+    On a GPU the learning rate lies there, too, where a CUDA graph finds it.
     """
-    betas = (config.beta1, config.beta2)
-    return torch.optim.Adam(parameters, lr=config.lr, betas=betas, fused=True)
+    wanted, betas = list(parameters), (config.beta1, config.beta2)
+    cuda = wanted[0].is_cuda
+    rate = torch.tensor(config.lr, device=wanted[0].device) if cuda else config.lr
+    return torch.optim.Adam(wanted, lr=rate, betas=betas, fused=True, capturable=cuda)
 
 
 def take_step(optimizer: torch.optim.Adam, *, skip: Float[Tensor, ""]) -> None:
@@ -71,7 +74,10 @@ def take_step(optimizer: torch.optim.Adam, *, skip: Float[Tensor, ""]) -> None:
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the rate of all parameter groups."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 @torch.no_grad()

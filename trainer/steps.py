@@ -185,12 +185,17 @@ def _penalty(state: TrainState, config: Config, discriminator: nn.Module, hr: Im
 
     Counted `r1_every` times where it is taken, so its mean over the steps of an epoch is the penalty.
     """
-    settings = config.adversarial
-    step = state.patches_seen // config.batch_size
-    if not settings.r1 or step % settings.r1_every:
+    if not penalised(state, config):
         return hr.new_zeros(())
     images = hr.detach().requires_grad_()
-    return settings.r1_every * r1_penalty(discriminator(images), images)
+    return config.adversarial.r1_every * r1_penalty(discriminator(images), images)
+
+
+def penalised(state: TrainState, config: Config) -> bool:
+    """Whether the step that comes next takes R1."""
+    settings = config.adversarial
+    step = state.patches_seen // config.batch_size
+    return settings.r1 > 0 and step % settings.r1_every == 0
 
 
 GRADIENTS: dict[Stage, GradientsOf] = {"psnr": psnr_gradients, "gan": gan_gradients}

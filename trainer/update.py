@@ -51,7 +51,7 @@ def train_step(
     bf16: bool,
     *,
     ranks: Ranks = ALONE,
-    stop: bool = False,
+    stop: bool | Tensor = False,
 ) -> Outcome:
     """One step on this rank's share of a global batch; the same update on every rank.
 
@@ -63,14 +63,15 @@ def train_step(
         gradients["discriminator"] = state.adversary.gradients
     for each in gradients.values():
         each.flat.zero_()
-    seen: dict[str, Tensor] | None = {} if _looking(state, config) else None
+    seen: dict[str, Tensor] | None = {} if looking(state, config) else None
     losses = GRADIENTS[state.stage](state, config, lr, hr, bf16, ranks=ranks, seen=seen)
 
     # the mean over the ranks, losses and the wish to stop along with the gradients
     names = list(losses)
     assert len(names) < SPARE
     with torch.no_grad():
-        told = torch.stack([*losses.values(), torch.full((), float(stop), device=lr.device)])
+        wish = stop if isinstance(stop, Tensor) else torch.full((), float(stop), device=lr.device)
+        told = torch.stack([*losses.values(), wish])
         state.gradients.spare[: len(told)] = told
     for each in gradients.values():
         ranks.mean_(each.flat)
@@ -120,7 +121,8 @@ def count_step(state: TrainState, config: Config, outcome: Outcome) -> None:
         )
 
 
-def _looking(state: TrainState, config: Config) -> bool:
+def looking(state: TrainState, config: Config) -> bool:
+    """Whether telemetry looks into the step that comes next."""
     return telemetry.due(
         patches_seen=state.patches_seen,
         batch_size=config.batch_size,

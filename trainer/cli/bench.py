@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -12,24 +11,9 @@ import click
 
 from shards import __version__, console
 from shards.errors import UsageError
-from shards.storage import Location
+from trainer.cli.bench_train import train_command
 
 R = TypeVar("R")
-
-
-class Milliseconds(click.ParamType[float]):
-    """`10ms`."""
-
-    name = "time"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Milliseconds."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s)", str(value))
-        if match is None:
-            self.fail(f"{value} is no time; write 10ms", param, ctx)
-        return float(match[1]) * (1000 if match[2] == "s" else 1)
 
 
 @click.group(
@@ -93,57 +77,6 @@ def data_command(
     _tell(found, lines, as_json=as_json)
 
 
-@bench_main.command(
-    "train", cls=console.command_class("bench-sr train --fake-step 10ms --shards shards/")
-)
-@click.option(
-    "--fake-step", type=Milliseconds(), metavar="TIME",
-    help="Steps that only wait so long (10ms): what the reader costs a busy GPU.",
-)  # fmt: skip
-@click.option(
-    "--shards",
-    type=console.Place(),
-    metavar="DIR|URL",
-    help="Folder or URL that prep-shards wrote.",
-)
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=32, show_default=True, metavar="N",
-    help="Patches in a batch.",
-)  # fmt: skip
-@click.option(
-    "--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N",
-    help="Threads that decode (data.workers).",
-)  # fmt: skip
-@click.option(
-    "--steps", type=click.IntRange(1), default=500, show_default=True, metavar="N", help="Steps.",
-)  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-def train_command(
-    fake_step: float | None, shards: Location | None, batch_size: int, workers: int, steps: int,
-    *, as_json: bool,
-) -> None:  # fmt: skip
-    """Measure training; for now with --fake-step, the share of time that steps wait for data."""
-    if fake_step is None:
-        raise UsageError(
-            "bench-sr train: real steps come with a later version of usrgan; add --fake-step 10ms"
-        )
-    if shards is None:
-        raise UsageError(
-            "--shards: name the folder that prep-shards wrote, for example --shards shards/"
-        )
-    from trainer.bench.fake import fake_train, lines
-    from trainer.data import DataConfig
-
-    found = fake_train(
-        shards,
-        step_ms=fake_step,
-        batch_size=batch_size,
-        steps=steps,
-        config=DataConfig(workers=workers),
-    )
-    _tell(found, lines, as_json=as_json)
-
-
 def _tell(found: R, lines: Callable[[R], list[str]], *, as_json: bool) -> None:
     if as_json:
         console.print_json(found)
@@ -167,3 +100,4 @@ def _later(name: str) -> None:
 
 
 _later("upscale")
+bench_main.add_command(train_command)

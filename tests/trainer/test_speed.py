@@ -1,0 +1,120 @@
+"""Settings of speed change how a step is made, and nothing of what it computes."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import torch
+from torch.nn import functional as F
+
+from shards.errors import ConfigError
+from tests.trainer.test_resume import logged, train
+from trainer.bench.train import batch_of
+from trainer.config import load_config
+from trainer.content import build_content_features
+from trainer.ranks import ALONE
+from trainer.speed import PLAIN, SpeedConfig, build_step, prepare, resolve
+from trainer.state import build_state
+
+CPU = torch.device("cpu")
+SMALL = ["generator.features=12", "generator.blocks=1", "discriminator.features=4"]
+SMALL += ["content.layer=conv2_2", "ema.halflife_patches=0", "optim.lr=2e-4"]
+
+
+def losses(speed: SpeedConfig, *, stage: str, bf16: bool, norm: str = "none", steps: int = 20):
+    precision = f"precision={'bf16' if bf16 else 'fp32'}"
+    config = load_config(
+        "tiny", stage=stage, overrides=[*SMALL, f"generator.norm={norm}", precision]
+    )
+    config = msgspec.structs.replace(config, speed=speed)
+    state = build_state(config, stage=stage, scale=4, device=CPU, content_weights=None)
+    state.generator.train()
+    decided = resolve(config, device=CPU, bf16=bf16)
+    prepare(state, decided)
+    step = build_step(state, config, bf16, ranks=ALONE, speed=decided)
+    lr, hr = (each[..., : each.shape[-1] // 2, : each.shape[-1] // 2] for each in batch_of(2, CPU))
+    rows = [step(lr, hr, False).losses for _ in range(steps)]
+    found = [{name: value.item() for name, value in row.items()} for row in rows]
+    return found, {name: value.clone() for name, value in state.generator.state_dict().items()}
+
+
+def with_(**settings: str) -> SpeedConfig:
+    return msgspec.structs.replace(PLAIN, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "norm"),
+    [({"dense": "push"}, "none"), ({"dense": "push"}, "batch"), ({"dense": "hybrid"}, "none")],
+)
+@pytest.mark.parametrize("stage", ["psnr", "gan"])
+def test_twenty_steps_of_each_dense_form_lose_as_the_plain_one(settings, norm, stage):
+    wanted, _ = losses(PLAIN, stage=stage, bf16=False, norm=norm)
+    found, _ = losses(with_(**settings), stage=stage, bf16=False, norm=norm)
+    for ours, plain in zip(found, wanted, strict=True):
+        assert ours == pytest.approx(plain, rel=5e-3)
+    assert wanted[-1]["pixel"] < wanted[0]["pixel"]
+
+
+@pytest.mark.parametrize("form", ["plain", "push", "hybrid"])
+def test_twenty_steps_in_bf16_lose_as_in_float32_within_noise(form):
+    wanted, _ = losses(PLAIN, stage="psnr", bf16=False)
+    found, _ = losses(with_(dense=form), stage="psnr", bf16=True)
+    pairs = [(ours["pixel"], plain["pixel"]) for ours, plain in zip(found, wanted, strict=True)]
+    assert max(abs(ours - plain) / plain for ours, plain in pairs) < 0.03
+
+
+@pytest.mark.parametrize("settings", [{"content": "bf16"}, {"allocator": "keep"}])
+def test_kept_weights_and_kept_memory_change_no_bit(settings):
+    wanted = losses(PLAIN, stage="gan", bf16=True, steps=3)
+    found = losses(with_(**settings), stage="gan", bf16=True, steps=3)
+    assert found[0] == wanted[0]
+    assert all(torch.equal(found[1][name], value) for name, value in wanted[1].items())
+
+
+def test_the_content_gradient_in_bf16_points_where_that_in_float32_does():
+    config = load_config("tiny", stage="gan", overrides=["content.layer=conv3_4"])
+    network = build_content_features(config.content, weights=None)
+    lr, hr = batch_of(1, CPU)
+    gradients = []
+    for bf16 in (False, True):
+        sr = F.interpolate(lr, scale_factor=4.0, mode="bicubic").requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            found, wanted = network(sr), network(hr)
+        pairs = zip(found, wanted, strict=True)
+        loss = sum((ours.float() - theirs.float()).square().mean() for ours, theirs in pairs)
+        gradients.append(torch.autograd.grad(loss, sr)[0].flatten())
+    assert F.cosine_similarity(*gradients, dim=0) > 0.98  # docs/log.md says why not .999
+
+
+def test_auto_is_decided_for_the_device_and_nothing_else_is():
+    config = load_config("usrgan", stage="gan")
+    decided = resolve(config, device=CPU, bf16=True)
+    assert "auto" not in msgspec.structs.asdict(decided).values()
+    assert decided.content == "bf16"
+    assert resolve(config, device=CPU, bf16=False).content == "fp32"
+    asked = msgspec.structs.replace(config, speed=with_(dense="push"))
+    assert resolve(asked, device=CPU, bf16=True) == with_(dense="push")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["speed.graph=step"], "speed.graph: a CUDA graph needs a CUDA device"),
+        (["speed.dense=hybrid"], "speed.dense: hybrid has no backward pass through norm = 'batch'"),
+        (["speed.graph=step", "precision=fp16"], "speed.graph: a CUDA graph needs a CUDA device"),
+        (["speed.content=bf16", "precision=fp32"], "speed.content: bf16 weights need bf16 steps"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(overrides, words):
+    config = load_config("usrgan", stage="gan", overrides=overrides)
+    with pytest.raises(ConfigError, match=words):
+        resolve(config, device=CPU, bf16=config.precision != "fp32")
+
+
+def test_a_run_goes_on_in_another_dense_form(tiny_shards, tmp_path):
+    constant = ["--stage", "psnr", "--set", "optim.schedule=constant"]
+    train(tiny_shards, tmp_path / "run", *constant, "--set", "epochs=1")
+    train(
+        tiny_shards, tmp_path / "run", *constant, "--set", "epochs=2", "--set", "speed.dense=hybrid"
+    )
+    assert [row["epoch"] for row in logged(tmp_path / "run")] == [1, 2]

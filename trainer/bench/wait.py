@@ -1,0 +1,70 @@
+"""How much of its time a training step waits for the reader."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from shards.reader import open_dataset
+from shards.storage import Location
+from trainer.bench.machine import synchronise
+from trainer.config import Config, Stage
+from trainer.data import batches, to_float
+from trainer.ranks import ALONE
+from trainer.run import use_bf16
+from trainer.speed import build_step, prepare, resolve
+from trainer.state import build_state
+from trainer.update import count_step
+
+WARM_UP, STEPS = 5, 40
+
+
+def data_wait(
+    shards: Location,
+    stage: Stage,
+    config: Config,
+    *,
+    device: torch.device,
+    content_weights: Path | None,
+) -> float:
+    """The share of the loop's time that it waits for its next batch, over some steps of training.
+
+    Raises:
+        UsageError: there are no shards, or less than one batch in them.
+    """
+    dataset, bf16 = open_dataset(shards), use_bf16(config, device)
+    state = build_state(
+        config,
+        stage=stage,
+        scale=dataset.manifest.scale,
+        device=device,
+        content_weights=content_weights,
+    )
+    state.generator.train()
+    speed = resolve(config, device=device, bf16=bf16)
+    prepare(state, speed)
+    step = build_step(state, config, bf16, ranks=ALONE, speed=speed)
+    stream = batches(
+        dataset.split("train"),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        first_step=0,
+        config=config.data,
+        device=device,
+    )
+    waited, start = 0.0, 0.0
+    with closing(stream):
+        for number in range(WARM_UP + STEPS):
+            if number == WARM_UP:
+                synchronise(device)
+                waited, start = 0.0, time.perf_counter()
+            asked = time.perf_counter()
+            batch = next(stream)
+            waited += time.perf_counter() - asked
+            lr, hr = (to_float(each, device, batch.turns) for each in (batch.lr, batch.hr))
+            count_step(state, config, step(lr, hr, False))
+        synchronise(device)
+    return waited / (time.perf_counter() - start)

@@ -1,0 +1,65 @@
+"""A whole training step as one CUDA graph: thousands of kernels, one launch.
+
+What a graph needs of a step: every tensor that it reads or writes keeps its place (gradients are views
+of one flat tensor, Adam is the fused one with its step count and learning rate on the device), nothing
+in it waits for the device, and shapes never change. Weights that are loaded later are copied into
+place, so a restored state is captured anew only because its step is built anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:  # which knows the configuration, which knows `speed`
+    from trainer.update import Outcome
+
+WARM_UP = 3
+"""Steps that run one operation at a time on a side stream, as capturing wants: libraries choose their
+algorithms, and Adam makes its moments. They are steps of the training like any other."""
+
+
+def capture_later(
+    step: Callable[[Tensor, Tensor, Tensor], Outcome], *, other: Callable[[], bool]
+) -> Callable[[Tensor, Tensor, bool], Outcome]:
+    """A step that is captured at its fourth call and replayed from then on.
+
+    What it returns is overwritten by the next call: copy it, or queue its use on the device, before.
+    A batch of another shape than the captured one runs uncaptured, and so does a step that does `other`
+    work than most.
+    """
+    taken = 0
+    graph: torch.cuda.CUDAGraph | None = None
+    places: tuple[Tensor, Tensor, Tensor] | None = None
+    outcome: Outcome | None = None
+
+    def run(lr: Tensor, hr: Tensor, stop: bool) -> Outcome:
+        nonlocal taken, graph, places, outcome
+        taken += 1
+        wish = torch.full((), float(stop), device=lr.device)
+        if taken <= WARM_UP or other() or (places is not None and places[0].shape != lr.shape):
+            return _aside(lambda: step(lr, hr, wish), lr.device)
+        if graph is None or places is None or outcome is None:
+            places = torch.empty_like(lr), torch.empty_like(hr), torch.empty_like(wish)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outcome = step(*places)
+        for place, given in zip(places, (lr, hr, wish), strict=True):
+            place.copy_(given)
+        graph.replay()
+        return outcome
+
+    return run
+
+
+def _aside(work: Callable[[], Outcome], device: torch.device) -> Outcome:
+    """Run on a stream of its own, before and after everything else."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        found = work()
+    torch.cuda.current_stream(device).wait_stream(side)
+    return found

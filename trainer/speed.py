@@ -1,0 +1,168 @@
+"""How fast a step is made, and nothing about what it computes: each setting has a test against the plain way.
+
+    dense      the order of the sums in a dense block (`networks.dense`)
+    compile    torch.compile of each RRDB; the 23 of them share one compilation
+    graph      the whole step as one CUDA graph (`trainer.graph`)
+    content    the frozen VGG-19's weights kept in bf16, which autocast would make of them in every step
+    allocator  freed memory kept for the next step instead of being returned to the system
+
+"auto" is what was measured to be fastest (docs/log.md). No GPU has been at hand: there "auto" takes
+what cannot fail, and the rungs above it wait for `docs/gpu-runbook.md`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from shards.errors import ConfigError
+from trainer.networks.dense import Form
+from trainer.networks.rrdb import RRDB, DenseBlock
+
+if TYPE_CHECKING:  # both know the configuration, which knows this module
+    from trainer.config import Config
+    from trainer.ranks import Ranks
+    from trainer.state import TrainState
+    from trainer.update import Outcome
+
+Step = Callable[[Tensor, Tensor, bool], "Outcome"]
+"""LR [B 3 h w], HR [B 3 sh sw] and whether this rank wants to stop => what the step found."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+class SpeedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Ways to the same step."""
+
+    dense: Literal["auto", "plain", "push", "hybrid"] = "auto"
+    """Of the generator's dense blocks; "hybrid" is for norm = "none"."""
+    compile: Literal["auto", "none", "blocks"] = "auto"
+    graph: Literal["auto", "none", "step"] = "auto"
+    """"step" needs a GPU."""
+    content: Literal["auto", "fp32", "bf16"] = "auto"
+    allocator: Literal["auto", "system", "keep"] = "auto"
+
+
+PLAIN = SpeedConfig(dense="plain", compile="none", graph="none", content="fp32", allocator="system")
+IMPLEMENTATIONS: dict[str, SpeedConfig] = {
+    "auto": SpeedConfig(),
+    "plain": PLAIN,
+    "push": SpeedConfig(dense="push"),
+    "hybrid": SpeedConfig(dense="hybrid"),
+    "compile": SpeedConfig(compile="blocks"),
+    "compile-push": SpeedConfig(compile="blocks", dense="push"),
+    "compile-hybrid": SpeedConfig(compile="blocks", dense="hybrid"),
+    "graph": SpeedConfig(graph="step"),
+    "graph-compile": SpeedConfig(graph="step", compile="blocks"),
+    "graph-compile-push": SpeedConfig(graph="step", compile="blocks", dense="push"),
+    "graph-compile-hybrid": SpeedConfig(graph="step", compile="blocks", dense="hybrid"),
+}
+"""The rungs of the ladder by name, for `bench-sr train --impl`."""
+
+
+def resolve(config: Config, *, device: torch.device, bf16: bool) -> SpeedConfig:
+    """The settings with every "auto" decided for a device.
+
+    Raises:
+        ConfigError: a setting cannot be on this device or with these networks.
+    """
+    speed = config.speed
+    if speed.graph == "step" and device.type != "cuda":
+        raise ConfigError(
+            "speed.graph: a CUDA graph needs a CUDA device; use --device cuda or speed.graph=auto"
+        )
+    if speed.graph == "step" and config.precision == "fp16":
+        raise ConfigError(
+            "speed.graph: the scale of fp16's gradients is decided outside a graph; use precision=bf16"
+        )
+    if speed.dense == "hybrid" and config.generator.norm != "none":
+        raise ConfigError(
+            f"speed.dense: hybrid has no backward pass through norm = {config.generator.norm!r};"
+            " use speed.dense=push, or generator.norm=none"
+        )
+    if speed.content == "bf16" and not bf16:
+        raise ConfigError(
+            "speed.content: bf16 weights need bf16 steps; use precision=bf16 or speed.content=auto"
+        )
+    glibc = device.type == "cpu" and sys.platform == "linux"
+    best = {
+        "dense": "plain",
+        "compile": "none",
+        "graph": "none",
+        "content": "bf16" if bf16 else "fp32",
+        "allocator": "keep" if glibc else "system",
+    }
+    asked = {
+        name: value for name, value in msgspec.structs.asdict(speed).items() if value != "auto"
+    }
+    return msgspec.convert(best | asked, SpeedConfig)
+
+
+def prepare(state: TrainState, speed: SpeedConfig) -> None:
+    """Give a state's networks the form of resolved settings; their weights and names stay as they are."""
+    form: Form = "plain" if speed.dense == "auto" else speed.dense
+    for module in state.generator.modules():
+        if isinstance(module, DenseBlock):
+            module.form = form
+        if isinstance(module, RRDB) and speed.compile == "blocks":
+            module.compile()
+    if state.adversary is not None and speed.content == "bf16":
+        for module in state.adversary.content.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(torch.bfloat16)  # its normalisation of the input stays in float32
+    if speed.allocator == "keep":
+        keep_freed_memory()
+
+
+def build_step(
+    state: TrainState, config: Config, bf16: bool, *, ranks: Ranks, speed: SpeedConfig
+) -> Step:
+    """The step of a state that was prepared by the same settings.
+
+    Raises:
+        ConfigError: a graph of several ranks is asked for.
+    """
+    from trainer.graph import capture_later
+    from trainer.steps import penalised
+    from trainer.update import looking, train_step
+
+    if speed.graph != "step":
+        return lambda lr, hr, stop: train_step(state, config, lr, hr, bf16, ranks=ranks, stop=stop)
+    if ranks.world > 1:
+        raise ConfigError(
+            "speed.graph: a graph holds one rank's step; use speed.graph=none with --gpus"
+        )
+
+    def other() -> bool:
+        return looking(state, config) or (state.stage == "gan" and penalised(state, config))
+
+    return capture_later(
+        lambda lr, hr, stop: train_step(state, config, lr, hr, bf16, ranks=ranks, stop=stop),
+        other=other,
+    )
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free: a step otherwise gets each of its buffers page by page anew.
+
+    In a step of the two-block RRDBNet, batch 4, that is 17 000 page faults (docs/log.md).
+    """
+    _set_allocator(mmap=2**30, trim=2**31 - 1)
+
+
+def return_freed_memory() -> None:
+    """What glibc's own rules arrive at once a program has freed large blocks (mallopt(3))."""
+    _set_allocator(mmap=2**25, trim=2**26)
+
+
+def _set_allocator(*, mmap: int, trim: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # another libc has another allocator
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, mmap)
+        libc.mallopt(_M_TRIM_THRESHOLD, trim)
