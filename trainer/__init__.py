@@ -17,6 +17,7 @@ launch      `--gpus N`: starts them
 checkpoint  `last` and the best generators on disk
 best        which weights are the best
 order       which sample stands where: lanes of chunks, a function of data, seed and step
+loading     bytes, patches and batches of the places of a step
 cache       decoded patches kept in memory or on the device
 data        batches out of shards, read ahead and decoded by threads
 losses      eq. 1 and 5 of the paper

@@ -32,6 +32,9 @@ Stage = Literal["psnr", "gan"]
 STAGES: tuple[Stage, ...] = ("psnr", "gan")
 PAPER = "usrgan"
 Table = dict[str, Any]
+_NOT_THE_PAPERS = {"seed", "data", "validation", "checkpoint", "telemetry", "guard"}
+_ADVERSARYS = {"discriminator", "adversarial", "content", "loss"}
+"""What stage psnr does not use."""
 _POSITIVE = (
     "epochs", "epoch_patches", "batch_size", "accumulate", "guard.patience", "generator.features", "generator.blocks",
     "generator.growth", "discriminator.features", "discriminator.dense", "optim.lr",
@@ -160,6 +163,19 @@ def differences(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
     other = flat(theirs)
     return {
         name: (value, other[name]) for name, value in flat(ours).items() if value != other[name]
+    }
+
+
+def deviations(ours: Config, papers: Config, *, stage: Stage) -> dict[str, tuple[Any, Any]]:
+    """In what a stage trains differently from the paper: `{name: (ours, papers)}`.
+
+    Settings of which the paper says nothing are left out, and those that the stage does not use.
+    """
+    return {
+        name: values
+        for name, values in differences(ours, papers).items()
+        if (table := name.partition(".")[0]) not in _NOT_THE_PAPERS
+        and not (stage == "psnr" and table in _ADVERSARYS)
     }
 
 

@@ -1,8 +1,7 @@
 """Batches out of shards: lanes of chunks (`trainer.order`), read ahead and decoded by threads.
 
-Each lane reads the bytes of a chunk at once, before they are due, and keeps them for the samples that it
-serves. A thread decodes a whole batch; neither the number of threads nor that of processes changes
-which patches come.
+Each lane asks for the bytes of a chunk at once, before they are due. A thread decodes a whole batch, another
+plans what comes next; neither the number of threads nor that of processes changes which patches come.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -22,9 +21,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shards.png import RGB8
 from shards.reader import Block, Dataset, SplitReader
-from trainer.cache import Cache, Store, check_cache, stored_sides
+from trainer.cache import Cache, Store, check_cache
+from trainer.loading import Batch, Chunk, Loaded, Read, Wanted, lane, load_batch, load_on_device
 from trainer.order import CHUNK, Order, Visit, places_of, steps_per_pass
 
 CPU = torch.device("cpu")
@@ -48,57 +47,25 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Folder in which whole shards of a URL are kept, for any run; "": nowhere."""
 
 
-class Batch(NamedTuple):
-    """One step's share of patches, uint8 RGB, not yet turned: `to_float` turns them on the device."""
-
-    lr: Tensor
-    """[B h w 3]; where the device is a GPU, in pinned memory or, with data.cache=device, on it."""
-    hr: Tensor
-    """[B sh sw 3]."""
-    turns: Tensor
-    """[B] 0 to 7."""
-    positions: npt.NDArray[np.int64]
-    """[B] in the split."""
-
-
-class Wanted(NamedTuple):
-    """One patch pair as a step wants it, and the bytes that it comes from."""
-
-    position: int
-    turn: int
-    left: int
-    """Of the crop, LR pixels."""
-    top: int
-    chunk: Chunk
-
-
-class Chunk:
-    """The bytes of a lane's samples of one chunk, which may be on their way."""
-
-    __slots__ = ("_block", "_coming")
-
-    def __init__(self, coming: Future[Block]) -> None:
-        self._coming = coming
-        self._block: Block | None = None
-
-    @property
-    def block(self) -> Block:
-        """Waits for the bytes, and raises what reading them came upon."""
-        if self._block is None:
-            self._block = self._coming.result()
-        return self._block
-
-
 S = TypeVar("S", bound=np.generic)
-Read = Callable[[Visit], Chunk]
-Loaded = Callable[[], Batch]
-"""The rest of the work of a batch, for the step's own thread: on a GPU its order of commands."""
 
 
 def with_cache(dataset: Dataset, config: DataConfig) -> Dataset:
     """The data set with the folder where whole shards of a URL are kept."""
     folder = Path(config.cache_dir).expanduser() if config.cache_dir else None
     return replace(dataset, cache=folder)
+
+
+def check_data(
+    split: SplitReader, batch_size: int, config: DataConfig, *, device: torch.device
+) -> None:
+    """Refuse a split that does not fill a batch, and a cache that does not hold the split.
+
+    Raises:
+        UsageError: names the setting.
+    """
+    steps_per_pass(len(split), batch_size)
+    check_cache(split, cache=config.cache, gib=config.cache_gib, device=device)
 
 
 def batches(
@@ -117,13 +84,13 @@ def batches(
     Rank r of W gets places r*B/W to (r+1)*B/W of a global batch of B, which is the same for any W.
 
     Raises:
-        UsageError: the split holds less than one batch, or B cannot be shared by W.
+        UsageError: the split holds less than one batch, B cannot be shared by W, or the cache is too small.
         DamagedData: a sample is not what its index promises (when its batch is due).
     """
     manifest = split.manifest
     side = manifest.training_size // manifest.scale
     places = places_of(batch_size, rank=rank, world_size=world_size)
-    steps_per_pass(len(split), batch_size)  # or refuse now, not with the first batch
+    check_data(split, batch_size, config, device=device)  # now, not with the first batch
     order = Order(
         samples=len(split),
         turns=config.augment,
@@ -133,7 +100,6 @@ def batches(
         batch_size=batch_size,
     )
 
-    check_cache(split, cache=config.cache, gib=config.cache_gib, device=device)
     store = None
     if config.cache != "none":
         store = Store(split, device if config.cache == "device" else CPU)
@@ -198,74 +164,6 @@ def batches(
     return by_threads()
 
 
-def lane(visits: Iterator[Visit], read: Read, *, lead: int) -> Iterator[Wanted]:
-    """One place of the batch, sample by sample; the next chunk is asked for `lead` samples ahead."""
-
-    def asked() -> tuple[Visit, Chunk]:
-        visit = next(visits)
-        return visit, read(visit)
-
-    here = asked()
-    while True:
-        (positions, turns, corners), chunk = here
-        coming = None
-        rows = zip(positions.tolist(), turns.tolist(), corners.tolist(), strict=True)
-        for number, (position, turn, (left, top)) in enumerate(rows):
-            if coming is None and len(positions) - number <= lead:
-                coming = asked()
-            yield Wanted(position, turn, left, top, chunk)
-        here = coming or asked()
-
-
-def load_batch(
-    split: SplitReader, wanted: list[Wanted], store: Store | None, *, side: int, pin: bool
-) -> Batch:
-    """Decode the pairs that a step wants, crops of `side` LR pixels, or copy those that the store holds."""
-    low, high = stored_sides(split.manifest)
-    scale = high // low
-    lr, hr = _empty(len(wanted), side, pin=pin), _empty(len(wanted), scale * side, pin=pin)
-    missing = [each for each in wanted if store is None or not store.there[each.position]]
-    if store is None and side == low:
-        _decode(split, missing, lr, hr)
-    else:
-        whole_lr, whole_hr = (_empty(len(missing), each, pin=False) for each in (low, high))
-        _decode(split, missing, whole_lr, whole_hr)
-        if store is not None:
-            store.put(_positions(missing), whole_lr, whole_hr)
-            whole_lr, whole_hr = store.lr, store.hr
-        outs = zip(wanted, lr.numpy(), hr.numpy(), strict=True)
-        for number, (each, lr_out, hr_out) in enumerate(outs):
-            at = number if store is None else each.position
-            pair = whole_lr[at].numpy(), whole_hr[at].numpy()
-            lr_out[...], hr_out[...] = cropped(*pair, left=each.left, top=each.top, side=side)
-    return Batch(lr, hr, _turns(wanted, pin=pin), _positions(wanted))
-
-
-def load_on_device(
-    split: SplitReader, wanted: list[Wanted], store: Store, *, side: int, pin: bool
-) -> Loaded:
-    """Decode what the store on the device lacks; what is returned puts it there and gathers the batch."""
-    missing = [each for each in wanted if not store.there[each.position]]
-    lr, hr = (_empty(len(missing), each, pin=pin) for each in stored_sides(split.manifest))
-    _decode(split, missing, lr, hr)
-
-    def gathered() -> Batch:
-        if missing:
-            store.put(_positions(missing), lr, hr)
-        positions, corners = _positions(wanted), np.array([each[2:4] for each in wanted], np.int64)
-        taken = store.take(positions, corners, side=side)
-        return Batch(*taken, _turns(wanted, pin=pin), positions)
-
-    return gathered
-
-
-def cropped(lr: RGB8, hr: RGB8, *, left: int, top: int, side: int) -> tuple[RGB8, RGB8]:
-    """Cut `side` LR pixels out of a pair at (left, top), and the same place out of HR."""
-    scale = hr.shape[0] // lr.shape[0]
-    x, y, size = scale * left, scale * top, scale * side
-    return lr[top : top + side, left : left + side], hr[y : y + size, x : x + size]
-
-
 def turned(image: npt.NDArray[S], turn: int) -> npt.NDArray[S]:
     """One of the eight turns of a square image [h h ...]: bit 2 mirrors, bits 0 and 1 count 90° turns."""
     if turn & 4:
@@ -297,24 +195,6 @@ def _pixels_of_turns(side: int, device: torch.device) -> Tensor:
     """Where each pixel of a turned square image comes from: [8 side*side]."""
     pixels = np.arange(side * side).reshape(side, side)
     return torch.from_numpy(np.stack([turned(pixels, n).reshape(-1) for n in range(8)])).to(device)
-
-
-def _decode(split: SplitReader, wanted: list[Wanted], lr: Tensor, hr: Tensor) -> None:
-    located = [(each.chunk.block, each.position) for each in wanted]
-    split.decode(located, lr=lr.numpy(), hr=hr.numpy())
-
-
-def _empty(count: int, side: int, *, pin: bool) -> Tensor:
-    return torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=pin)
-
-
-def _turns(wanted: list[Wanted], *, pin: bool) -> Tensor:
-    turns = torch.tensor([each.turn for each in wanted])
-    return turns.pin_memory() if pin else turns
-
-
-def _positions(wanted: list[Wanted]) -> npt.NDArray[np.int64]:
-    return np.array([each.position for each in wanted], np.int64)
 
 
 def _now(read: Callable[[Visit], Block], visit: Visit) -> Chunk:

@@ -10,7 +10,7 @@ import torch
 
 from shards.reader import Dataset
 from trainer import telemetry
-from trainer.config import Config, Stage, differences
+from trainer.config import Config, Stage, deviations
 from trainer.run import describe_device, describe_precision
 from trainer.state import COUNTED, TrainState
 from trainer.validate import validate_bicubic
@@ -42,9 +42,8 @@ def header(
         yield f"  going on at {state.patches_seen:,} patches"
     elif start is not None:
         yield f"  starting from {start}"
-    for name, (ours, papers) in differences(config, paper).items():
-        if not name.startswith(("data.", "validation.", "checkpoint.", "telemetry.", "seed")):
-            yield f"  deviates from the paper: {name} = {ours} (paper: {papers})"
+    for name, (ours, papers) in deviations(config, paper, stage=stage).items():
+        yield f"  deviates from the paper: {name} = {ours} (paper: {papers})"
 
 
 class EpochLog:

@@ -21,7 +21,7 @@ from shards import files, png
 from shards.errors import DamagedData, UsageError, UsrganError
 from shards.png import RGB8
 from trainer import charts, page
-from trainer.config import PAPER, STAGES, differences, load_config
+from trainer.config import PAPER, STAGES, deviations, load_config
 from trainer.figures import Figure, figures_of_run, figures_of_stage, series
 from trainer.run import read_metrics
 from trainer.strips import tiles_of
@@ -36,9 +36,6 @@ BEST = ("psnr_y", "ssim_y", "lpips")
 """What is measured on held-out patches, and whose best epoch is told."""
 PHOTOS = 4
 """So many strips are shown at most; the others stay in `strips/`."""
-NOT_THE_PAPERS = {"seed", "data", "validation", "checkpoint", "telemetry", "guard"}
-ADVERSARYS = {"discriminator", "content", "loss"}
-"""Settings of which the paper says nothing, and those that stage psnr does not use."""
 SHARE_OF_TIME = 0.02
 """A page that is written while training takes at most this part of the time."""
 FIRST_GUESS = 1.0
@@ -228,10 +225,10 @@ def _decoded(path: Path) -> RGB8 | None:
 
 def _settings(run: Path) -> str:
     path = run / "config.toml"
-    deviations = [(" and ".join(stages), *setting) for setting, stages in _deviations(path).items()]
+    deviating = [(" and ".join(stages), *setting) for setting, stages in _deviations(path).items()]
     shown = (
-        page.table(["stage", "setting", "here", "paper"], deviations, left=4, long=True)
-        if deviations
+        page.table(["stage", "setting", "here", "paper"], deviating, left=4, long=True)
+        if deviating
         else "<p>None: every setting is the paper's.</p>"
     )
     text = html.escape(path.read_text(errors="replace"))
@@ -249,10 +246,8 @@ def _deviations(path: Path) -> dict[tuple[str, str, str], list[str]]:
             ours, papers = load_config(str(path), stage=stage), load_config(PAPER, stage=stage)
         except (UsageError, tomllib.TOMLDecodeError):
             continue
-        for name, (mine, theirs) in differences(ours, papers).items():
-            table = name.partition(".")[0]
-            if table not in NOT_THE_PAPERS and not (stage == "psnr" and table in ADVERSARYS):
-                found.setdefault((name, str(mine), str(theirs)), []).append(stage)
+        for name, (mine, theirs) in deviations(ours, papers, stage=stage).items():
+            found.setdefault((name, str(mine), str(theirs)), []).append(stage)
     return found
 
 

@@ -17,12 +17,11 @@ from shards.storage import Location
 from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config import PAPER, Config, Stage, load_config
 from trainer.content import build_content_features
-from trainer.data import with_cache
+from trainer.data import check_data, with_cache
 from trainer.job import Job
 from trainer.loop import train_stage
 from trainer.lpips import build_lpips
 from trainer.memory import within_memory
-from trainer.order import steps_per_pass
 from trainer.ranks import ALONE, Ranks
 from trainer.report import write_report
 from trainer.run import choose_device, use_bf16
@@ -65,7 +64,7 @@ def train(
     with_val = len(dataset.split("val")) > 0
     for stage, config in stages.items():
         use_bf16(config, chosen)
-        steps_per_pass(len(dataset.split("train")), config.batch_size)
+        check_data(dataset.split("train"), config.batch_size, config.data, device=chosen)
         _check_divides(config, ranks)
         if config.validation.best_by == "lpips" and lpips is None:
             raise UsageError(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.trainer.test_losses import gan, gradients, images
+from tests.trainer.test_resume import logged, train, weights
 from trainer.adversarial import (
     Kind,
     discriminator_loss,
@@ -196,3 +197,17 @@ def test_the_scale_of_fp16_survives_a_restart():
     restore(other, saved)
     assert other.scaler.state_dict() == state.scaler.state_dict()
     assert other.scaler.get_scale() == 512
+
+
+def test_a_resumed_run_with_r1_and_a_u_net_ends_with_the_same_bits(tiny_shards, tmp_path):
+    settings = (
+        "psnr.epochs=1", "adversarial.kind=relativistic", "adversarial.r1=1", "adversarial.r1_every=3",
+        "discriminator.architecture=unet", "telemetry.every_patches=4",
+    )  # fmt: skip
+    more = [part for setting in settings for part in ("--set", setting)]
+    train(tiny_shards, tmp_path / "parts", *more, "--set", "gan.epochs=1")
+    train(tiny_shards, tmp_path / "parts", *more, "--set", "gan.epochs=2")
+    train(tiny_shards, tmp_path / "whole", *more, "--set", "gan.epochs=2")
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+    assert any(row["loss_r1"] > 0 for row in logged(tmp_path / "whole") if "loss_r1" in row)

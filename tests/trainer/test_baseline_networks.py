@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch.nn import functional as F
 
 from shards import resize
 from shards.errors import UsageError
+from tests.trainer.test_resume import train
 from trainer.models import GeneratorConfig, build_generator
 from trainer.networks.fold import fold_batch_norm
 from trainer.networks.srcnn import SRCNN
@@ -196,3 +200,22 @@ def test_tiles_equal_one_pass(architecture):
     ]
     middle = np.s_[40:-40, 40:-40]
     assert np.abs(both[0][middle].astype(int) - both[1][middle]).max() <= 1
+
+
+@pytest.mark.parametrize("architecture", ["srcnn", "srresnet"])
+def test_both_stages_train_it_and_what_they_hand_on_upscales(tiny_shards, tmp_path, architecture):
+    settings = (
+        f"generator.architecture={architecture}",
+        "discriminator.architecture=patch",
+        "epochs=1",
+    )
+    more = [part for setting in settings for part in ("--set", setting)]
+    result = json.loads(train(tiny_shards, tmp_path / "run", *more, "--json").stdout)
+    loaded = load_generator(Path(result["weights"]), device=CPU)
+    assert (
+        loaded.metadata["architecture"] == loaded.metadata["generator.architecture"] == architecture
+    )
+    picture = np.full((20, 17, 3), 128, np.uint8)
+    large = upscale_tiled(loaded.module, picture, scale=4, tile=64, overlap=8, device=CPU)
+    assert large.shape == (80, 68, 3)
+    assert abs(large[20:-20, 20:-20].mean() - 128) < 40

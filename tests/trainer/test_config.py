@@ -12,6 +12,7 @@ from shards.errors import ConfigError
 from trainer.config import (
     STAGES,
     Config,
+    deviations,
     differences,
     find,
     flat,
@@ -318,6 +319,20 @@ def test_a_string_with_quotes_and_backslashes_reads_back(tmp_path):
         Config(), content=msgspec.structs.replace(Config().content, layer='a "b" \\c')
     )
     assert load_config(write(tmp_path, to_toml(odd)), stage="psnr") == odd
+
+
+def test_only_what_a_stage_trains_with_deviates_from_the_paper():
+    ours, papers = (load_config(name, stage="psnr") for name in ("best", "usrgan"))
+    ours = msgspec.structs.replace(ours, seed=3)
+    apart = differences(ours, papers).keys()
+    assert {"seed", "discriminator.architecture", "content.layer", "loss.adversarial"} <= apart
+    assert deviations(ours, papers, stage="gan").keys() == apart - {"seed"}
+    left = {"generator.norm", "generator.upsampler", "epoch_patches", "ema.halflife_patches"}
+    psnr = deviations(ours, papers, stage="psnr").keys()
+    assert left <= psnr
+    assert not any(
+        name.startswith(("discriminator", "content", "loss", "adversarial")) for name in psnr
+    )
 
 
 def test_differences_name_ours_then_theirs():

@@ -11,7 +11,7 @@ from shards.reader import open_dataset
 from tests.pipeline.conftest import make_photo
 from tests.pipeline.test_prepare import make
 from tests.trainer.test_data_order import take
-from trainer.data import cropped
+from trainer.loading import cropped
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from shards import tar
 from shards.errors import DamagedData
 from shards.reader import open_dataset
 from tests.shards.conftest import make_dataset
-from trainer.data import Batch, DataConfig, batches
+from trainer.data import DataConfig, batches
+from trainer.loading import Batch
 
 SHARD = "train-000001.tar"
 STEPS = 5  # of 4: a pass over the 20 pairs

@@ -22,7 +22,7 @@ from trainer.cli import eval_main, upscale_main
 from trainer.metrics import PROTOCOL, score
 from trainer.models import GeneratorConfig, build_generator
 from trainer.strips import tiles_of
-from trainer.weights import save_tensors
+from trainer.weights import load_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,27 @@ def test_what_cannot_be_evaluated_is_one_line(
         if name:
             Path(folder, name).write_bytes(b"")
     assert words in run(eval_main, *arguments, code=code).stderr.splitlines()[-1]
+
+
+def test_a_blend_is_a_row_between_its_two_models(test_set, tmp_path, model):
+    tensors, _ = load_tensors(model)
+    near = tmp_path / "near.safetensors"
+    moved = {name: value + 0.02 * torch.randn_like(value) for name, value in tensors.items()}
+    save_tensors(near, moved, {"scale": "4"})
+    found = run(
+        eval_main, "--hr", test_set, "--model", model, "--model", near, "--name", "a", "--name", "b",
+        "--blend", 0, "--blend", 0.5, "--blend", 1, "--json",
+    )  # fmt: skip
+    psnr = {row["model"]: row["psnr_y"] for row in json.loads(found.stdout)["rows"]}
+    assert list(psnr) == ["bicubic", "a", "b", "blend 0", "blend 0.5", "blend 1"]
+    assert psnr["blend 0"] == pytest.approx(psnr["a"], abs=1e-3)
+    assert psnr["blend 1"] == pytest.approx(psnr["b"], abs=1e-3)
+    assert psnr["blend 0.5"] not in (psnr["a"], psnr["b"])
+
+
+def test_a_blend_needs_two_models(test_set, model):
+    refused = run(eval_main, "--hr", test_set, "--model", model, "--blend", 0.5, code=2)
+    assert "--blend: lies between two --model, and 1 are given" in refused.stderr
 
 
 def test_a_model_of_another_scale_is_refused(test_set, model):

@@ -42,6 +42,13 @@ def test_both_stages_train_in_bf16_and_validate(tiny_shards, tmp_path):
     assert all(row["val_psnr_y"] > 5 for row in rows)
 
 
+def test_fp16_trains_both_stages_with_a_scaler(tiny_shards, tmp_path):
+    half = ["--device", "cuda", "--set", "precision=fp16"]
+    said = train(tiny_shards, tmp_path / "run", "--stage", "both", *half).stderr
+    assert "fp16 with a GradScaler" in said
+    assert all(row["val_psnr_y"] > 5 for row in logged(tmp_path / "run"))
+
+
 def test_a_run_goes_on_from_its_checkpoint(tiny_shards, tmp_path):
     constant = ["--stage", "psnr", "--device", "cuda", "--set", "optim.schedule=constant"]
     train(tiny_shards, tmp_path / "run", *constant, "--set", "epochs=2")

@@ -211,3 +211,28 @@ def test_every_preset_tells_its_commands_and_what_to_expect(preset):
 def test_both_stages_of_a_preset_are_of_one_generator(preset):
     psnr, gan = (load_config(preset, stage=stage).generator for stage in STAGES)
     assert psnr == gan
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_a_step_of_every_preset_moves_every_weight(preset):
+    """Its networks, losses and settings work together; in small, on random features of its layers."""
+    overrides = [
+        "generator.features=8", "generator.blocks=1", "generator.growth=4", "discriminator.features=4",
+        "discriminator.dense=8", "batch_size=2", "epoch_patches=4", "content.features=random",
+        "precision=fp32", "optim.warmup_patches=0",
+    ]  # fmt: skip
+    lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+    for stage in STAGES:
+        config = load_config(preset, stage=stage, overrides=overrides)
+        device = torch.device("cpu")
+        state = build_state(config, stage=stage, scale=4, device=device, content_weights=None)
+        before = {name: value.clone() for name, value in state.generator.named_parameters()}
+        state.patches_seen = 2  # the last step of the epoch, which is looked into
+        found = train_step(state, config, lr, hr, False)
+        assert all(value.isfinite() for value in found.losses.values()), stage
+        assert found.taken == 1
+        for name, value in state.generator.named_parameters():
+            assert not torch.equal(value, before[name]), (stage, name)
+        if stage == "gan":
+            shares = [value for name, value in state.telemetry.items() if "share_" in name]
+            assert sum(shares) == pytest.approx(1)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from click.testing import CliRunner
 
 from shards import fetched, files, storage
 from shards.errors import DamagedData, UsageError, UsrganError, WriteFailed
 from shards.reader import open_dataset
 from tests.trainer.test_data_order import assert_equal, take
+from trainer.cli import train_main
 from trainer.data import DataConfig, with_cache
 
 URL = "memory://bucket/shards"
@@ -144,3 +146,15 @@ def test_a_server_that_knows_no_ranges_is_told(store, monkeypatch):
     monkeypatch.setattr(type(store), "cat_file", lambda self, path, **_: cat_file(self, path))
     with pytest.raises(UsrganError, match="whole files instead of ranges"):
         split[0]
+
+
+def test_train_sr_takes_a_url_and_refuses_a_small_cache_before_it_writes(store, tmp_path):
+    run = tmp_path / "run"
+    options = ["--shards", URL, "--config", "tiny", "--out", str(run), "--device", "cpu"]
+    options += ["--stage", "psnr", "--dry-run", "--set", "data.cache=ram"]
+    ended = CliRunner().invoke(train_main, options)
+    assert ended.exit_code == 0, ended.output
+    refused = CliRunner().invoke(train_main, [*options, "--set", "data.cache_gib=0.001"])
+    assert refused.exit_code == 2
+    assert "data.cache_gib = 0.001" in refused.stderr
+    assert not run.exists()

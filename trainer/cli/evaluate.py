@@ -48,6 +48,10 @@ BASELINES: tuple[Enlargement, ...] = ("bicubic", "lanczos", "nearest")
     help="What a --model is called in the table, one for each.  [default: preset/stage as the file says]",
 )  # fmt: skip
 @click.option(
+    "--blend", "blends", multiple=True, type=click.FloatRange(0, 1), metavar="F",
+    help="Of two --model, add a row for the weights F of the way from the first to the second (repeatable).",
+)  # fmt: skip
+@click.option(
     "--baseline", "baselines", multiple=True, type=click.Choice(BASELINES),
     metavar="KERNEL", help="bicubic (always in the table), lanczos or nearest (repeatable).",
 )  # fmt: skip
@@ -80,8 +84,9 @@ BASELINES: tuple[Enlargement, ...] = ("bicubic", "lanczos", "nearest")
 )  # fmt: skip
 def eval_main(
     hrs: tuple[Path, ...], lrs: tuple[Path, ...], shards: Path | None, models: tuple[Path, ...],
-    names: tuple[str, ...], baselines: tuple[Enlargement, ...], scale: str | None, lpips: Path | None,
-    dists: Path | None, form: str, strips: Path | None, device: str, *, as_json: bool, per_image: bool,
+    names: tuple[str, ...], blends: tuple[float, ...], baselines: tuple[Enlargement, ...],
+    scale: str | None, lpips: Path | None, dists: Path | None, form: str, strips: Path | None,
+    device: str, *, as_json: bool, per_image: bool,
 ) -> None:  # fmt: skip
     """Score models and bicubic on whole test sets by PSNR and SSIM, on luma and on RGB.
 
@@ -93,9 +98,14 @@ def eval_main(
     from trainer.run import choose_device
 
     _check_options(hrs, lrs, shards, models, names, strips)
+    if blends and len(models) != 2:
+        raise UsageError(
+            f"--blend: lies between two --model, and {len(models)} are given; name two stages of one network"
+        )
     chosen = choose_device(device)
     judges = _judges(lpips, dists, chosen)
     upscalers, factor = _upscalers(models, names, scale, chosen)
+    upscalers += _blends(models, blends, chosen)
     kernels: dict[Enlargement, None] = dict.fromkeys(("bicubic", *baselines))
     entries = [*((kernel, baseline(kernel, scale=factor)) for kernel in kernels), *upscalers]
     sets = _sets(hrs, lrs, shards, scale=factor, judges=judges)
@@ -204,6 +214,23 @@ def _upscalers(
     return list(
         zip(names or row_labels(models, told, taken=BASELINES), found, strict=True)
     ), factor or 4
+
+
+def _blends(
+    models: tuple[Path, ...], blends: tuple[float, ...], device: torch.device
+) -> list[tuple[str, Upscaler]]:
+    """A row for each way between the two models."""
+    from trainer.upscale import DEFAULT_OVERLAP, DEFAULT_TILE, picture_upscaler
+    from trainer.weights import load_blend
+
+    rows = []
+    for alpha in dict.fromkeys(blends):
+        loaded = load_blend(*models, alpha=alpha, device=device)
+        upscaler = picture_upscaler(
+            loaded, tile=DEFAULT_TILE, overlap=DEFAULT_OVERLAP, device=device
+        )
+        rows.append((f"blend {alpha:g}", upscaler))
+    return rows
 
 
 def _result(

@@ -18,7 +18,7 @@ from shards.progress import progress
 from shards.storage import Location
 
 if TYPE_CHECKING:
-    from trainer import ranks
+    from trainer.ranks import Ranks as Places
     from trainer.watch import Watch
 
 
@@ -167,6 +167,11 @@ def train_main(
             console.stop_requests(also=(signal.SIGUSR1,), insist=ranks.world == 1) as stopping,
             _together(ranks, debug="--debug" in given) as watch,
         ):
+            if ranks.world > 1 and gpus not in (1, ranks.local_world):
+                raise UsageError(
+                    f"--gpus {gpus}: torchrun has started {ranks.local_world} processes on this machine;"
+                    " leave --gpus out"
+                )
             result = work(dry_run=dry_run, stop_requested=stopping, ranks=ranks, watch=watch)
     if not ranks.first:
         return
@@ -184,7 +189,7 @@ def train_main(
 
 
 @contextlib.contextmanager
-def _together(ranks: ranks.Ranks, *, debug: bool) -> Iterator[Watch | None]:
+def _together(ranks: Places, *, debug: bool) -> Iterator[Watch | None]:
     """Watch over the other ranks, if there are any: what one of them cannot go on from ends all."""
     if ranks.world == 1:
         yield None
