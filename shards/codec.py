@@ -28,7 +28,7 @@ def encode(image: RGB8, codec: Codec) -> bytes:
     if codec == "png":
         return png.encode_rgb(image)
     if codec == "raw":
-        return _npy_header(image.shape[0], image.shape[1]) + image.tobytes()
+        return raw_header(image.shape[0], image.shape[1]) + image.tobytes()
     lossless = (cv2.IMWRITE_WEBP_QUALITY, 101)  # above 100 is lossless
     done, content = cv2.imencode(".webp", np.ascontiguousarray(image[..., ::-1]), lossless)
     assert done, image.shape
@@ -55,7 +55,7 @@ def decode_many(contents: Sequence[Buffer], codec: Codec, out: npt.NDArray[np.ui
     if codec == "png":
         png.decode_many(contents, out)
         return
-    header = _npy_header(out.shape[1], out.shape[2])
+    header = raw_header(out.shape[1], out.shape[2])
     for content, target in zip(contents, out, strict=True):
         head, pixels = content[: len(header)], memoryview(content)[len(header) :]
         if codec == "raw" and head == header and len(pixels) == target.size:
@@ -88,7 +88,7 @@ def _decode_raw(content: Buffer) -> RGB8:
 
 
 @lru_cache(maxsize=8)
-def _npy_header(height: int, width: int) -> bytes:
+def raw_header(height: int, width: int) -> bytes:
     """Version 1.0 of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html."""
     stream = io.BytesIO()
     described = {"descr": "|u1", "fortran_order": False, "shape": (height, width, 3)}

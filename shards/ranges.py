@@ -34,6 +34,10 @@ class Range(Protocol):
         """
         ...
 
+    def file(self) -> OpenFile | None:
+        """The local file that holds the shard, open as long as this is held; None if there is none."""
+        ...
+
 
 class Ranges(Protocol):
     """Where the bytes of shards come from; safe to read from several threads."""
@@ -63,6 +67,9 @@ class Held(NamedTuple):
     def part(self, start: int, stop: int) -> tuple[bytes, int]:
         """As `Range` says; all that is held."""
         return self.content, self.start
+
+    def file(self) -> None:
+        """There is none."""
 
 
 class OpenFile:
@@ -108,6 +115,13 @@ class OnDisk(NamedTuple):
             return os.pread(file.descriptor, stop - start, start), start
         except OSError as error:
             raise self._unreadable(error) from None
+
+    def file(self) -> OpenFile | None:
+        """As `Range` says; None as well where it cannot be opened, which `part` tells."""
+        try:
+            return self.files(self.path)
+        except OSError:
+            return None
 
     def _unreadable(self, error: OSError) -> DamagedData:
         return DamagedData(f"{self.path}: cannot be read ({error.strerror}); check the disk")

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from isal.isal_zlib import crc32
 
-from shards import codec, index, storage, tar
+from shards import codec, index, scatter, storage, tar
 from shards.errors import DamagedData, UsageError
 from shards.manifest import NAME, Manifest, SampleInfo, ShardEntry, load_manifest, parse_manifest
 from shards.png import RGB8, Buffer
@@ -58,6 +58,8 @@ class Piece(NamedTuple):
 
 Block = tuple[Piece, ...]
 """Consecutive pairs, by the shards that they lie in."""
+Images = npt.NDArray[np.uint8]
+"""[n h w 3]."""
 
 
 class SplitReader:
@@ -124,14 +126,16 @@ class SplitReader:
         self,
         wanted: Sequence[tuple[Block, int]],
         *,
-        lr: npt.NDArray[np.uint8],
-        hr: npt.NDArray[np.uint8],
+        lr: Images,
+        hr: Images,
     ) -> None:
         """Check pairs, each a block and a position in it, and decode them into `lr` and `hr` [n h w 3].
 
         Raises:
             DamagedData: anything differs from what the index promises; names shard and key.
         """
+        if self._codec == "raw" and wanted:
+            wanted, lr, hr = self._scattered(wanted, lr, hr)
         stored = [self._checked(block, position) for block, position in wanted]
         try:
             codec.decode_many([each[0] for each in stored], self._codec, hr)
@@ -144,6 +148,30 @@ class SplitReader:
                     except DamagedData as error:
                         raise self._damaged(position, str(error)) from None
             raise
+
+    def _scattered(
+        self, wanted: Sequence[tuple[Block, int]], lr: Images, hr: Images
+    ) -> tuple[Sequence[tuple[Block, int]], Images, Images]:
+        """Read raw pairs straight into place while that goes well; what is left."""
+        form = scatter.Form(codec.raw_header(*hr.shape[1:3]), codec.raw_header(*lr.shape[1:3]))
+        hr_bytes, lr_bytes = hr.reshape(-1).data, lr.reshape(-1).data
+        hr_size, lr_size = len(hr_bytes) // len(hr), len(lr_bytes) // len(lr)
+        for number, (block, position) in enumerate(wanted):
+            piece = _piece_of(block, position)
+            row = position - piece.first
+            at = 3 * tar.BLOCK * row
+            file = piece.source.file()
+            if file is None or not scatter.read_pair(
+                file.descriptor,
+                piece.spans[row],
+                piece.headers[at : at + 3 * tar.BLOCK],
+                piece.crcs[row],
+                form,
+                hr=hr_bytes[number * hr_size : (number + 1) * hr_size],
+                lr=lr_bytes[number * lr_size : (number + 1) * lr_size],
+            ):
+                return wanted[number:], lr[number:], hr[number:]
+        return (), lr[:0], hr[:0]
 
     def shard_of(self, position: int) -> str:
         """The file name of the shard that holds a pair."""
@@ -169,9 +197,7 @@ class SplitReader:
 
     def _checked(self, block: Block, position: int) -> tuple[Buffer, Buffer, Buffer]:
         """HR, JSON and LR of a pair of a block: headers, sizes and checksums are those of the index."""
-        piece = block[0]
-        if len(block) > 1:
-            piece = next(each for each in reversed(block) if each.first <= position)
+        piece = _piece_of(block, position)
         row = position - piece.first
         a, b, c, d, e, f = piece.spans[row]
         content, base = piece.source.part(a - tar.BLOCK, f)
@@ -276,6 +302,12 @@ def open_dataset(location: Location) -> Dataset:
             f" with prep-shards --src PHOTOS --out {location}"
         ) from None
     return Dataset(location, parse_manifest(content, storage.below(location, NAME)))
+
+
+def _piece_of(block: Block, position: int) -> Piece:
+    if len(block) == 1:
+        return block[0]
+    return next(each for each in reversed(block) if each.first <= position)
 
 
 def _at(location: Location, name: str) -> str:

@@ -64,10 +64,11 @@ class Keeper:
             while self._rows:
                 append_metrics(self._job.run, self._rows[0])
                 del self._rows[0]
-            if "val_psnr_y" in row:
-                self._report.refresh()
         except WriteFailed as error:
             self._job.warn(f"{_what(error)}; the row is kept and written with the next")
+            return
+        if "val_psnr_y" in row:
+            self._report.refresh()
 
     def best(
         self, state: TrainState, metric: str, values: dict[str, float], found: dict[str, float]

@@ -63,7 +63,7 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
     train, val = job.dataset.split("train"), job.dataset.split("val")
     epoch = config.iterations_per_epoch * config.batch_size
     bf16 = use_bf16(config, device)
-    speed = resolve(config, device=device, bf16=bf16)
+    speed = resolve(config, device=device, bf16=bf16, world=ranks.world)
     prepare(state, speed)
     step = build_step(state, config, bf16, ranks=ranks, speed=speed)
     log, told = EpochLog(), set[str]()

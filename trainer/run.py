@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import torch
 
@@ -26,6 +27,7 @@ from shards.manifest import Manifest
 from shards.png import RGB8
 from trainer.config import STAGES, Config, Stage, load_config
 from trainer.ranks import ALONE, Ranks
+from trainer.speed import resolve
 from trainer.toml import stages_to_toml
 
 METRICS = "metrics.jsonl"
@@ -113,6 +115,7 @@ def write_header(
         "device": describe_device(device),
         "bf16": use_bf16(config, device),
         "precision": describe_precision(config, device),
+        "speed": msgspec.to_builtins(resolve(config, device=device, bf16=use_bf16(config, device))),
         "dataset_sha256": manifest.dataset_sha256,
         "lr_made_by": " ".join((manifest.resize.implementation, manifest.resize.version)),
         "versions": {

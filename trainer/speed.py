@@ -66,8 +66,8 @@ IMPLEMENTATIONS: dict[str, SpeedConfig] = {
 """The rungs of the ladder by name, for `bench-sr train --impl`."""
 
 
-def resolve(config: Config, *, device: torch.device, bf16: bool) -> SpeedConfig:
-    """The settings with every "auto" decided for a device.
+def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1) -> SpeedConfig:
+    """The settings with every "auto" decided for a device and so many processes.
 
     Raises:
         ConfigError: a setting cannot be on this device or with these networks.
@@ -76,6 +76,10 @@ def resolve(config: Config, *, device: torch.device, bf16: bool) -> SpeedConfig:
     if speed.graph == "step" and device.type != "cuda":
         raise ConfigError(
             "speed.graph: a CUDA graph needs a CUDA device; use --device cuda or speed.graph=auto"
+        )
+    if speed.graph == "step" and world > 1:
+        raise ConfigError(
+            "speed.graph: a graph holds the step of one process; use speed.graph=none with --gpus"
         )
     if speed.graph == "step" and config.precision == "fp16":
         raise ConfigError(
@@ -123,21 +127,13 @@ def prepare(state: TrainState, speed: SpeedConfig) -> None:
 def build_step(
     state: TrainState, config: Config, bf16: bool, *, ranks: Ranks, speed: SpeedConfig
 ) -> Step:
-    """The step of a state that was prepared by the same settings.
-
-    Raises:
-        ConfigError: a graph of several ranks is asked for.
-    """
+    """The step of a state that was prepared by the same settings."""
     from trainer.graph import capture_later
     from trainer.steps import penalised
     from trainer.update import looking, train_step
 
     if speed.graph != "step":
         return lambda lr, hr, stop: train_step(state, config, lr, hr, bf16, ranks=ranks, stop=stop)
-    if ranks.world > 1:
-        raise ConfigError(
-            "speed.graph: a graph holds one rank's step; use speed.graph=none with --gpus"
-        )
 
     def other() -> bool:
         return looking(state, config) or (state.stage == "gan" and penalised(state, config))

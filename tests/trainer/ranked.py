@@ -1,4 +1,4 @@
-"""What two ranks compute together, for the tests: `python -m tests.trainer.ranked TASK FOLDER`.
+"""What two ranks compute together, for the tests: `python -m tests.trainer.ranked FOLDER`.
 
 Every rank writes its findings to FOLDER/RANK.pt. Run by `together`, which is also how one looks at
 them; with one rank the same code runs without any process group.
@@ -137,8 +137,8 @@ TASKS: dict[str, Callable[[Ranks], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def together(task: str, folder: Path, *, world: int) -> list[Any]:
-    """Run a task on several ranks; what each of them found."""
+def together(folder: Path, *, world: int) -> list[Any]:
+    """Run every task on several ranks; what each of them found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -146,7 +146,7 @@ def together(task: str, folder: Path, *, world: int) -> list[Any]:
     places = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer.ranked", task, str(folder)],
+            [sys.executable, "-m", "tests.trainer.ranked", str(folder)],
             env={**os.environ, "OMP_NUM_THREADS": "1", **places, "RANK": str(rank)},
         )
         for rank in range(world)
@@ -161,10 +161,11 @@ def together(task: str, folder: Path, *, world: int) -> list[Any]:
 
 def main() -> None:
     torch.use_deterministic_algorithms(mode=True)
-    ranks, (task, folder) = from_environment(), sys.argv[1:]
+    ranks, folder = from_environment(), sys.argv[1]
     watch = Watch(open_store(ranks), ranks, silence=60, tell=print)
     with connected(ranks, watch, torch.device("cpu")):
-        torch.save(TASKS[task](ranks), Path(folder) / f"{ranks.rank}.pt")
+        found = {name: task(ranks) for name, task in TASKS.items()}
+        torch.save(found, Path(folder) / f"{ranks.rank}.pt")
 
 
 if __name__ == "__main__":

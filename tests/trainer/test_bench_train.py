@@ -53,11 +53,11 @@ def test_a_peers_first_losses_are_ours(judged):
 
 def test_other_work_is_not_timed():
     same = iter([1.0, 0.9, 0.8, 1.0, 0.9, 0.8])
-    agreed = check_same_work(dict.fromkeys("ab", lambda: {"pixel": next(same)}), bf16=False)
+    agreed = check_same_work(dict.fromkeys("ab", lambda: {"pixel": next(same)}), halves=())
     assert "pixel loss of 3 steps" in agreed
     other = iter([1.0, 0.9, 0.8, 1.0, 0.9, 0.7])
     with pytest.raises(UsrganError, match=r"b does other work than a: pixel of step 3 is 0.7"):
-        check_same_work(dict.fromkeys("ab", lambda: {"pixel": next(other)}), bf16=False)
+        check_same_work(dict.fromkeys("ab", lambda: {"pixel": next(other)}), halves=())
 
 
 def test_all_take_turns_and_the_first_round_does_not_count():
@@ -81,8 +81,8 @@ def test_a_ratio_lies_within_its_interval_which_narrows_with_the_spread():
 def test_the_command_prints_what_the_contract_names(tiny_shards, monkeypatch):
     monkeypatch.setattr("trainer.bench.wait.STEPS", 2)
     sets = [part for each in SMALL for part in ("--set", each)]
-    options = ["--config", "tiny", "--batch", "1,2", "--rounds", "1", "--device", "cpu", *sets]
-    options += ["--impl", "auto,push", "--peer", "peer-fp32,peer-lean", "--json"]
+    options = ["--config", "tiny", "--batch", "1", "--rounds", "1", "--device", "cpu", *sets]
+    options += ["--impl", "auto,push", "--peer", "peer-fp32", "--json"]
     ended = CliRunner().invoke(bench_main, ["train", "--shards", str(tiny_shards), *options])
     assert ended.exit_code == 0, ended.output
     found = json.loads(ended.stdout)
@@ -91,9 +91,9 @@ def test_the_command_prints_what_the_contract_names(tiny_shards, monkeypatch):
         for name in ("patches_per_s", "floor_fraction", "speedup_over_peer"):
             assert stage[name] > 0
         assert 0 <= stage["data_wait_fraction"] < 1
-        assert [row["name"] for row in stage["rows"]] == ["auto", "push", "peer-fp32", "peer-lean"]
-        assert stage["peer"] in ("peer-fp32", "peer-lean")
-    assert [each["batch"] for each in found["more"]] == [2, 2]
+        assert [row["name"] for row in stage["rows"]] == ["auto", "push", "peer-fp32"]
+        assert stage["peer"] == "peer-fp32"
+    assert found["more"] == []
     assert "VGG of SR and back" in found["stages"]["gan"]["parts_ms"]
 
 

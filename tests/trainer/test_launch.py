@@ -104,6 +104,7 @@ def test_a_killed_rank_ends_the_job_with_its_name_and_no_orphans(tiny_shards, tm
     assert all_gone(pids, within=5)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_job_with_its_name(tiny_shards, tmp_path):
     running = started(tiny_shards, tmp_path / "run", USRGAN_RANK_TIMEOUT="3")
     pids = ranks_of(running)

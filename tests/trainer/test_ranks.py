@@ -14,8 +14,13 @@ ROUNDING = 2e-5
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return together("steps", tmp_path_factory.mktemp("steps"), world=2)
+def both(tmp_path_factory):
+    return together(tmp_path_factory.mktemp("ranks"), world=2)
+
+
+@pytest.fixture(scope="module")
+def two(both):
+    return [found["steps"] for found in both]
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +65,23 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(one, stage):
     assert_close(one[f"{stage} none 2"]["losses"], one[f"{stage} none 1"]["losses"])
 
 
-def test_a_loss_that_compares_patches_of_all_ranks_is_that_of_one(tmp_path):
+def test_a_loss_that_compares_patches_of_all_ranks_is_that_of_one(both):
     wanted = compared(ALONE)
-    for found in together("compared", tmp_path, world=2):
+    for found in (rank["compared"] for rank in both):
         torch.testing.assert_close(found, wanted)
 
 
-def test_a_loss_that_is_bad_on_one_rank_changes_no_bit_on_any(tmp_path):
-    for rank in together("bad", tmp_path, world=2):
-        for case, found in rank.items():
+def test_a_loss_that_is_bad_on_one_rank_changes_no_bit_on_any(both):
+    for rank in both:
+        for case, found in rank["bad"].items():
             assert {"stop", "pixel"} <= set(found["signs"])
             assert ("content" in found["signs"]) == case.startswith("gan")
             for name, value in found["before"].items():
                 assert torch.equal(found["after"][name], value), (case, name)
 
 
-def test_what_rank_0_has_is_shared_and_what_differs_is_named(tmp_path):
-    for found in together("odd", tmp_path, world=2):
+def test_what_rank_0_has_is_shared_and_what_differs_is_named(both):
+    for found in (rank["odd"] for rank in both):
         assert [len(each) for each in found["gathered"]] == [3, 5]
         assert found["gathered"][1].flatten().tolist() == [0, 1, 2, 3, 4]
         assert found["shared"] == {"rank": 0}

@@ -107,7 +107,7 @@ def test_training_killed_at_an_operation_resumes_bit_equal(
 @pytest.mark.parametrize(
     ("stage", "kills"),
     [
-        ("gan", 2),
+        ("gan", 1),
         pytest.param("psnr", 20, marks=pytest.mark.slow),
         pytest.param("gan", 20, marks=pytest.mark.slow),
     ],

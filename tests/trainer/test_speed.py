@@ -101,7 +101,6 @@ def test_auto_is_decided_for_the_device_and_nothing_else_is():
     [
         (["speed.graph=step"], "speed.graph: a CUDA graph needs a CUDA device"),
         (["speed.dense=hybrid"], "speed.dense: hybrid has no backward pass through norm = 'batch'"),
-        (["speed.graph=step", "precision=fp16"], "speed.graph: a CUDA graph needs a CUDA device"),
         (["speed.content=bf16", "precision=fp32"], "speed.content: bf16 weights need bf16 steps"),
     ],
 )
@@ -109,6 +108,17 @@ def test_what_cannot_be_is_refused_in_one_line(overrides, words):
     config = load_config("usrgan", stage="gan", overrides=overrides)
     with pytest.raises(ConfigError, match=words):
         resolve(config, device=CPU, bf16=config.precision != "fp32")
+
+
+def test_a_graph_is_refused_to_several_processes_and_to_fp16():
+    cuda = torch.device("cuda")
+    config = load_config("usrgan", stage="gan", overrides=["speed.graph=step"])
+    assert resolve(config, device=cuda, bf16=True).graph == "step"
+    with pytest.raises(ConfigError, match=r"speed.graph: a graph holds the step of one process"):
+        resolve(config, device=cuda, bf16=True, world=2)
+    half = load_config("usrgan", stage="gan", overrides=["speed.graph=step", "precision=fp16"])
+    with pytest.raises(ConfigError, match=r"speed.graph: the scale of fp16's gradients"):
+        resolve(half, device=cuda, bf16=False)
 
 
 def test_a_run_goes_on_in_another_dense_form(tiny_shards, tmp_path):

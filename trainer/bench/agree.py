@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor
 
@@ -12,23 +12,26 @@ COMPARED = ("pixel", "content")
 """The losses that do not depend on which adversarial loss a peer is known for."""
 STEPS = 3
 """The first loss shows the forward pass, the next ones gradients and optimisers."""
-TOLERANCE = {"fp32": 2e-3, "bf16": 2e-2}
-"""Relative; where a contestant computes in bf16, its rounding passes through Adam's first steps."""
+SAME, OTHER = 1e-2, 0.1
+"""Relative, in the same precision and in another: bf16 moves each weight and each activation by up to
+0.4 %, which sixteen layers of VGG-19 turn into 5.5 % of a content loss (docs/log.md)."""
 
 
 def check_same_work(
-    ways: Mapping[str, Callable[[], Mapping[str, float | Tensor]]], *, bf16: bool
+    ways: Mapping[str, Callable[[], Mapping[str, float | Tensor]]], *, halves: Collection[str]
 ) -> str:
     """Run three steps of each from the same weights and compare their losses; says what was compared.
+
+    `halves` names those that compute in bf16.
 
     Raises:
         UsrganError: one of them does other work; names it, the loss and the step.
     """
     seen = {name: [_read(way()) for _ in range(STEPS)] for name, way in ways.items()}
     first = next(iter(seen))
-    tolerance = TOLERANCE["bf16" if bf16 or any("amp" in name for name in seen) else "fp32"]
     worst = 0.0
     for name, steps in seen.items():
+        tolerance = SAME if (name in halves) == (first in halves) else OTHER
         for number, (ours, theirs) in enumerate(zip(seen[first], steps, strict=True), start=1):
             for loss, value in ours.items():
                 apart = abs(theirs[loss] - value) / max(abs(value), 1e-12)

@@ -143,7 +143,8 @@ def _bench_stage(
     plain = fresh()
     for name in peers:
         ways[name] = _on_its_own(peer_step(PEERS[name], plain, config, lr, hr))
-    agreement = check_same_work(ways, bf16=bf16)
+    halves = [name for name in peers if PEERS[name].autocast] + (list(speeds) if bf16 else [])
+    agreement = check_same_work(ways, halves=halves)
 
     # time them
     side = product_side(device, small=small)

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import click
+import msgspec
 
-from shards import console
+from shards import console, files
 from shards.errors import UsageError
 from shards.storage import Location
 
@@ -81,6 +82,9 @@ def _split(_context: click.Context, _option: click.Parameter, value: str) -> tup
     "--steps", type=click.IntRange(1), default=None, metavar="N", show_default="20 on a GPU, else 1; 500 fake",
     help="Steps of each in a round.",
 )  # fmt: skip
+@click.option(
+    "--save", type=console.FilePath(), metavar="FILE", help="Also write the JSON to FILE."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def train_command(
     stage: str,
@@ -96,6 +100,7 @@ def train_command(
     device: str,
     rounds: int,
     steps: int | None,
+    save: Path | None,
     *,
     as_json: bool,
 ) -> None:
@@ -146,6 +151,8 @@ def train_command(
         command=_command(config, overrides, stage, batches),
         say=console.say,
     )
+    if save is not None:
+        files.write_file(save, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     _tell(found, lines(found), as_json=as_json)
 
 

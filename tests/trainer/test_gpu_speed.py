@@ -1,0 +1,175 @@
+"""The fast path on a CUDA device against the plain one there; run by `make test-gpu`."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import msgspec
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.trainer.test_resume import logged, train
+from trainer.bench.train import batch_of
+from trainer.config import load_config
+from trainer.ranks import ALONE, Ranks
+from trainer.speed import IMPLEMENTATIONS, PLAIN, SpeedConfig, build_step, prepare, resolve
+from trainer.state import build_state, restore, state_tensors
+from trainer.update import count_step
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+CUDA = torch.device("cuda")
+SMALL = ["generator.features=32", "generator.blocks=2", "generator.growth=16", "optim.lr=1e-4"]
+SMALL += ["discriminator.features=16", "content.layer=conv2_2", "telemetry.every_patches=1000000"]
+STEPS = 20
+
+
+def run(speed: SpeedConfig, *, stage: str, bf16: bool, ranks: Ranks = ALONE, steps: int = STEPS):
+    precision = f"precision={'bf16' if bf16 else 'fp32'}"
+    config = load_config("tiny", stage=stage, overrides=[*SMALL, precision])
+    config = msgspec.structs.replace(config, speed=speed)
+    state = build_state(config, stage=stage, scale=4, device=CUDA, content_weights=None)
+    state.generator.train()
+    decided = resolve(config, device=CUDA, bf16=bf16)
+    prepare(state, decided)
+    step = build_step(state, config, bf16, ranks=ranks, speed=decided)
+    lr, hr = batch_of(4, CUDA)
+    found = []
+    for _ in range(steps):
+        outcome = step(lr, hr, False)
+        count_step(state, config, outcome)
+        found.append({name: value.item() for name, value in outcome.losses.items()})
+    return found, state
+
+
+def assert_close(found, wanted, *, rel: float) -> None:
+    for number, (ours, plain) in enumerate(zip(found, wanted, strict=True)):
+        assert ours == pytest.approx(plain, rel=rel, abs=1e-6), f"step {number}"
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """No TF32, and algorithms that add in one order."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
+@pytest.mark.parametrize("stage", ["psnr", "gan"])
+def test_a_captured_step_loses_as_one_that_is_not(stage, exact):
+    wanted, _ = run(PLAIN, stage=stage, bf16=False)
+    found, _ = run(msgspec.structs.replace(PLAIN, graph="step"), stage=stage, bf16=False)
+    assert_close(found, wanted, rel=1e-3)
+
+
+def test_a_captured_step_hears_the_wish_to_stop_and_the_learning_rate():
+    config = load_config("tiny", stage="psnr", overrides=SMALL)
+    config = msgspec.structs.replace(config, speed=IMPLEMENTATIONS["graph"])
+    state = build_state(config, stage="psnr", scale=4, device=CUDA, content_weights=None)
+    step = build_step(
+        state, config, True, ranks=ALONE, speed=resolve(config, device=CUDA, bf16=True)
+    )
+    lr, hr = batch_of(4, CUDA)
+    assert [bool(step(lr, hr, number == 6).signs[0]) for number in range(8)] == [
+        number == 6 for number in range(8)
+    ]
+    before = {name: value.clone() for name, value in state.generator.state_dict().items()}
+    for group in state.optimizer.param_groups:
+        group["lr"].fill_(0.0)
+    step(lr, hr, False)
+    assert all(torch.equal(value, before[n]) for n, value in state.generator.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["push", "hybrid", "compile", "compile-hybrid", "graph-compile"])
+@pytest.mark.parametrize("stage", ["psnr", "gan"])
+def test_every_rung_in_bf16_loses_as_float32_within_noise(name, stage):
+    wanted, _ = run(PLAIN, stage=stage, bf16=False)
+    found, _ = run(IMPLEMENTATIONS[name], stage=stage, bf16=True)
+    for ours, plain in zip(found, wanted, strict=True):
+        assert ours["pixel"] == pytest.approx(plain["pixel"], rel=0.05)
+
+
+def test_nothing_is_compiled_again_after_the_warm_up():
+    counters = torch._dynamo.utils.counters
+    _, state = run(IMPLEMENTATIONS["compile"], stage="gan", bf16=True, steps=3)
+    before = counters["stats"]["unique_graphs"]
+    run_more, _ = run(IMPLEMENTATIONS["compile"], stage="gan", bf16=True, steps=5)
+    assert state.generator is not None
+    assert run_more
+    assert counters["stats"]["unique_graphs"] == before
+
+
+def test_no_layout_is_changed_within_a_step():
+    config = load_config("tiny", stage="psnr", overrides=SMALL)
+    state = build_state(config, stage="psnr", scale=4, device=CUDA, content_weights=None)
+    step = build_step(state, config, True, ranks=ALONE, speed=PLAIN)
+    lr, hr = batch_of(4, CUDA)
+    step(lr, hr, False)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        step(lr, hr, False)
+        torch.cuda.synchronize()
+    names = {event.name.lower() for event in profiler.events()}
+    assert not [name for name in names if "nchwtonhwc" in name or "nhwctonchw" in name]
+
+
+@pytest.mark.parametrize("stage", ["psnr", "gan"])
+def test_no_step_waits_for_the_device(stage):
+    config = load_config("tiny", stage=stage, overrides=[*SMALL, "ema.halflife_patches=100"])
+    state = build_state(config, stage=stage, scale=4, device=CUDA, content_weights=None)
+    state.generator.train()
+    step = build_step(state, config, True, ranks=ALONE, speed=PLAIN)
+    lr, hr = batch_of(4, CUDA)
+    for _ in range(2):
+        count_step(state, config, step(lr, hr, False))
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        count_step(state, config, step(lr, hr, False))
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def test_a_captured_run_goes_on_from_its_checkpoint(tiny_shards, tmp_path):
+    options = ["--stage", "psnr", "--device", "cuda", "--set", "optim.schedule=constant"]
+    options += ["--set", "speed.graph=step"]
+    train(tiny_shards, tmp_path / "run", *options, "--set", "epochs=2")
+    again = train(tiny_shards, tmp_path / "run", *options, "--set", "epochs=3")
+    assert "going on at 32 patches" in again.stderr
+    assert [row["epoch"] for row in logged(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_a_restored_state_steps_as_the_one_it_was_saved_from(exact):
+    _, state = run(PLAIN, stage="gan", bf16=False, steps=5)
+    config = load_config("tiny", stage="gan", overrides=[*SMALL, "precision=fp32"])
+    other = build_state(config, stage="gan", scale=4, device=CUDA, content_weights=None)
+    other.generator.train()
+    restore(other, {name: value.clone() for name, value in state_tensors(state).items()})
+    lr, hr = batch_of(4, CUDA)
+    losses = [
+        build_step(each, config, False, ranks=ALONE, speed=PLAIN)(lr, hr, False).losses
+        for each in (state, other)
+    ]
+    for name, value in losses[0].items():
+        assert losses[1][name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+def test_one_rank_over_nccl_steps_as_one_process(exact, monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setitem(os.environ, name, value)
+    wanted, _ = run(PLAIN, stage="gan", bf16=False, steps=5)
+    dist.init_process_group("cpu:gloo,cuda:nccl", rank=0, world_size=1, device_id=CUDA)
+    try:
+        found, state = run(PLAIN, stage="gan", bf16=False, steps=5)
+        flat = state.gradients.flat.clone()
+        dist.all_reduce(state.gradients.flat)
+        assert torch.equal(state.gradients.flat, flat)
+    finally:
+        dist.destroy_process_group()
+    assert_close(found, wanted, rel=1e-4)
