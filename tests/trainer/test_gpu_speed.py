@@ -20,6 +20,7 @@ from trainer.update import count_step
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore"),  # Dynamo's and Inductor's own, about their own code
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
 CUDA = torch.device("cuda")
