@@ -5,6 +5,8 @@
     graph      the whole step as one CUDA graph (`trainer.graph`)
     content    the frozen VGG-19's weights kept in bf16, which autocast would make of them in every step
     allocator  freed memory kept for the next step instead of being returned to the system
+    convolutions  cuDNN tries its algorithms on each shape; which wins may differ from start to start, so "first"
+               is for runs on a GPU that have to repeat to the bit
 
 "auto" is what was measured to be fastest (docs/log.md). No GPU has been at hand: there "auto" takes
 what cannot fail, and the rungs above it wait for `docs/gpu-runbook.md`.
@@ -47,9 +49,18 @@ class SpeedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """"step" needs a GPU."""
     content: Literal["auto", "fp32", "bf16"] = "auto"
     allocator: Literal["auto", "system", "keep"] = "auto"
+    convolutions: Literal["auto", "first", "fastest"] = "auto"
+    """Which of cuDNN's algorithms: its first guess, or the one that is fastest when tried on each shape."""
 
 
-PLAIN = SpeedConfig(dense="plain", compile="none", graph="none", content="fp32", allocator="system")
+PLAIN = SpeedConfig(
+    dense="plain",
+    compile="none",
+    graph="none",
+    content="fp32",
+    allocator="system",
+    convolutions="fastest",
+)
 IMPLEMENTATIONS: dict[str, SpeedConfig] = {
     "auto": SpeedConfig(),
     "plain": PLAIN,
@@ -101,6 +112,7 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
         "graph": "none",
         "content": "bf16" if bf16 else "fp32",
         "allocator": "keep" if glibc else "system",
+        "convolutions": "fastest",
     }
     asked = {
         name: value for name, value in msgspec.structs.asdict(speed).items() if value != "auto"
@@ -110,6 +122,7 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
 
 def prepare(state: TrainState, speed: SpeedConfig) -> None:
     """Give a state's networks the form of resolved settings; their weights and names stay as they are."""
+    torch.backends.cudnn.benchmark = speed.convolutions == "fastest"
     form: Form = "plain" if speed.dense == "auto" else speed.dense
     for module in state.generator.modules():
         if isinstance(module, DenseBlock):

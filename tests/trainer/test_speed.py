@@ -19,6 +19,7 @@ from trainer.state import build_state
 CPU = torch.device("cpu")
 SMALL = ["generator.features=12", "generator.blocks=1", "discriminator.features=4"]
 SMALL += ["content.layer=conv2_2", "ema.halflife_patches=0", "optim.lr=2e-4"]
+BRANCHES = 8.0
 
 
 def losses(speed: SpeedConfig, *, stage: str, bf16: bool, norm: str = "none", steps: int = 20):
@@ -29,6 +30,12 @@ def losses(speed: SpeedConfig, *, stage: str, bf16: bool, norm: str = "none", st
     config = msgspec.structs.replace(config, speed=speed)
     state = build_state(config, stage=stage, scale=4, device=CPU, content_weights=None)
     state.generator.train()
+    with (
+        torch.no_grad()
+    ):  # a fresh network hardly has any branches, and what they do would not show
+        for name, parameter in state.generator.named_parameters():
+            if name.startswith(("body.", "conv_body.")) and name.endswith("weight"):
+                parameter.mul_(BRANCHES)
     decided = resolve(config, device=CPU, bf16=bf16)
     prepare(state, decided)
     step = build_step(state, config, bf16, ranks=ALONE, speed=decided)
@@ -51,7 +58,7 @@ def test_twenty_steps_of_each_dense_form_lose_as_the_plain_one(settings, norm, s
     wanted, _ = losses(PLAIN, stage=stage, bf16=False, norm=norm)
     found, _ = losses(with_(**settings), stage=stage, bf16=False, norm=norm)
     for ours, plain in zip(found, wanted, strict=True):
-        assert ours == pytest.approx(plain, rel=5e-3)
+        assert ours == pytest.approx(plain, rel=1e-5 if norm == "none" else 5e-3)
     assert wanted[-1]["pixel"] < wanted[0]["pixel"]
 
 
@@ -108,6 +115,21 @@ def test_what_cannot_be_is_refused_in_one_line(overrides, words):
     config = load_config("usrgan", stage="gan", overrides=overrides)
     with pytest.raises(ConfigError, match=words):
         resolve(config, device=CPU, bf16=config.precision != "fp32")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Dynamo's and Inductor's own, about their own code
+@pytest.mark.parametrize("form", ["plain", "push", "hybrid"])
+def test_compiled_blocks_lose_as_blocks_that_are_not_in_one_graph_each(form):
+    counters = torch._dynamo.utils.counters
+    torch.compiler.reset()
+    counters.clear()
+    wanted, _ = losses(with_(dense=form), stage="psnr", bf16=True, steps=4)
+    found, _ = losses(with_(dense=form, compile="blocks"), stage="psnr", bf16=True, steps=4)
+    for ours, plain in zip(found, wanted, strict=True):
+        assert ours["pixel"] == pytest.approx(plain["pixel"], rel=5e-3)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
 
 
 def test_a_graph_is_refused_to_several_processes_and_to_fp16():

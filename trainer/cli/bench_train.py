@@ -111,8 +111,6 @@ def train_command(
     if fake_step is not None:
         _fake(shards, fake_step, sizes[0], steps or 500, workers, as_json=as_json)
         return
-    import torch
-
     from trainer.bench.result import lines
     from trainer.bench.train import bench_train
     from trainer.bench.wait import data_wait
@@ -128,8 +126,6 @@ def train_command(
     if vgg is None:
         overrides = (*overrides, "content.features=random")
     overrides = (*overrides, f"data.workers={workers}")
-    if chosen.type == "cuda":
-        torch.backends.cudnn.benchmark = True
     configs = {
         name: load_config(config, stage=name, overrides=overrides)
         for name in STAGES
