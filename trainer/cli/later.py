@@ -10,7 +10,7 @@ from shards.errors import UsageError
 
 @console.command(
     "export-sr",
-    example="export-sr runs/usrgan/checkpoints/best-psnr_y/gan.safetensors --format onnx -o model.onnx",
+    example="export-sr runs/usrgan/checkpoints/final/gan.safetensors --format onnx -o model.onnx",
     any_options=True,
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)

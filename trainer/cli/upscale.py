@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @console.command(
     "upscale-sr",
-    example="upscale-sr photo.jpg -o photo-4x.png --model runs/usrgan/checkpoints/best-psnr_y/gan.safetensors\n"
+    example="upscale-sr photo.jpg -o photo-4x.png --model runs/usrgan/checkpoints/final/gan.safetensors\n"
     "upscale-sr photos -r -o upscaled --model gan.safetensors",
 )
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
@@ -56,7 +56,7 @@ def upscale_main(
     """
     if model is None:
         raise UsageError(
-            "--model: name weights to upscale with, such as RUN/checkpoints/best-psnr_y/gan.safetensors"
+            "--model: name weights to upscale with, such as RUN/checkpoints/final/gan.safetensors"
             " of a train-sr run"
         )
     if 4 * overlap > tile:
