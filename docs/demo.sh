@@ -23,13 +23,13 @@ step "2. a small generator through both stages"
 train-sr --shards "$demo/shards" --config tiny --stage both --out "$demo/run"
 
 step "3. whole held-out photos against bicubic"
-best=$demo/run/checkpoints/best-psnr_y
-models=(--model "$best/psnr.safetensors" --model "$best/gan.safetensors")
+weights=$demo/run/checkpoints
+models=(--model "$weights/best-psnr_y/psnr.safetensors" --model "$weights/final/gan.safetensors")
 eval-sr --hr "$demo/photos/held-out" "${models[@]}" --strips "$demo/run/strips" --json >"$demo/run/evaluation.json"
 eval-sr --hr "$demo/photos/held-out" "${models[@]}"
 
 step "4. held-out photos upscaled"
-upscale-sr "$demo/photos/held-out" -o "$demo/upscaled" --model "$best/gan.safetensors" --overwrite
+upscale-sr "$demo/photos/held-out" -o "$demo/upscaled" --model "$weights/final/gan.safetensors" --overwrite
 
 step "5. the report"
 train-sr --report "$demo/run"
@@ -37,4 +37,4 @@ train-sr --report "$demo/run"
 step "Done"
 echo "report:   $PWD/$demo/run/report.html"
 echo "pictures: $PWD/$demo/upscaled"
-echo "weights:  $PWD/$best"
+echo "weights:  $PWD/$weights"

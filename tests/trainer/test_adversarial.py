@@ -199,6 +199,7 @@ def test_the_scale_of_fp16_survives_a_restart():
     assert other.scaler.get_scale() == 512
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_r1_and_a_u_net_ends_with_the_same_bits(tiny_shards, tmp_path):
     settings = (
         "psnr.epochs=1", "adversarial.kind=relativistic", "adversarial.r1=1", "adversarial.r1_every=3",
