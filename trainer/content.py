@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shards.errors import UsageError
+from trainer.foreign import read_foreign
 from trainer.networks.vgg import Activation, InputRange, VGGFeatures, layer_names
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
@@ -95,7 +96,12 @@ def build_content_features(config: ContentConfig, *, weights: Path | None) -> VG
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight)
     if config.features == "vgg19":
-        stored = _read_vgg19(weights) if weights else _fetch_vgg19()
+        if weights:
+            stored, _ = read_foreign(
+                weights, option="--vgg", fix="name torchvision's VGG-19, or download it again"
+            )
+        else:
+            stored = _fetch_vgg19()
         wanted = network.state_dict()
         for name, value in wanted.items():
             found = stored.get(name)
@@ -106,25 +112,6 @@ def build_content_features(config: ContentConfig, *, weights: Path | None) -> VG
                 )
         network.load_state_dict({name: stored[name] for name in wanted})
     return network.eval().requires_grad_(False)
-
-
-def _read_vgg19(path: Path) -> dict[str, Tensor]:
-    from trainer.weights import load_tensors  # weights knows generators, which know no losses
-
-    if path.suffix == ".safetensors":
-        return load_tensors(path)[0]
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UsageError(f"--vgg {path}: there is no such file; check the path") from None
-    except Exception as error:  # whatever unpickling a foreign file raises
-        raise UsageError(
-            f"--vgg {path}: is no PyTorch file that can be read ({type(error).__name__});"
-            " name torchvision's VGG-19 weights, or download them again"
-        ) from error
-    if not isinstance(stored, dict):
-        raise UsageError(f"--vgg {path}: holds no state dict; name torchvision's VGG-19 file")
-    return stored
 
 
 def _fetch_vgg19() -> dict[str, Tensor]:

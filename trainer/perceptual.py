@@ -7,7 +7,6 @@ the user gives torchvision's files, `.pth` or `.safetensors`.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from shards.errors import UsageError, UsrganError
 from shards.png import RGB8
+from trainer.foreign import read_foreign
 from trainer.memory import within_memory
 from trainer.networks.trunks import SMALLEST, Pool, Trunk, TrunkKind, kind_of
 from trainer.weights import load_tensors
@@ -115,7 +115,7 @@ def build_judge(
         UsageError: the file cannot be used; names `option` and which file would do.
     """
     fix = "name torchvision's " + " or ".join(PUBLISHED[kind][0] for kind in kinds)
-    weights, digest = _read(path, option=option, fix=fix)
+    weights, digest = read_foreign(path, option=option, fix=fix)
     kind = kind_of(weights)
     if kind is None or kind not in kinds:
         raise UsageError(f"{option} {path}: {_what(weights, kind)}; {fix}")
@@ -140,34 +140,6 @@ def learnt(name: str) -> Tensor:
 @cache
 def _all_learnt() -> dict[str, Tensor]:
     return load_tensors(LEARNT)[0]
-
-
-def _read(path: Path, *, option: str, fix: str) -> tuple[dict[str, Tensor], str]:
-    """A state dict and the SHA-256 of its file."""
-    try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise UsageError(f"{option} {path}: there is no such file; {fix}") from None
-    except OSError as error:
-        raise UsageError(f"{option} {path}: cannot be read ({error.strerror}); {fix}") from None
-    named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
-    if named and not digest.startswith(named[1]):
-        raise UsageError(
-            f"{option} {path}: is damaged (its SHA-256 begins with {digest[:8]}, not {named[1]});"
-            " download it again"
-        )
-    if path.suffix == ".safetensors":
-        return load_tensors(path)[0], digest
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever unpickling a foreign file raises
-        raise UsageError(
-            f"{option} {path}: is no PyTorch file that can be read ({type(error).__name__}); {fix}"
-        ) from error
-    if not isinstance(stored, dict):
-        raise UsageError(f"{option} {path}: holds no state dict; {fix}")
-    return {key: value for key, value in stored.items() if isinstance(value, Tensor)}, digest
 
 
 def _what(weights: dict[str, Tensor], kind: TrunkKind | None) -> str:

@@ -239,6 +239,13 @@ def test_what_is_no_state_dict_is_refused(tmp_path):
     assert "is no PyTorch file" in refusal(ContentConfig(), tmp_path / "text.pth")
 
 
+def test_a_file_of_another_digest_than_its_name_says_is_refused(tmp_path):
+    torch.save(torchvision_weights("conv2_2"), tmp_path / "vgg19-dcbb9e9d.pth")
+    message = refusal(ContentConfig(layer="conv2_2"), tmp_path / "vgg19-dcbb9e9d.pth")
+    assert "vgg19-dcbb9e9d.pth: is damaged (its SHA-256 begins with" in message
+    assert "not dcbb9e9d); download it again" in message
+
+
 def test_a_pickle_runs_no_code(tmp_path):
     class Trap:
         def __reduce__(self):
