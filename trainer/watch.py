@@ -184,19 +184,19 @@ class Watch:
                     told = Failure(_gone(self._names([neighbour]), seconds=self._silence))
                     if note_failure(self.store, told):
                         self._tell(told.message)
-                    _leave(told.code)
+                    leave(told.code)
         except RuntimeError:  # the store has gone, and with it the launcher or its machine
             if not self._stopped.is_set():
                 self._tell(
                     f"rank {self._ranks.rank}: the process that started the ranks has gone;"
                     " run the same command again to go on from the last checkpoint"
                 )
-                _leave(1)
+                leave(1)
 
     def _end_soon(self, code: int) -> None:
         """Give the main thread, which may hang in a collective, time to end by itself."""
         if not self._stopped.wait(2 * BEAT_SECONDS):
-            _leave(code)
+            leave(code)
 
 
 @contextlib.contextmanager
@@ -250,19 +250,19 @@ def failing_together(
                 tell(UsrganError(failure.message))
         except RuntimeError:  # the store has gone, too
             time.sleep(3 * BEAT_SECONDS)  # the watch says so
-        _leave(1)
+        leave(1)
     except Stopped as error:
-        _leave(tell(error) if ranks.first else error.exit_code)
+        leave(tell(error) if ranks.first else error.exit_code)
     except BaseException as error:
         code = getattr(error, "exit_code", 1)
         with contextlib.suppress(RuntimeError):
             note_failure(watch.store, Failure(str(error), code))
             if not is_first_to_tell(watch.store, str(error)):
-                _leave(code)
+                leave(code)
         prefixed = (
             code != UsageError.exit_code and ranks.rank > 0 and isinstance(error, UsrganError)
         )
-        _leave(tell(type(error)(f"rank {ranks.rank}: {error}") if prefixed else error))
+        leave(tell(type(error)(f"rank {ranks.rank}: {error}") if prefixed else error))
 
 
 def _gone(who: str, *, seconds: float | None = None) -> str:
@@ -280,8 +280,8 @@ def _broken(rank: int) -> str:
     )
 
 
-def _leave(code: int) -> None:
-    """End this process now, whatever its other threads wait for."""
+def leave(code: int) -> None:
+    """End this process now, whatever its other threads wait for; a normal exit may abort on gloo's."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

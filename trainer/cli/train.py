@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -173,8 +173,15 @@ def train_main(
                     " leave --gpus out"
                 )
             result = work(dry_run=dry_run, stop_requested=stopping, ranks=ranks, watch=watch)
-    if not ranks.first:
-        return
+    if ranks.first:
+        _tell(result, as_json=as_json, dry_run=dry_run)
+    if ranks.world > 1:
+        from trainer.watch import leave
+
+        leave(0)
+
+
+def _tell(result: dict[str, Any], *, as_json: bool, dry_run: bool) -> None:
     if as_json:
         console.print_json(result)
     elif dry_run:
