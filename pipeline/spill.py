@@ -1,8 +1,8 @@
-"""Spills: the patch pairs of a chunk of photos on scratch, sorted by rank.
+"""Spills: the patch pairs of a chunk of photos on scratch, in runs sorted by rank.
 
-`chunk-NNNNNN.spill` holds `hr lr hr lr …`, then a marker (a row for each pair and the photos'
-outcomes), then the marker's length and CRC-32. A file of that name is whole, so it says that the
-chunk is done and a rerun need not cut it again.
+`chunk-NNNNNN.spill` holds `hr lr hr lr …`, then a marker (a row for each pair, all sorted by rank, and
+the photos' outcomes), then the marker's length and CRC-32. A file of that name is whole, so it says that
+the chunk is done and a rerun need not cut it again.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -20,7 +21,7 @@ from isal import isal_zlib
 
 from pipeline.admit import admit
 from pipeline.options import Options
-from pipeline.patches import cut_photo
+from pipeline.patches import Cut, cut_photo
 from pipeline.scan import Found, stamp
 from pipeline.similar import Look, look_of
 from shards import files
@@ -42,6 +43,8 @@ ROW = np.dtype(
     ]
 )
 Rows = npt.NDArray[np.void]
+RUN = 2**27
+"""Bytes of pairs that a process holds before it writes them: a chunk may be of any size."""
 _END = struct.Struct("<QI")
 """Length of the marker, bytes, and its CRC-32."""
 
@@ -98,47 +101,64 @@ def write_spill(
         UsrganError: a photo was changed or taken away after the scan.
     """
     outcomes: list[Outcome] = []
-    cuts: list[tuple[int, int, int, int, float, float, bytes, bytes]] = []
-    for number, photo in enumerate(photos):
-        try:
-            if photo.name in crashed:
-                raise RejectedPhoto("CRASHED", "made its decoder crash")
-            read = admit(photo, options)
-        except RejectedPhoto as refused:
-            _check_unchanged(photo)
-            outcomes.append(
-                Outcome(photo.name, photo.val, code=refused.code, reason=refused.reason)
-            )
-            continue
+    runs = [np.zeros(0, ROW)]
+    cuts: list[tuple[int, Cut]] = []
+    at = held = 0
+    with files.replacing(work / spill_name(chunk)) as stream:
+        for number, photo in enumerate(photos):
+            outcome, found = _cut(photo, options, crashed=photo.name in crashed)
+            outcomes.append(outcome)
+            for cut in found:
+                cuts.append((number, cut))
+                held += len(cut.hr) + len(cut.lr)
+                if held >= RUN:
+                    runs.append(_write_run(stream, cuts, at))
+                    at, held = at + held, 0
+                    cuts.clear()
+        runs.append(_write_run(stream, cuts, at))
+        rows = np.concatenate(runs)
+        rows = rows[np.lexsort([rows[name] for name in ("y", "x", "photo", "rank")])]
+        marker = Marker(rows.tobytes(), outcomes, _listing(photos), at + held)
+        stored = msgspec.msgpack.encode(marker)
+        stream.writelines((stored, _END.pack(len(stored), isal_zlib.crc32(stored))))
+    return chunk
+
+
+def _cut(photo: Found, options: Options, *, crashed: bool) -> tuple[Outcome, Iterable[Cut]]:
+    """Read one photo; its pairs are cut and encoded as they are asked for."""
+    try:
+        if crashed:
+            raise RejectedPhoto("CRASHED", "made its decoder crash")
+        read = admit(photo, options)
+    except RejectedPhoto as refused:
         _check_unchanged(photo)
-        outcomes.append(
-            Outcome(
-                photo.name,
-                photo.val,
-                sha256=read.sha256,
-                pixels=read.pixels,
-                area=read.image.shape[0] * read.image.shape[1],
-                look=look_of(read.luma),
-                blockiness=read.blockiness,
-                pre_scale=read.pre_scale,
-            )
-        )
-        found = cut_photo(read, options)
-        cuts.extend((cut.rank, number, *cut[1:]) for cut in found)
-    cuts.sort(key=lambda cut: cut[:4])
+        return Outcome(photo.name, photo.val, code=refused.code, reason=refused.reason), ()
+    _check_unchanged(photo)
+    outcome = Outcome(
+        photo.name,
+        photo.val,
+        sha256=read.sha256,
+        pixels=read.pixels,
+        area=read.image.shape[0] * read.image.shape[1],
+        look=look_of(read.luma),
+        blockiness=read.blockiness,
+        pre_scale=read.pre_scale,
+    )
+    return outcome, cut_photo(read, options)
+
+
+def _write_run(stream: BinaryIO, cuts: Sequence[tuple[int, Cut]], at: int) -> Rows:
+    """Append pairs, each with the number of its photo, to a spill of so many bytes, sorted; their rows."""
     rows = np.zeros(len(cuts), ROW)
     pieces: list[bytes] = []
-    at = 0
-    for row, (rank, number, x, y, spread, gradient, hr, lr) in enumerate(cuts):
+    for row, (number, cut) in enumerate(sorted(cuts, key=lambda each: each[1].rank)):
+        hr, lr = cut.hr, cut.lr
         checksum = isal_zlib.crc32(lr, isal_zlib.crc32(hr))
-        rows[row] = (rank, number, x, y, spread, gradient, at, len(hr), len(lr), checksum)
+        rows[row] = (cut.rank, number, *cut[1:5], at, len(hr), len(lr), checksum)
         pieces += (hr, lr)
         at += len(hr) + len(lr)
-    marker = msgspec.msgpack.encode(Marker(rows.tobytes(), outcomes, _listing(photos), at))
-    pieces += (marker, _END.pack(len(marker), isal_zlib.crc32(marker)))
-    with files.replacing(work / spill_name(chunk)) as stream:
-        stream.writelines(pieces)
-    return chunk
+    stream.writelines(pieces)
+    return rows
 
 
 def load_spill(

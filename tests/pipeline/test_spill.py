@@ -33,6 +33,27 @@ def test_a_spill_tells_where_each_pair_lies(spilled):
         assert content[at + hr + lr - 8 : at + hr + lr].endswith(b"IEND\xaeB`\x82")
 
 
+@pytest.mark.parametrize("run", [1, 20_000])
+def test_a_spill_in_runs_holds_the_same_pairs_in_the_same_order(
+    spilled, tmp_path, monkeypatch, run
+):
+    path, found = spilled
+    monkeypatch.setattr("pipeline.spill.RUN", run)
+    write_spill(tmp_path, 1, found, OPTIONS, frozenset())
+    assert _pairs(path, found) == _pairs(tmp_path / spill_name(1), found)
+    assert (tmp_path / spill_name(1)).read_bytes() != path.read_bytes()
+
+
+def _pairs(path, found):
+    content = path.read_bytes()
+    loaded = load_spill(path.parent, int(path.stem[-6:]), found)
+    assert loaded is not None
+    ends = loaded[0]["offset"] + loaded[0]["hr"] + loaded[0]["lr"]
+    pairs = [content[at:end] for at, end in zip(loaded[0]["offset"], ends, strict=True)]
+    others = [name for name in loaded[0].dtype.names if name != "offset"]
+    return loaded[0][others].tolist(), pairs, loaded[1]
+
+
 def test_a_spill_of_other_photos_is_cut_again(spilled):
     path, found = spilled
     assert load_spill(path.parent, 0, found[1:]) is None
