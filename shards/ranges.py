@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -16,11 +17,15 @@ from queue import SimpleQueue
 from typing import NamedTuple, Protocol
 
 from shards import fetched, storage
-from shards.errors import DamagedData, UsrganError
+from shards.errors import DamagedData, UsageError, UsrganError
 from shards.manifest import ShardEntry
 from shards.storage import Location
 
 _OPEN_FILES = 64
+REPAIR = "run the prep-shards command that made it with --repair"
+_REPAIR_URL = "run the prep-shards command that made it with --overwrite"
+_PAUSES = (0.2, 1.0, 4.0)
+"""Seconds before a range of a URL is asked for again."""
 
 
 class Range(Protocol):
@@ -36,6 +41,16 @@ class Range(Protocol):
 
     def file(self) -> OpenFile | None:
         """The local file that holds the shard, open as long as this is held; None if there is none."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where the bytes come from."""
+        ...
+
+    @property
+    def fix(self) -> str:
+        """What to do about it if they are damaged there."""
         ...
 
 
@@ -63,6 +78,8 @@ class Held(NamedTuple):
 
     content: bytes
     start: int
+    place: str
+    fix: str = _REPAIR_URL
 
     def part(self, start: int, stop: int) -> tuple[bytes, int]:
         """As `Range` says; all that is held."""
@@ -97,6 +114,12 @@ class OnDisk(NamedTuple):
 
     path: str
     files: OpenFiles
+    fix: str = REPAIR
+
+    @property
+    def place(self) -> str:
+        """As `Range` says."""
+        return self.path
 
     def ahead(self, start: int, stop: int) -> OnDisk:
         """Have the kernel read ahead, where it can."""
@@ -155,21 +178,35 @@ class StoreRanges:
     def range(self, shard: ShardEntry, start: int, stop: int) -> Range:
         """As `Ranges` says."""
         url = storage.below(self.url, shard.name)
-        try:
-            content = storage.read_range(url, start, stop)
-        except FileNotFoundError:
-            raise DamagedData(f"{url}: is missing; run prep-shards --repair") from None
+        content = _patiently(url, start, stop)
         self.bytes_read += len(content)
-        return Held(content, start)
+        return Held(content, start, url)
 
     def close(self) -> None:
         """Nothing goes on."""
 
 
+def _patiently(url: str, start: int, stop: int) -> bytes:
+    """A range of a URL; a connection that breaks is no reason to end hours of training."""
+    for pause in (*_PAUSES, None):
+        try:
+            return storage.read_range(url, start, stop)
+        except FileNotFoundError:
+            raise DamagedData(f"{url}: is missing; {_REPAIR_URL}") from None
+        except UsageError:
+            raise
+        except UsrganError:
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
 class FetchedRanges:
     """Shards at a URL that are fetched whole into a folder, one after the other, as they come up.
 
-    Until a shard is there its ranges come from the URL, so no step waits for a whole shard.
+    Until a shard is there its ranges come from the URL, so no step waits for a whole shard; and where
+    the folder takes no more, all further ones do.
     """
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -179,24 +216,24 @@ class FetchedRanges:
         self._store = StoreRanges(url)
         self._wanted: SimpleQueue[ShardEntry | None] = SimpleQueue()
         self._asked: set[str] = set()
-        self._trouble: UsrganError | None = None
+        self._over = False
         self._lock = threading.Lock()
         self._files = open_files()
 
     def range(self, shard: ShardEntry, start: int, stop: int) -> Range:
-        """As `Ranges` says; raises as well what fetching a shard came upon."""
-        if self._trouble is not None:
-            raise self._trouble
+        """As `Ranges` says."""
         self.bytes_read += stop - start
         path = fetched.place(self.folder, shard)
         if fetched.is_there(path, shard):
-            return OnDisk(str(path), self._files).ahead(start, stop)
-        self._ask(shard)
+            fix = f"it is a copy of {storage.below(self.url, shard.name)}: delete it"
+            return OnDisk(str(path), self._files, fix).ahead(start, stop)
+        if not self._over:
+            self._ask(shard)
         return self._store.range(shard, start, stop)
 
     def close(self) -> None:
         """Fetch no more shards after the next."""
-        self._trouble = UsrganError("closed")
+        self._over = True
         self._wanted.put(None)
 
     def _ask(self, shard: ShardEntry) -> None:
@@ -209,11 +246,17 @@ class FetchedRanges:
                 self._wanted.put(shard)
 
     def _fetch(self) -> None:
-        while self._trouble is None and (shard := self._wanted.get()) is not None:
+        while not self._over and (shard := self._wanted.get()) is not None:
             try:
                 fetched.fetch(storage.below(self.url, shard.name), shard, self.folder)
-            except UsrganError as error:
-                self._trouble = error
+            except (UsrganError, OSError) as error:
+                if not self._over:
+                    from shards import console  # with all that prints; a reader seldom needs it
+
+                    console.warn(
+                        f"{error}; no more shards are kept in {self.folder}, reading goes on"
+                    )
+                self._over = True
 
 
 def open_ranges(location: Location, cache: Path | None) -> Ranges:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,10 +25,9 @@ from shards import codec, index, scatter, storage, tar
 from shards.errors import DamagedData, UsageError
 from shards.manifest import NAME, Manifest, SampleInfo, ShardEntry, load_manifest, parse_manifest
 from shards.png import RGB8, Buffer
-from shards.ranges import Range, Ranges, open_ranges
+from shards.ranges import REPAIR, Range, Ranges, open_ranges
 from shards.storage import Location
 
-REPAIR = "run the prep-shards command that made it with --repair"
 _INDICES_AT_ONCE = 16
 """Requests for the indices of a data set at a URL."""
 
@@ -42,18 +41,26 @@ class Pair(NamedTuple):
     info: SampleInfo
 
 
+class Promise(NamedTuple):
+    """What the index says of consecutive pairs of one shard."""
+
+    keys: list[int]
+    headers: bytes
+    """As our writer makes them for key and sizes, three blocks for each pair."""
+    spans: list[list[int]]
+    """Where the data of HR, JSON and LR begins and ends in the shard: six numbers."""
+    crcs: list[list[int]]
+
+
 class Piece(NamedTuple):
-    """Consecutive pairs of one shard: their bytes, and what the index says of each."""
+    """Consecutive pairs of one shard and their bytes."""
 
     first: int
     """Position of the first pair."""
     source: Range
-    headers: bytes
-    """Those of the pairs as our writer makes them for key and sizes, three blocks for each pair."""
-    keys: list[int]
-    spans: list[list[int]]
-    """Where the data of HR, JSON and LR begins and ends in the shard: six numbers."""
-    crcs: list[list[int]]
+    promised: Callable[[], Promise]
+    rows: scatter.Rows | None
+    """Of raw pairs of a local shard, which need no more than this."""
 
 
 Block = tuple[Piece, ...]
@@ -78,6 +85,9 @@ class SplitReader:
         self.name = name
         self.ranges = ranges
         self._codec = manifest.codec
+        self._form = None
+        if manifest.codec == "raw":
+            self._form = scatter.form_of(manifest.hr_size, manifest.hr_size // manifest.scale)
         self._parts = tar.parts(codec.EXTENSIONS[manifest.codec])
         self._shards = manifest.splits[name].shards
         self._indices = indices
@@ -92,20 +102,22 @@ class SplitReader:
         Raises:
             DamagedData: anything differs from what the index promises; names shard and key.
         """
-        key, hr, meta, lr = self.members(position)
+        block = self.block(position, position + 1)
+        hr, meta, lr = self._checked(block, position)
+        key = block[0].promised().keys[0]
         try:
-            info = msgspec.json.decode(meta, type=SampleInfo)
+            info = msgspec.json.decode(bytes(meta), type=SampleInfo)
             pair = Pair(key, codec.decode(hr, self._codec), codec.decode(lr, self._codec), info)
             _check_shapes(pair, self.manifest)
         except (DamagedData, msgspec.DecodeError) as error:
-            raise self._damaged(position, str(error)) from None
+            raise _damaged(block[0], position, str(error)) from None
         return pair
 
     def members(self, position: int) -> tuple[int, bytes, bytes, bytes]:
         """Key, HR, JSON and LR of a pair as stored, checksums verified."""
         block = self.block(position, position + 1)
         hr, meta, lr = self._checked(block, position)
-        return block[0].keys[0], bytes(hr), bytes(meta), bytes(lr)
+        return block[0].promised().keys[0], bytes(hr), bytes(meta), bytes(lr)
 
     def block(self, first: int, stop: int) -> Block:
         """Begin to read the pairs [first, stop), one range of each shard that they lie in.
@@ -134,42 +146,39 @@ class SplitReader:
         Raises:
             DamagedData: anything differs from what the index promises; names shard and key.
         """
-        if self._codec == "raw" and wanted:
-            wanted, lr, hr = self._scattered(wanted, lr, hr)
+        if self._form is not None and wanted:
+            wanted, lr, hr = self._scattered(wanted, self._form, lr, hr)
         stored = [self._checked(block, position) for block, position in wanted]
         try:
             codec.decode_many([each[0] for each in stored], self._codec, hr)
             codec.decode_many([each[2] for each in stored], self._codec, lr)
         except DamagedData:
-            for number, (each, (_, position)) in enumerate(zip(stored, wanted, strict=True)):
+            for number, (each, (block, position)) in enumerate(zip(stored, wanted, strict=True)):
                 for out, content in ((hr, each[0]), (lr, each[2])):
                     try:
                         codec.decode_many([content], self._codec, out[number : number + 1])
                     except DamagedData as error:
-                        raise self._damaged(position, str(error)) from None
+                        raise _damaged(_piece_of(block, position), position, str(error)) from None
             raise
 
     def _scattered(
-        self, wanted: Sequence[tuple[Block, int]], lr: Images, hr: Images
+        self, wanted: Sequence[tuple[Block, int]], form: scatter.Form, lr: Images, hr: Images
     ) -> tuple[Sequence[tuple[Block, int]], Images, Images]:
         """Read raw pairs straight into place while that goes well; what is left."""
-        form = scatter.Form(codec.raw_header(*hr.shape[1:3]), codec.raw_header(*lr.shape[1:3]))
-        hr_bytes, lr_bytes = hr.reshape(-1).data, lr.reshape(-1).data
-        hr_size, lr_size = len(hr_bytes) // len(hr), len(lr_bytes) // len(lr)
+        outs = hr.reshape(-1).data, lr.reshape(-1).data
+        length, short = form.hr_length, form.lr_length
+        if (len(outs[0]), len(outs[1])) != (len(wanted) * length, len(wanted) * short):
+            return wanted, lr, hr
+        room = scatter.Room(form)
         for number, (block, position) in enumerate(wanted):
             piece = _piece_of(block, position)
+            rows, file = piece.rows, piece.source.file()
+            if rows is None or file is None:
+                return wanted[number:], lr[number:], hr[number:]
+            hr_out = outs[0][number * length : (number + 1) * length]
+            lr_out = outs[1][number * short : (number + 1) * short]
             row = position - piece.first
-            at = 3 * tar.BLOCK * row
-            file = piece.source.file()
-            if file is None or not scatter.read_pair(
-                file.descriptor,
-                piece.spans[row],
-                piece.headers[at : at + 3 * tar.BLOCK],
-                piece.crcs[row],
-                form,
-                hr=hr_bytes[number * hr_size : (number + 1) * hr_size],
-                lr=lr_bytes[number * lr_size : (number + 1) * lr_size],
-            ):
+            if not scatter.read_pair(file.descriptor, rows, row, room, hr_out, lr_out):
                 return wanted[number:], lr[number:], hr[number:]
         return (), lr[:0], hr[:0]
 
@@ -183,23 +192,31 @@ class SplitReader:
 
     def _piece(self, first: int, number: int, rows: slice) -> Piece:
         shard = self._indices[number]
-        offset, size, keys = shard.offset[rows].astype(np.int64), shard.size[rows], shard.key[rows]
+        offset, size = shard.offset[rows].astype(np.int64), shard.size[rows].astype(np.int64)
         start = int(offset[0, 0]) - tar.BLOCK
         end = int(offset[-1, 2]) + tar.padded(int(size[-1, 2]))
-        return Piece(
-            first,
-            source=self.ranges.range(self._shards[number], start, end),
-            headers=tar.headers(keys, self._parts, size).tobytes(),
-            keys=keys.tolist(),
-            spans=np.stack((offset, offset + size), axis=2).reshape(-1, 6).tolist(),
-            crcs=shard.crc32[rows].tolist(),
-        )
+        source = self.ranges.range(self._shards[number], start, end)
+
+        def promised() -> Promise:
+            return Promise(
+                keys=shard.key[rows].tolist(),
+                headers=tar.headers(shard.key[rows], self._parts, size).tobytes(),
+                spans=np.stack((offset, offset + size), axis=2).reshape(-1, 6).tolist(),
+                crcs=shard.crc32[rows].tolist(),
+            )
+
+        if self._form is not None and source.file() is not None:
+            placed = scatter.rows_of(self._form, shard.key[rows], offset, size, shard.crc32[rows])
+            if placed is not None:
+                return Piece(first, source, promised, placed)
+        promise = promised()
+        return Piece(first, source, lambda: promise, None)
 
     def _checked(self, block: Block, position: int) -> tuple[Buffer, Buffer, Buffer]:
         """HR, JSON and LR of a pair of a block: headers, sizes and checksums are those of the index."""
         piece = _piece_of(block, position)
-        row = position - piece.first
-        a, b, c, d, e, f = piece.spans[row]
+        promise, row = piece.promised(), position - piece.first
+        a, b, c, d, e, f = promise.spans[row]
         content, base = piece.source.part(a - tar.BLOCK, f)
         a, b, c, d, e, f = a - base, b - base, c - base, d - base, e - base, f - base
         view = memoryview(content)
@@ -208,22 +225,22 @@ class SplitReader:
             content[a - tar.BLOCK : a] + content[c - tar.BLOCK : c] + content[e - tar.BLOCK : e]
         )
         at = 3 * tar.BLOCK * row
-        if headers != piece.headers[at : at + 3 * tar.BLOCK]:
+        if headers != promise.headers[at : at + 3 * tar.BLOCK]:
             self._look_closer(piece, position)
-        if f > len(content) or [crc32(each) for each in found] != piece.crcs[row]:
+        if f > len(content) or [crc32(each) for each in found] != promise.crcs[row]:
             for part, data, stop, crc in zip(
-                self._parts, found, (b, d, f), piece.crcs[row], strict=True
+                self._parts, found, (b, d, f), promise.crcs[row], strict=True
             ):
                 if stop > len(content):
-                    raise self._damaged(position, f"{part} is cut off")
+                    raise _damaged(piece, position, f"{part} is cut off")
                 if crc32(data) != crc:
-                    raise self._damaged(position, f"{part} has a wrong checksum")
+                    raise _damaged(piece, position, f"{part} has a wrong checksum")
         return found
 
     def _look_closer(self, piece: Piece, position: int) -> None:
         """Headers that are not those of our writer: say why they will not do, or return if they will."""
-        row = position - piece.first
-        key, span = piece.keys[row], piece.spans[row]
+        promise, row = piece.promised(), position - piece.first
+        key, span = promise.keys[row], promise.spans[row]
         expected = [
             tar.Member(key, part, begin - tar.BLOCK, end - begin)
             for part, begin, end in zip(self._parts, span[::2], span[1::2], strict=True)
@@ -239,19 +256,13 @@ class SplitReader:
             if list(found) != expected:
                 raise DamagedData("its members are not where the index has them")
         except DamagedData as error:
-            raise self._damaged(position, str(error)) from None
+            raise _damaged(piece, position, str(error)) from None
 
     def _locate(self, position: int) -> tuple[int, int]:
         if not 0 <= position < len(self):
             raise IndexError(position)
         number = bisect_right(self._first, position) - 1
         return number, position - self._first[number]
-
-    def _damaged(self, position: int, reason: str) -> DamagedData:
-        number, row = self._locate(position)
-        key = int(self._indices[number].key[row])
-        where = _at(self.location, self._shards[number].name)
-        return DamagedData(f"{where}: sample {key:012d}: {reason}; {REPAIR}")
 
 
 @dataclass(frozen=True)
@@ -308,6 +319,12 @@ def _piece_of(block: Block, position: int) -> Piece:
     if len(block) == 1:
         return block[0]
     return next(each for each in reversed(block) if each.first <= position)
+
+
+def _damaged(piece: Piece, position: int, reason: str) -> DamagedData:
+    key = piece.promised().keys[position - piece.first]
+    place, fix = piece.source.place, piece.source.fix
+    return DamagedData(f"{place}: sample {key:012d}: {reason}; {fix}")
 
 
 def _at(location: Location, name: str) -> str:

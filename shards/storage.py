@@ -83,13 +83,14 @@ def read_range(url: str, start: int, stop: int) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UsrganError: the store does not answer, or sends other bytes than it was asked for.
+        UsrganError: the store does not answer.
+        UsageError: it sends other bytes than it was asked for.
     """
     with _telling(url, reading=True):
         system, path = _open(url)
         content: bytes = system.cat_file(path, start=start, end=stop)
     if len(content) > stop - start:
-        raise UsrganError(
+        raise UsageError(
             f"{url}: the server sends whole files instead of ranges; copy the shards to a local folder"
         )
     return content

@@ -8,9 +8,11 @@ POSIX.1-2024, pax, "ustar Interchange Format".
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,7 @@ _BLANK[136:147] = b"0" * 11
 _BLANK[156:157] = b"0"
 _BLANK[257:265] = b"ustar\x0000"
 _BLANK_SUM = sum(_BLANK) + 8 * 0x20
+_ZERO = ord("0")
 
 
 class Member(NamedTuple):
@@ -71,24 +74,52 @@ def header(key: int, part: str, size: int) -> bytes:
 
 
 def headers(
-    keys: npt.NDArray[np.int64], names: tuple[str, str, str], sizes: npt.NDArray[np.uint32]
+    keys: npt.NDArray[np.int64],
+    names: tuple[str, str, str],
+    sizes: npt.NDArray[np.int64],
+    *,
+    behind: tuple[bytes, bytes, bytes] = (b"", b"", b""),
 ) -> npt.NDArray[np.uint8]:
-    """The headers [N 3 512] of N samples with parts of `sizes` [N 3]: `header` for many at once."""
-    made = np.tile(np.frombuffer(_BLANK, np.uint8), (len(keys), 3, 1))
-    made[..., :12] = _digits(keys, base=10, count=12)[:, None]
-    for number, name in enumerate(names):
-        made[:, number, 12 : 13 + len(name)] = np.frombuffer(f".{name}".encode(), np.uint8)
-    made[..., 124:135] = _digits(sizes, base=8, count=11)
-    sums = made[..., :135].sum(axis=2, dtype=np.int64) + (_BLANK_SUM - sum(_BLANK[:135]))
-    made[..., 148:154] = _digits(sums, base=8, count=6)
-    made[..., 155] = ord(" ")
+    """What `header` makes, for N samples at once: [N L], the three headers end to end.
+
+    Args:
+        keys: [N].
+        names: of the parts.
+        sizes: [N 3], of their data.
+        behind: what follows each header in every sample.
+    """
+    blank, starts, blank_sums = _blanks(names, behind)
+    key_digits, size_digits = _decimal(keys, 12), _octal_digits(sizes, 11)
+    sums = key_digits.sum(axis=1)[:, None] + size_digits.sum(axis=2) + blank_sums
+    sum_digits = _octal_digits(sums, 6)
+    made = np.repeat(blank[None], len(keys), axis=0)
+    for number, at in enumerate(starts):
+        made[:, at : at + 12] = key_digits + _ZERO
+        made[:, at + 124 : at + 135] = size_digits[:, number] + _ZERO
+        made[:, at + 148 : at + 154] = sum_digits[:, number] + _ZERO
     return made
 
 
-def _digits(values: npt.NDArray[Any], *, base: int, count: int) -> npt.NDArray[np.uint8]:
-    """Characters [... count] of numbers, leading zeros included."""
-    powers = base ** np.arange(count - 1, -1, -1, dtype=np.int64)
-    return (values.astype(np.int64)[..., None] // powers % base + ord("0")).astype(np.uint8)
+@lru_cache(maxsize=8)
+def _blanks(
+    names: tuple[str, str, str], behind: tuple[bytes, bytes, bytes]
+) -> tuple[npt.NDArray[np.uint8], list[int], npt.NDArray[np.int64]]:
+    """A sample's headers of key 0 and size 0, where each starts, and what its bytes sum up to."""
+    made = [header(0, name, 0) for name in names]
+    sums = [int(block[148:154], 8) for block in made]
+    framed = b"".join(block + rest for block, rest in zip(made, behind, strict=True))
+    lengths = [0, *(BLOCK + len(rest) for rest in behind[:2])]
+    starts = list(itertools.accumulate(lengths))
+    return np.frombuffer(framed, np.uint8), starts, np.array(sums, np.int64)
+
+
+def _decimal(values: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Digits [... count] of numbers, the highest first."""
+    return values[..., None] // 10 ** np.arange(count - 1, -1, -1, dtype=np.int64) % 10
+
+
+def _octal_digits(values: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    return values[..., None] >> 3 * np.arange(count - 1, -1, -1, dtype=np.int64) & 7
 
 
 def padding(size: int) -> bytes:

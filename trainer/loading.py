@@ -141,7 +141,7 @@ def _empty(count: int, side: int, *, pin: bool) -> Tensor:
 
 
 def _turns(wanted: list[Wanted], *, pin: bool) -> Tensor:
-    turns = torch.tensor([each.turn for each in wanted])
+    turns = torch.from_numpy(np.array([each.turn for each in wanted], np.int64))
     return turns.pin_memory() if pin else turns
 
 

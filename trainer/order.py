@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from shards.errors import UsageError
 
-ORDER = 2
-"""Of checkpoints: another order is another run. 1 was a permutation of single samples."""
+ORDER = 3
+"""Of checkpoints: another order is another run. 1 was a permutation of single samples, 2 drew turns apart."""
 CHUNK = 64
 """Samples in a chunk: with patches of 128 pixels a read of 2 MB."""
 _PER_COUNT = 4
@@ -90,16 +90,12 @@ class Pass:
         chunk = int(self.chunks[laid])
         first = max(self.phase + (chunk - 1) * CHUNK, 0)
         stop = min(self.phase + chunk * CHUNK, self.order.samples)
-        inside = np.argsort(_draws(f"{self.name} order", first, stop), kind="stable")
-        inside = inside[place - int(self.ends[laid]) :]  # counted from the chunk's end
-        turns = np.zeros(stop - first, np.int64)
-        if self.order.turns:
-            turns = (_draws(f"{self.name} turns", first, stop) >> np.uint64(61)).astype(np.int64)
-        corners = np.zeros((stop - first, 2), np.int64)
-        if free := self.order.free:
-            drawn = _draws(f"{self.name} crops", 2 * first, 2 * stop) % np.uint64(free + 1)
-            corners = drawn.astype(np.int64).reshape(-1, 2)
-        return Visit(first + inside, turns[inside], corners[inside])
+        drawn = _draws(f"{self.name} samples", first, stop)
+        inside = np.argsort(drawn, kind="stable")[place - int(self.ends[laid]) :]  # from its end
+        low = drawn[inside].astype(np.int64)  # the order is that of the high bits
+        turns = low & 7 if self.order.turns else np.zeros_like(low)
+        sixteens = np.stack((low >> 3 & 0xFFFF, low >> 19 & 0xFFFF), axis=1)
+        return Visit(first + inside, turns, sixteens * (self.order.free + 1) >> 16)
 
 
 @lru_cache(maxsize=2)  # at the end of a pass some lanes look into the next

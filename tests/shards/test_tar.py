@@ -48,10 +48,15 @@ def test_large_members_and_every_part_have_headers_that_python_reads():
 def test_headers_of_many_are_those_of_each():
     rng = np.random.default_rng(0)
     keys = rng.choice(10**12, 50, replace=False).astype(np.int64)
-    sizes = rng.integers(1, 2**32, (50, 3), dtype=np.uint32)
+    sizes = rng.integers(1, 8**11, (50, 3))
     for extension in ("png", "webp", "npy"):
         names = tar.parts(extension)
-        made = tar.headers(keys, names, sizes)
+        made = tar.headers(keys, names, sizes).reshape(-1, 3, tar.BLOCK)
+        behind = b"one", b"", b"two"
+        framed = tar.headers(keys, names, sizes, behind=behind)
+        parts = (np.tile(np.frombuffer(each, np.uint8), (50, 1)) for each in behind)
+        beside = zip(made.transpose(1, 0, 2), parts, strict=True)
+        assert (framed == np.concatenate([each for pair in beside for each in pair], axis=1)).all()
         for row, key in enumerate(keys.tolist()):
             for number, (name, size) in enumerate(zip(names, sizes[row].tolist(), strict=True)):
                 assert made[row, number].tobytes() == tar.header(key, name, size)

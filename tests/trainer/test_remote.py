@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import fsspec
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from shards import fetched, files, storage
-from shards.errors import DamagedData, UsageError, UsrganError, WriteFailed
+from shards.errors import DamagedData, UsageError, UsrganError
 from shards.reader import open_dataset
 from tests.trainer.test_data_order import assert_equal, take
 from trainer.cli import train_main
@@ -113,12 +114,54 @@ def test_of_many_who_want_a_shard_one_fetches_it(store, tmp_path, monkeypatch):
     assert kept(tmp_path) == {f"{shard.sha256}.tar"}
 
 
-def test_a_folder_that_cannot_be_written_to_is_told(store, tmp_path):
+def test_a_folder_that_takes_no_more_is_told_once_and_reading_goes_on(
+    store, tiny_shards, tmp_path, capsys
+):
     (tmp_path / "file").write_bytes(b"")
     dataset = with_cache(open_dataset(URL), DataConfig(cache_dir=str(tmp_path / "file")))
     split = dataset.split("train")
-    with pytest.raises(WriteFailed, match="file"):
-        [split.members(0) for _ in range(2000)]  # until the thread that fetches has come upon it
+    wanted = take(open_dataset(tiny_shards).split("train"), 9)
+    told = ""
+    for _ in range(2):
+        assert_equal(take(split, 9), wanted)
+        deadline = time.monotonic() + 10  # the thread that fetches comes upon it in a while
+        while "no more shards are kept" not in told and time.monotonic() < deadline:
+            time.sleep(0.01)
+            told += capsys.readouterr().err
+    told += capsys.readouterr().err
+    assert " ".join(told.split()).count("no more shards are kept in") == 1
+
+
+def test_a_kept_shard_that_rots_is_what_is_told(store, tmp_path):
+    dataset = with_cache(open_dataset(URL), DataConfig(cache_dir=str(tmp_path)))
+    split = dataset.split("train")
+    fetch_all(split, tmp_path)
+    place = fetched.place(tmp_path, split.manifest.splits["train"].shards[0])
+    content = bytearray(place.read_bytes())
+    content[1000] ^= 1
+    place.write_bytes(content)
+    with pytest.raises(
+        DamagedData, match=rf"^{place}: .*a copy of {URL}/train-000000.tar: delete it"
+    ):
+        split[0]
+
+
+def test_a_store_that_stutters_is_asked_again(store, monkeypatch):
+    split = open_dataset(URL).split("train")
+    monkeypatch.setattr("shards.ranges._PAUSES", (0.0, 0.0))
+    cat_file, failures = type(store).cat_file, [2]
+
+    def stutter(self, path, **options):
+        if failures[0]:
+            failures[0] -= 1
+            raise ConnectionResetError("reset by peer")
+        return cat_file(self, path, **options)
+
+    monkeypatch.setattr(type(store), "cat_file", stutter)
+    assert split[3].info.src == "3.png"
+    failures[0] = 3
+    with pytest.raises(UsrganError, match="reset by peer"):
+        split[4]
 
 
 def test_a_url_without_a_data_set_or_with_half_of_one_is_told(store):
@@ -144,7 +187,7 @@ def test_a_server_that_knows_no_ranges_is_told(store, monkeypatch):
     split = open_dataset(URL).split("train")
     cat_file = type(store).cat_file
     monkeypatch.setattr(type(store), "cat_file", lambda self, path, **_: cat_file(self, path))
-    with pytest.raises(UsrganError, match="whole files instead of ranges"):
+    with pytest.raises(UsageError, match="whole files instead of ranges"):
         split[0]
 
 
