@@ -63,11 +63,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line to a log; a crash can cut only the last line (readers skip a cut one)."""
+    """Add one line to a log, whole or not at all; a crash can cut the last line (readers skip a cut one)."""
+    rest = line.encode() + b"\n"
     try:
         operation("append", path)
-        with path.open("ab") as stream:
-            stream.write(line.encode() + b"\n")
+        with path.open("ab", buffering=0) as stream:
+            before = stream.seek(0, os.SEEK_END)
+            try:
+                while rest:
+                    rest = rest[stream.write(rest) :]
+            except OSError:  # what is written next must not stand on the same line
+                with contextlib.suppress(OSError):
+                    stream.truncate(before)
+                raise
     except OSError as error:
         raise WriteFailed(_describe(path, error)) from error
 
@@ -146,6 +154,11 @@ def locked(folder: Path, *, holder: str) -> Iterator[None]:
             raise UsageError(
                 f"{folder}: {pid or 'another run'} is writing here; wait for it or name another folder"
             ) from None
+        except OSError as error:
+            raise WriteFailed(
+                f"{folder}: cannot be locked against a second run ({error.strerror});"
+                " name a folder on a file system that has flock"
+            ) from error
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{holder} (pid {os.getpid()})".encode(), 0)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -101,6 +102,31 @@ def test_a_log_grows_by_whole_lines(tmp_path):
     files.append_line(tmp_path / "log", "one")
     files.append_line(tmp_path / "log", "two")
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
+
+
+def test_a_line_that_was_cut_off_by_a_full_disk_is_taken_back(tmp_path):
+    files.append_line(tmp_path / "log", "one")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(WriteFailed, match="grew larger"):
+            files.append_line(tmp_path / "log", "a line beyond the limit")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    files.append_line(tmp_path / "log", "two")
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def refuse(_descriptor, _how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with (
+        pytest.raises(WriteFailed, match=r"cannot be locked .*flock"),
+        files.locked(tmp_path, holder="a"),
+    ):
+        pass
 
 
 def test_remove_takes_folders_and_missing_things(tmp_path):
