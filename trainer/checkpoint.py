@@ -221,8 +221,8 @@ def _load(path: Path, *, warn: Callable[[str], None]) -> tuple[dict[str, Tensor]
     try:
         tensors, metadata = load_tensors(path)
         return tensors, msgspec.json.decode(metadata["position"], type=Position)
-    except (DamagedData, KeyError, msgspec.DecodeError) as error:
-        warn(f"{error}; going on from the checkpoint before it")
+    except (DamagedData, UsageError, KeyError, msgspec.DecodeError) as error:  # or cannot be read
+        warn(f"{str(error).partition(';')[0]}; going on from the checkpoint before it")
         return None
 
 

@@ -85,6 +85,8 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
             unit="patches",
             done=state.patches_seen,
         ) as advance,
+        closing(train),
+        closing(val),
         closing(stream),
     ):
         while state.patches_seen < config.total_patches:

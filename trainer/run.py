@@ -50,12 +50,15 @@ def choose_device(wanted: str, ranks: Ranks = ALONE) -> torch.device:
             )
         return torch.device("cuda", ranks.local)
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(
             "--device cuda: this machine has no CUDA device that torch sees; use --device cpu"
         )
-    return torch.device(wanted)
+    device = torch.device(wanted)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda:0")  # threads are told which, and that wants a number
+    return device
 
 
 def use_bf16(config: Config, device: torch.device) -> bool:

@@ -114,6 +114,17 @@ def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(tmp_path, damage)
     assert str(paths[1]) in warnings[0]
 
 
+def test_a_newest_checkpoint_that_the_disk_does_not_give_falls_back_too(tmp_path):
+    paths = saved(tmp_path, 8, 16)
+    paths[1].unlink()
+    paths[1].mkdir()  # reading it is an error of the operating system
+    warnings: list[str] = []
+    loaded = load_last(tmp_path, "gan", warn=warnings.append)
+    assert loaded is not None
+    assert loaded[1].patches_seen == 8
+    assert str(paths[1]) in warnings[0]
+
+
 def test_if_none_can_be_read_the_run_does_not_start_anew(tmp_path):
     for path in saved(tmp_path, 8, 16):
         path.write_bytes(b"x")
