@@ -106,8 +106,8 @@ def prepare(job: Job, watch: Watch) -> Report:
             save_plan(work, plan)
             manifest = manifest_of(job, found, plan, promise, _pack(job, work, plan, run, watch))
             if not repair.is_as_expected(work, manifest):
-                watch.say("the photos are not what they were: all shards are written anew")
-                repair.drop_shards(job.out)
+                watch.say("photos or usrgan are not what they were: all shards are written anew")
+                folder.drop_shards(job.out)
                 manifest = manifest_of(
                     job, found, plan, promise, _pack(job, work, plan, run, watch)
                 )
