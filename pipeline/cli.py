@@ -59,7 +59,8 @@ def cores() -> int:
 )  # fmt: skip
 @click.option(
     "--work-dir", type=console.FilePath(), metavar="DIR",
-    help="Where a data set that goes to a URL is made; needs twice its size.  [default: the system's]",
+    help="Where a data set that goes to a URL is made; needs twice its size, and with --scheduler all"
+    " machines must see it.  [default: the system's]",
 )  # fmt: skip
 @click.option(
     "--hr-size", default=128, show_default=True, metavar="N", help="Side of an HR patch, pixels.",
@@ -203,12 +204,14 @@ def main(
     if patches_per_image and grid:
         raise UsageError("--grid: cannot be had together with --patches-per-image; choose one")
     url = out if isinstance(out, str) else ""
-    if url and repair:
-        raise UsageError(f"--repair: {url} is a URL; use --overwrite, or repair a local copy")
     if work_dir and not url:
         raise UsageError("--work-dir: is for a --out that is a URL; a folder is its own")
     if scheduler and engine == "local":
         raise UsageError("--scheduler: is the address of a cluster; add --engine dask or ray")
+    if scheduler and url and not work_dir:
+        raise UsageError(
+            "--work-dir: name a folder that all machines of the cluster see; the default is this machine's own"
+        )
     workers = cores() if workers is None else workers
     with pool.one_core_each():
         if workers and engine == "local" and not dry_run:

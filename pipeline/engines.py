@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from pipeline import pool
 from pipeline.pool import Arguments, Died, Done
-from shards.errors import Stopped, UsageError
+from shards.errors import Stopped, UsageError, UsrganError
 
 Engine = Literal["local", "dask", "ray"]
 Result = TypeVar("Result")
@@ -21,7 +22,7 @@ Run = Callable[[Callable[..., Any], Sequence[Arguments]], Iterator[Done[Any] | D
 """`run(function, units)`: calls `function(*unit)` for every unit."""
 _ASK_EVERY_SECONDS = 0.2
 _WAIT_SECONDS = 60
-"""So long a cluster may take to show a first worker."""
+"""So long a cluster may take to show a first worker, or may be without any later on."""
 
 
 @contextlib.contextmanager
@@ -77,15 +78,27 @@ def _run_dask(
     function: Callable[..., Result],
     units: Sequence[Arguments],
 ) -> Iterator[Done[Result] | Died]:
-    """A unit that killed several workers (`distributed.scheduler.allowed-failures`) has died."""
+    """A unit that killed several workers (`distributed.scheduler.allowed-failures`) has died.
+
+    Raises:
+        UsrganError: no worker is left, and none came for a while.
+    """
     import distributed
 
     waiting = list(reversed(units))
     under_way: dict[Any, Arguments] = {}
+    seen = time.monotonic()
     try:
         while waiting or under_way:
             _ask(stopping)
-            width = 2 * max(1, sum(client.nthreads().values()))
+            threads = sum(client.nthreads().values())
+            seen = time.monotonic() if threads else seen
+            if time.monotonic() - seen > _WAIT_SECONDS:
+                raise UsrganError(
+                    "--engine dask: the cluster has no workers any more (did their job reach its time limit?);"
+                    " start some and run the same command again to go on"
+                )
+            width = 2 * max(1, threads)
             while waiting and len(under_way) < width:
                 unit = waiting.pop()
                 under_way[client.submit(function, *unit, pure=False)] = unit

@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
+
 from pipeline.options import Options, described, differences, libraries
 from pipeline.scan import Scan, listing_sha256
-from shards import files, writer
+from shards import __version__, files, index, writer
 from shards.errors import DamagedData, UsageError
 from shards.manifest import NAME, Manifest, Option, load_manifest
 
-SHARDS = "*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"
+_STEM = "*-[0-9][0-9][0-9][0-9][0-9][0-9]"
+SHARDS = f"{_STEM}.tar"
+PROMISE = "promise.json"
+"""In the scratch folder: what the run was asked for."""
+VERSION = "usrgan"
+"""In a promise: which usrgan; one run is of one version, a finished data set may be of any."""
 
 
 def check_folder(out: Path) -> None:
@@ -36,8 +43,17 @@ def promise_of(options: Options, found: Scan) -> dict[str, Option]:
     return {
         **described(options),
         **{f"library {name}": version for name, version in libraries().items()},
+        VERSION: __version__,
         "photos": listing_sha256(found),
     }
+
+
+def parse_promise(content: bytes) -> dict[str, Option]:
+    """What a stored promise says; nothing if it is damaged."""
+    try:
+        return msgspec.json.decode(content, type=dict[str, Option])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}
 
 
 def check_promise(out: Path, promise: dict[str, Option]) -> Manifest | None:
@@ -55,7 +71,7 @@ def check_promise(out: Path, promise: dict[str, Option]) -> Manifest | None:
 
 
 def check_same(out: str, manifest: Manifest, promise: dict[str, Option]) -> None:
-    """A finished data set is the one that is asked for.
+    """A finished data set is the one that is asked for; whichever version has made it, it is whole.
 
     Raises:
         UsageError: it is another one; with what differs.
@@ -63,6 +79,7 @@ def check_same(out: str, manifest: Manifest, promise: dict[str, Option]) -> None
     before = {
         **manifest.options,
         **{f"library {name}": version for name, version in manifest.libraries.items()},
+        VERSION: promise[VERSION],
         "photos": manifest.photos.listing_sha256,
     }
     if changed := differences(before, promise):
@@ -73,16 +90,14 @@ def check_same(out: str, manifest: Manifest, promise: dict[str, Option]) -> None
 
 def _check_unfinished(work: Path, promise: dict[str, Option]) -> None:
     """Photos may have changed since: what was cut of them is then cut again."""
-    path = work / "promise.json"
+    path = work / PROMISE
     if not path.exists():
         return
-    try:
-        before = json.loads(path.read_bytes())
-    except ValueError:
-        before = {}
+    before = parse_promise(path.read_bytes())
     if changed := differences({**before, "photos": promise["photos"]}, promise):
         raise UsageError(
-            f"--out {work.parent}: an unfinished run differs ({changed}); repeat its options or add --overwrite"
+            f"--out {work.parent}: an unfinished run differs ({changed});"
+            " repeat its options with the same versions, or add --overwrite"
         )
 
 
@@ -104,17 +119,24 @@ def finished_dataset(out: Path, promise: dict[str, Option]) -> Manifest | None:
 
 
 def begin_work(work: Path, promise: dict[str, Option]) -> None:
-    """Start or go on: the scratch folder is of one promise.
+    """Start or go on: the scratch folder and the shards are of one promise.
 
     Raises:
         UsageError: it is of another one.
     """
     _check_unfinished(work, promise)
-    files.make_folder(work)
     sweep(work.parent)
-    path = work / "promise.json"
-    if not path.exists():
-        files.write_file(path, json.dumps(promise, indent=2, sort_keys=True).encode())
+    if not (work / PROMISE).exists():  # what lies there is of nobody
+        drop_shards(work.parent)
+        for path in sorted(work.glob("*")):
+            files.remove(path)
+        write_promise(work, promise)
+
+
+def write_promise(work: Path, promise: dict[str, Option]) -> None:
+    """Say what the scratch folder and the shards beside it are of."""
+    files.make_folder(work)
+    files.write_file(work / PROMISE, json.dumps(promise, indent=2, sort_keys=True).encode())
 
 
 def sweep(out: Path) -> None:
@@ -124,10 +146,38 @@ def sweep(out: Path) -> None:
 
 
 def clear_dataset(out: Path) -> None:
-    """Remove a data set, its manifest first, and nothing else."""
+    """Remove a data set, its manifest first, and nothing else; the scratch folder stays to the end.
+
+    As long as that is there the folder is known as ours, so that a killed call can be repeated.
+    """
+    files.make_folder(out / "_work")
     files.remove(out / NAME)
-    for pattern in (SHARDS + "*", "*.wids.json"):
-        for path in sorted(out.glob(pattern)):
-            files.remove(path)
+    drop_shards(out)
+    for path in sorted(out.glob("*.wids.json")):
+        files.remove(path)
     for name in ("index", ".nv-meta", "rejects.jsonl", "README.md", "_work"):
         files.remove(out / name)
+
+
+def drop_shards(out: Path) -> None:
+    """Remove all shards of an unfinished data set, and what is left of any."""
+    patterns = (SHARDS, f"{SHARDS}.idx", f"index/{_STEM}.npz")
+    found = [path.name for pattern in patterns for path in out.glob(pattern)]
+    stems = {name.removesuffix(".idx").removesuffix(".tar").removesuffix(".npz") for name in found}
+    for stem in sorted(stems):
+        drop_shard(out, f"{stem}.tar")
+
+
+def drop_shard(out: Path, name: str) -> None:
+    """Remove a shard; what says that it was sent or that it is finished goes first, for good."""
+    for path in (sent_marker(out, name), index.npz_path(out, name)):
+        if path.exists():
+            files.remove(path)
+            files.sync_folder(path.parent)
+    for path in (index.idx_path(out, name), out / name):
+        files.remove(path)
+
+
+def sent_marker(out: Path, name: str) -> Path:
+    """The file that says that a shard is at its URL."""
+    return out / "_work" / f"sent-{name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from functools import lru_cache
@@ -14,6 +13,7 @@ from isal import isal_zlib
 
 from pipeline import upload
 from pipeline.degrade import describe
+from pipeline.folder import drop_shards
 from pipeline.options import Options
 from pipeline.patches import degradation_key
 from pipeline.plan import Plan, Shard, Source
@@ -31,17 +31,31 @@ def save_plan(work: Path, plan: Plan) -> None:
 
     Shards that were packed by another plan (a photo could not be read then) are removed.
     """
-    rows = io.BytesIO()
-    np.save(rows, plan.rows)
-    for name, content in (
-        ("plan-photos.json", msgspec.json.encode(plan.photos)),
-        ("plan-rows.npy", rows.getvalue()),
-        ("plan-shards.json", msgspec.json.encode(plan.shards)),
-    ):
-        if (work / name).exists() and (work / name).read_bytes() != content:
-            for shard in work.parent.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].tar"):
-                files.remove(shard)
+    named = {
+        "plan-photos.json": msgspec.json.encode(plan.photos),
+        "plan-shards.json": msgspec.json.encode(plan.shards),
+    }
+    rows = work / "plan-rows.npy"
+    others = [name for name in named if _differs(work / name, named[name])]
+    if others or (rows.exists() and not _holds(rows, plan.rows)):
+        drop_shards(work.parent)
+    for name, content in named.items():
         files.write_file(work / name, content)
+    with files.replacing(rows) as stream:  # np.save goes past Python, and a full disk is not told
+        header = np.lib.format.header_data_from_array_1_0(plan.rows)
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.write(plan.rows.view(np.uint8).data)
+
+
+def _differs(path: Path, content: bytes) -> bool:
+    return path.exists() and path.read_bytes() != content
+
+
+def _holds(path: Path, rows: Rows) -> bool:
+    try:
+        return np.array_equal(np.load(path, mmap_mode="r"), rows)
+    except (OSError, ValueError):
+        return False
 
 
 def load_shards(work: Path) -> list[Shard]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -165,14 +166,15 @@ def _split(
     together = {number: min(group) for group in alike for number in group}
     leaders = [together.get(number, number) for number in range(len(photos))]
     chosen = {leaders[n] for n, photo in enumerate(photos) if photo.name in val_names}
-    units = sorted(set(leaders), key=lambda leader: _lot(photos[leader], options))
+    sizes = Counter(leaders)
+    units = sorted(sizes, key=lambda leader: _lot(photos[leader], options))
     if not val_names and options.val_fraction and len(units) > 1:
         wanted, count = max(1, round(options.val_fraction * len(photos))), 0
         for leader in units[:-1]:
             if count >= wanted:
                 break
             chosen.add(leader)
-            count += leaders.count(leader)
+            count += sizes[leader]
     return {
         photo.name: "val" if leader in chosen else "train"
         for photo, leader in zip(photos, leaders, strict=True)

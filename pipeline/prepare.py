@@ -88,14 +88,19 @@ def prepare(job: Job, watch: Watch) -> Report:
                 upload.clear(job.url)
         promise = folder.promise_of(job.options, found)
         if job.repair:
+            _check_repairable(job, promise)
             repair.take_away_damaged(job.out, promise, watch)
         done = _done(job, found, promise)
         if done:
             report = report_of(job, done, already_done=True)
+            if job.url and (job.out / "_work").exists():  # of a run that was killed at its very end
+                upload.release(job.url)
             files.remove(job.out if job.url else job.out / "_work")
             return report
         work = (job.out / "_work").absolute()
         folder.begin_work(work, promise)
+        if job.url:
+            upload.claim(work, job.url, promise)
         with open_engine(
             job.engine, workers=job.workers, scheduler=job.scheduler, stopping=watch.stopping
         ) as run:
@@ -106,8 +111,8 @@ def prepare(job: Job, watch: Watch) -> Report:
             save_plan(work, plan)
             manifest = manifest_of(job, found, plan, promise, _pack(job, work, plan, run, watch))
             if not repair.is_as_expected(work, manifest):
-                watch.say("the photos are not what they were: all shards are written anew")
-                repair.drop_shards(job.out)
+                watch.say("photos or usrgan are not what they were: all shards are written anew")
+                folder.drop_shards(job.out)
                 manifest = manifest_of(
                     job, found, plan, promise, _pack(job, work, plan, run, watch)
                 )
@@ -130,6 +135,14 @@ def _done(job: Job, found: Scan, promise: dict[str, Option]) -> Manifest | None:
     if done:
         repair.check_same_photos(job.out, done, found.photos)
     return done
+
+
+def _check_repairable(job: Job, promise: dict[str, Option]) -> None:
+    """Only what lies on disk is repaired: a data set on its way to a URL, but not one that is there."""
+    if job.url and upload.finished_upload(job.url, promise):
+        raise UsageError(
+            f"--repair: {job.url} holds the finished data set; use --overwrite, or repair a local copy"
+        )
 
 
 def _with_tests(job: Job, tests: Sequence[tuple[str, Look]]) -> Job:

@@ -6,7 +6,13 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.folder import SHARDS, begin_work, check_promise, clear_dataset
+from pipeline.folder import (
+    SHARDS,
+    check_promise,
+    clear_dataset,
+    drop_shard,
+    write_promise,
+)
 from pipeline.job import Watch
 from pipeline.scan import Found
 from shards import files, index, storage
@@ -76,10 +82,10 @@ def take_away_damaged(out: Path, promise: dict[str, Option], watch: Watch) -> No
         watch.say(f"{out / finding.file}: {finding.problem}")
     ours = {path.name for path in out.glob(SHARDS)}
     listed = {shard.name for split in manifest.splits.values() for shard in split.shards}
-    begin_work(out / "_work", promise)
+    write_promise(out / "_work", promise)
     files.write_file(out / "_work" / _EXPECTED, manifest.dataset_sha256.encode())
     for name in {finding.file for finding in findings} & (ours | listed):
-        _drop(out, name)
+        drop_shard(out, name)
     files.remove(out / NAME)
 
 
@@ -89,8 +95,9 @@ def _take_away_unfinished(out: Path, watch: Watch) -> None:
         try:
             check_shard(out, index.load_npz(index.npz_path(out, path.name)).entry(path.name))
         except (UsrganError, OSError) as error:
-            watch.say(f"{error}: made again")
-            _drop(out, path.name)
+            problem = str(error).removeprefix(f"{path}: ")
+            watch.say(f"{path}: {problem}; it is made again")
+            drop_shard(out, path.name)
     for path in sorted((out / "_work").glob("chunk-*")):
         files.remove(path)
 
@@ -99,15 +106,3 @@ def is_as_expected(work: Path, manifest: Manifest) -> bool:
     """Whether a repair came to what was there before; always true if this is none."""
     path = work / _EXPECTED
     return not path.exists() or path.read_text() == dataset_digest(manifest.splits)
-
-
-def drop_shards(out: Path) -> None:
-    """Remove all shards of an unfinished data set."""
-    for path in sorted(out.glob(SHARDS)):
-        _drop(out, path.name)
-
-
-def _drop(out: Path, name: str) -> None:
-    """Remove a shard; its index, which says that it is finished, goes first."""
-    for path in (index.npz_path(out, name), index.idx_path(out, name), out / name):
-        files.remove(path)

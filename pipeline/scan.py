@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from shards import storage
 from shards.errors import UsageError
@@ -28,6 +29,7 @@ _LAYOUTS = {
     "LSDIR": re.compile(r"^(?:LSDIR|shard-\d\d)$"),
 }
 _VAL = re.compile(r"^(?:DIV2K_valid_HR|val1)$")
+_HIDDEN = re.compile(r"\.|lost\+found$")
 
 
 class Found(NamedTuple):
@@ -58,7 +60,8 @@ def scan(sources: Sequence[Location]) -> Scan:
     """Look for photos below the source folders or URLs.
 
     Raises:
-        UsageError: a source is missing or no folder, or there are no photos at all.
+        UsageError: a source is missing or no folder, a folder cannot be read, two photos come to one name,
+            or there are no photos at all.
     """
     layouts: set[str] = set()
     photos: list[Found] = []
@@ -73,13 +76,13 @@ def scan(sources: Sequence[Location]) -> Scan:
             photos.append(Found(file.path, name, file.size, file.mtime_ns, _is_val(here)))
     if not photos:
         raise UsageError(_nothing_found(sources, skipped))
+    photos.sort(key=_by_name)
+    _check_names(photos)
     if all(
         photo.val for photo in photos
     ):  # only the val folder was given: it is a folder of photos
         photos = [photo._replace(val=False) for photo in photos]
-    return Scan(
-        "+".join(sorted(layouts)) or "folder", tuple(sorted(photos, key=_by_name)), tuple(skipped)
-    )
+    return Scan("+".join(sorted(layouts)) or "folder", tuple(photos), tuple(skipped))
 
 
 def changed(before: Scan, now: Scan) -> str:
@@ -144,20 +147,26 @@ def _files(source: Location, skipped: list[str]) -> Iterator[tuple[tuple[str, ..
 
 
 def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], _File]]:
-    """Links are followed, but no loop."""
+    """Links are followed, but no loop; what cannot be listed is no folder without photos."""
     seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(source, followlinks=True):
+    for folder, folders, names in os.walk(source, onerror=_unreadable, followlinks=True):
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         skipped += sorted(name for name in folders if _LR.search(name))
-        folders[:] = sorted(n for n in folders if not _LR.search(n) and not n.startswith("."))
+        folders[:] = sorted(n for n in folders if not _LR.search(n) and not _HIDDEN.match(n))
         parts = Path(folder).relative_to(source).parts
         for name in sorted(name for name in names if looks_like_photo(name)):
             path = Path(folder) / name
             yield parts, _File(path, name, *stamp(path))
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise UsageError(
+        f"--src {error.filename}: cannot be listed ({error.strerror}); check its permissions, or move it away"
+    )
 
 
 def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], _File]]:
@@ -192,6 +201,15 @@ def _printable(name: str) -> str:
         )
 
 
+def _check_names(photos: Sequence[Found]) -> None:
+    """Every photo, in the order of their names, has one of its own."""
+    for one, other in itertools.pairwise(photos):
+        if one.name == other.name:
+            raise UsageError(
+                f"--src: {one.path} and {other.path} would both be called {one.name}; rename one"
+            )
+
+
 def _identity(source: Location) -> Location:
     return source.rstrip("/") if isinstance(source, str) else source.resolve()
 
@@ -199,7 +217,8 @@ def _identity(source: Location) -> Location:
 def _parts(source: Location) -> tuple[str, ...]:
     if isinstance(source, Path):
         return source.resolve().parts[1:] or ("/",)
-    return tuple(source.partition("://")[2].rstrip("/").split("/"))
+    store, _, path = source.partition("://")
+    return f"{store}:/", *path.rstrip("/").split("/")  # no part of a local path has a slash
 
 
 def _check_source(source: Location) -> None:
@@ -214,7 +233,7 @@ def _check_source(source: Location) -> None:
 
 
 def _prefixes(sources: Sequence[Location]) -> list[tuple[str, ...]]:
-    """What tells photos of several sources apart: as many last parts of their paths as that takes."""
+    """What tells photos of several sources apart: as many last parts of their places as that takes."""
     if len(sources) == 1:
         return [()]
     parts = [_parts(source) for source in sources]

@@ -1,4 +1,7 @@
-"""A data set at a URL: shards are made on local disk, checked, sent whole; the manifest comes last."""
+"""A data set at a URL: shards are made on local disk, checked, sent whole; the manifest comes last.
+
+From its start until then a run holds the URL by an object that can be created once, its promise.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ import itertools
 import tempfile
 from pathlib import Path
 
-from pipeline.folder import check_same
+from pipeline.folder import PROMISE, check_same, parse_promise, sent_marker
+from pipeline.options import differences
 from shards import files, index, storage
+from shards.errors import DamagedData, UsageError
 from shards.manifest import NAME, Manifest, Option, ShardEntry, parse_manifest
 from shards.verify import check_shard
 
@@ -35,6 +40,35 @@ def finished_upload(url: str, promise: dict[str, Option]) -> Manifest | None:
     return manifest
 
 
+def claim(work: Path, url: str, promise: dict[str, Option]) -> None:
+    """Take a URL for this data set until it is published; runs of the same data set share it.
+
+    Raises:
+        UsageError: a run of another data set has it, or has published meanwhile.
+        WriteFailed: the store refused.
+    """
+    place = storage.below(url, PROMISE)
+    try:
+        storage.send(work / PROMISE, place)
+    except UsageError:
+        stored = storage.read(place), (work / PROMISE).read_bytes()
+        changed = differences(*(parse_promise(each) for each in stored))
+        raise UsageError(
+            f"--out {url}: a run of another data set ({changed}) writes there, or was stopped;"
+            " name another folder or add --overwrite"
+        ) from None
+    try:
+        finished_upload(url, promise)
+    except UsageError:
+        release(url)
+        raise
+
+
+def release(url: str) -> None:
+    """Give a URL back: what is there is published."""
+    storage.remove(storage.below(url, PROMISE))
+
+
 def send_shard(out: Path, entry: ShardEntry, url: str) -> None:
     """Check a finished shard once more and send it, its index last; a marker says that it is there.
 
@@ -43,10 +77,15 @@ def send_shard(out: Path, entry: ShardEntry, url: str) -> None:
         UsageError: another shard of that name is at the URL.
         WriteFailed: the store refused.
     """
-    check_shard(out, entry)
+    try:
+        check_shard(out, entry)
+    except DamagedData as error:
+        path = out / entry.name
+        problem = str(error).removeprefix(f"{path}: ")
+        raise DamagedData(f"{path}: {problem}; run the same command with --repair") from None
     for path in _files_of(out, entry.name):
         storage.send(path, storage.below(url, str(path.relative_to(out))))
-    files.write_file(_marker(out, entry.name), b"")
+    files.write_file(sent_marker(out, entry.name), b"")
 
 
 def _files_of(out: Path, name: str) -> tuple[Path, Path, Path]:
@@ -55,11 +94,11 @@ def _files_of(out: Path, name: str) -> tuple[Path, Path, Path]:
 
 def was_sent(out: Path, name: str) -> bool:
     """Whether an earlier run has sent this shard."""
-    return _marker(out, name).exists()
+    return sent_marker(out, name).exists()
 
 
 def publish(out: Path, url: str, manifest: Manifest) -> None:
-    """Look whether all shards are at the URL, send what lies beside them, then the manifest.
+    """Look whether all shards are at the URL, send what lies beside them, then the manifest; release the URL.
 
     Raises:
         UsageError: another run has published another data set there.
@@ -75,6 +114,7 @@ def publish(out: Path, url: str, manifest: Manifest) -> None:
     for path in sorted([*beside, out / "README.md", *(out / ".nv-meta").iterdir()]):
         storage.send(path, storage.below(url, str(path.relative_to(out))))
     storage.send(out / NAME, storage.below(url, NAME))
+    release(url)
 
 
 def clear(url: str) -> None:
@@ -83,10 +123,6 @@ def clear(url: str) -> None:
     folders = ("index/", ".nv-meta/")
     suffixes = (".tar", ".tar.idx", ".wids.json")
     for name in storage.listing(url):
-        beside = name in ("README.md", "rejects.jsonl")
+        beside = name in ("README.md", "rejects.jsonl", PROMISE)
         if beside or name.startswith(folders) or ("/" not in name and name.endswith(suffixes)):
             storage.remove(storage.below(url, name))
-
-
-def _marker(out: Path, name: str) -> Path:
-    return out / "_work" / f"sent-{name}"

@@ -46,3 +46,10 @@ class Stopped(UsrganError):
     """Ended on request after saving; the same command goes on."""
 
     exit_code = 75
+
+
+def remedy(place: str) -> str:
+    """What to do about damage to a finished data set: it is repaired in a folder, not at a URL."""
+    if "://" in place:
+        return "make it again with prep-shards --overwrite, or repair a local copy and send that"
+    return "run the prep-shards command that made it with --repair"

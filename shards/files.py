@@ -84,10 +84,12 @@ def make_folder(path: Path) -> None:
     """Create `path` and its parents, durably."""
     if path.is_dir():
         return
+    missing = [each for each in (path, *path.parents) if not each.exists()]
     try:
         operation("mkdir", path)
         path.mkdir(parents=True, exist_ok=True)
-        sync_folder(path.parent)
+        for each in reversed(missing):
+            sync_folder(each.parent)
     except OSError as error:
         raise WriteFailed(_describe(path, error)) from error
 

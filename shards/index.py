@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import DamagedData
+from shards.errors import DamagedData, remedy
 from shards.manifest import ShardEntry
 from shards.tar import Member
 
@@ -112,9 +112,9 @@ def load_npz(path: Path) -> ShardIndex:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise DamagedData(f"{path}: is missing; run prep-shards --repair") from None
+        raise DamagedData(f"{path}: is missing; {remedy(str(path))}") from None
     except OSError as error:
-        raise DamagedData(f"{path}: is damaged ({error}); run prep-shards --repair") from None
+        raise DamagedData(f"{path}: is damaged ({error}); {remedy(str(path))}") from None
     return parse_npz(content, str(path))
 
 
@@ -133,14 +133,12 @@ def parse_npz(content: bytes, path: str) -> ShardIndex:
             sha256=str(fields["sha256"]),
         )
     except _DAMAGE as error:
-        raise DamagedData(f"{path}: is damaged ({error}); run prep-shards --repair") from None
+        raise DamagedData(f"{path}: is damaged ({error}); {remedy(path)}") from None
     samples = len(index.key)
     for name in ("offset", "size", "crc32"):
         if getattr(index, name).shape != (samples, 3):
-            raise DamagedData(
-                f"{path}: {name} does not fit its {samples} keys; run prep-shards --repair"
-            )
+            raise DamagedData(f"{path}: {name} does not fit its {samples} keys; {remedy(path)}")
     starts = index.offset[:, 0].astype(np.int64)
     if (index.offset + index.size > index.bytes).any() or (np.diff(starts) <= 0).any():
-        raise DamagedData(f"{path}: points outside of its shard; run prep-shards --repair")
+        raise DamagedData(f"{path}: points outside of its shard; {remedy(path)}")
     return index

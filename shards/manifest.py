@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from shards.codec import Codec
-from shards.errors import DamagedData, UsageError
+from shards.errors import DamagedData, UsageError, remedy
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -158,14 +158,12 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
             )
         manifest = msgspec.convert(fields, Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DamagedData(f"{path}: is damaged ({error}); run prep-shards --repair") from None
+        raise DamagedData(f"{path}: is damaged ({error}); {remedy(path)}") from None
     if dataset_digest(manifest.splits) != manifest.dataset_sha256:
-        raise DamagedData(
-            f"{path}: its shards do not add up to dataset_sha256; run prep-shards --repair"
-        )
+        raise DamagedData(f"{path}: its shards do not add up to dataset_sha256; {remedy(path)}")
     for split in manifest.splits.values():
         if sum(shard.samples for shard in split.shards) != split.samples:
-            raise DamagedData(f"{path}: its sample counts do not add up; run prep-shards --repair")
+            raise DamagedData(f"{path}: its sample counts do not add up; {remedy(path)}")
     return manifest
 
 

@@ -63,12 +63,13 @@ def verify(
 def check_shard(folder: Path, shard: ShardEntry) -> list[int]:
     """Length, digest, structure, checksums and both indices of one shard; returns its keys."""
     path = folder / shard.name
+    length = path.stat().st_size
+    if length != shard.bytes:  # first, for an empty file cannot be mapped
+        raise DamagedData(f"has {length:,} bytes instead of {shard.bytes:,}")
     with (
         path.open("rb") as stream,
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        if len(content) != shard.bytes:
-            raise DamagedData(f"has {len(content):,} bytes instead of {shard.bytes:,}")
         whole = hashlib.sha256(content).hexdigest() == shard.sha256
         with memoryview(content) as view:
             members = list(tar.scan(view))

@@ -1,13 +1,17 @@
 """The shards as a ready `webdataset.WebDataset`, for training loops that are not ours.
 
 What plain webdataset lets through is an error here: a shard that is missing or cut off, a sample
-whose bytes are not those of the index. Order and resume are webdataset's: it reads shard by shard,
-shuffles in a buffer, and cannot go on in the middle of an epoch (`trainer` can).
+whose bytes are not those of the index, a damaged header and with it the rest of a shard. Order and
+resume are webdataset's: it reads shard by shard, shuffles in a buffer, and cannot go on in the
+middle of an epoch (`trainer` can).
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,7 +20,7 @@ import numpy as np
 from isal import isal_zlib
 
 from shards import codec, index, tar
-from shards.errors import DamagedData
+from shards.errors import DamagedData, remedy
 from shards.manifest import SampleInfo
 from shards.png import RGB8
 from shards.reader import open_dataset
@@ -64,9 +68,24 @@ def webdataset_pipeline(
         handler=webdataset.reraise_exception,
         empty_check=False,  # a node may get no shard
     )
+    read = read.compose(_whole)
     if shuffle:
         read = read.shuffle(shuffle, seed=seed)
     return read.map(functools.partial(_decode, name=manifest.codec))
+
+
+def _whole(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The samples as they come, if all of each shard do: at a damaged header `tarfile` just ends."""
+    for url, shard in itertools.groupby(samples, key=itemgetter("__url__")):
+        count = 0
+        for sample in shard:
+            count += 1
+            yield sample
+        wanted = len(_index(Path(url)).key)
+        if count != wanted:
+            raise DamagedData(
+                f"{url}: a header is damaged behind {count} of its {wanted} samples; {remedy(url)}"
+            )
 
 
 def _decode(sample: dict[str, Any], *, name: codec.Codec) -> Decoded:

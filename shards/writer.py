@@ -47,6 +47,10 @@ def write_shard(
 
     Keys ascend. The same samples give the same bytes. `extension` is that of the images' codec.
     """
+    stale = index.npz_path(folder, name)
+    if stale.exists():  # of another tar, which it would call finished
+        files.remove(stale)
+        files.sync_folder(stale.parent)
     members: list[tuple[Member, Member, Member]] = []
     checksums: list[list[int]] = []
     rows: list[Row] = []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -8,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -303,3 +306,22 @@ def test_wrong_usage_is_one_line_and_exit_code_2(photos, tmp_path, arguments, wo
     refused = prep("--src", photos, "--out", tmp_path / "out", *arguments, code=2)
     assert words in refused.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_order_is_the_documented_one(photos, tmp_path):
+    """From the words of docs/shard-format.md, "Order", alone."""
+    (photos / "d.jpg").unlink()  # decoders of JPEG differ
+    make(photos, tmp_path / "out", "--seed", 3)
+    pixels = {}
+    for path in photos.rglob("*.*"):
+        photo = cv2.imread(str(path))[..., ::-1]
+        digest = hashlib.sha256(b"%d %d\n" % photo.shape[:2])
+        for row in photo:
+            digest.update(zlib.crc32(row.tobytes()).to_bytes(4, "little"))
+        pixels[str(path.relative_to(photos))] = digest.hexdigest()
+    ranks = []
+    for pair in open_dataset(tmp_path / "out").split("train"):
+        name = f"usrgan rank 3 {pixels[pair.info.src]} {pair.info.x} {pair.info.y}".encode()
+        ranks.append(int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little"))
+    assert len(ranks) > 16
+    assert ranks == sorted(ranks)

@@ -32,11 +32,17 @@ DAMAGES = {
     "two shards": lambda out: [flip(path) for path in sorted(out.glob("train-*.tar"))[1:3]],
     "a missing shard": lambda out: (out / "train-000000.tar").unlink(),
     "a cut shard": lambda out: os.truncate(out / "val-000000.tar", 5000),
+    "an empty shard": lambda out: os.truncate(out / "val-000000.tar", 0),
     "a missing index": lambda out: (out / "index/train-000001.npz").unlink(),
     "a damaged .idx": lambda out: flip(out / "train-000000.tar.idx", 3),
     "a damaged manifest": lambda out: os.truncate(out / "manifest.json", 400),
     "a shard too many": lambda out: (out / "train-000077.tar").write_bytes(b""),
     "no manifest": lambda out: ((out / "_work").mkdir(), (out / "manifest.json").unlink()),
+    "an empty shard, no manifest": lambda out: (
+        (out / "_work").mkdir(),
+        (out / "manifest.json").unlink(),
+        os.truncate(out / "val-000000.tar", 0),
+    ),
 }
 
 

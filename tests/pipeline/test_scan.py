@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.scan import describe, listing_sha256, matching, scan
+from pipeline.scan import _prefixes, describe, listing_sha256, matching, scan
 from shards.errors import UsageError
 
 
@@ -108,3 +108,38 @@ def test_the_listing_digest_notices_a_new_photo(tmp_path):
     before = listing_sha256(scan([touch(tmp_path, "a.png")]))
     assert listing_sha256(scan([tmp_path])) == before
     assert listing_sha256(scan([touch(tmp_path, "b.png")])) != before
+
+
+def test_sources_of_one_path_in_several_stores_stay_apart(tmp_path):
+    assert _prefixes(["gs://data/photos", Path("/data/photos"), "s3://data/photos"]) == [
+        ("gs:/", "data", "photos"),
+        ("data", "photos"),
+        ("s3:/", "data", "photos"),
+    ]
+    assert _prefixes(["s3://data/photos", "s3://data/more"]) == [("photos",), ("more",)]
+
+
+def test_two_photos_of_one_name_are_refused(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"x")
+    (tmp_path / "%FF.png").write_bytes(b"y")
+    with pytest.raises(UsageError, match=r"would both be called %FF\.png; rename one"):
+        scan([tmp_path])
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    root = touch(tmp_path, "a.png", "closed/b.png")
+    listed = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(
+        UsageError, match=r"--src .*/closed: cannot be listed \(Permission denied\)"
+    ):
+        scan([root])
+    (root / "closed").rename(root / "lost+found")
+    monkeypatch.setattr(os, "scandir", lambda path: listed(path))
+    assert names(scan([root])) == ["a.png"]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 
 import fsspec
 import pytest
 
+import pipeline.prepare
+from pipeline import upload
 from shards import files, storage
+from shards.errors import DamagedData, UsrganError
 from shards.manifest import NAME
-from tests.pipeline.test_prepare import make, prep, tree
+from shards.reader import open_dataset
+from tests.pipeline.test_prepare import SMALL, make, prep, tree
 
 URL = "memory://bucket/data"
 
@@ -24,6 +29,15 @@ def store(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     yield system
     system.store.clear()
+
+
+@pytest.fixture
+def where(photos):
+    return ["--src", photos, "--out", URL, *SMALL, "--workers", 0]
+
+
+def refuse(*_: object) -> None:
+    raise UsrganError("stopped")
 
 
 def below(url: str) -> dict[str, bytes]:
@@ -96,17 +110,93 @@ def test_a_rerun_sends_only_what_is_missing(photos, store, monkeypatch):
     assert len(sent) == len(set(sent)) + 1
 
 
-def test_two_runs_cannot_mix_their_shards(photos, store, tmp_path):
+def test_a_url_is_of_the_run_that_came_first(photos, store, tmp_path, monkeypatch, where):
+    put = type(store).put_file
+
+    def failing(self, local, remote, **more):
+        if remote.endswith("train-000001.tar"):
+            raise OSError("connection reset")
+        return put(self, local, remote, **more)
+
+    with monkeypatch.context() as here:
+        here.setattr(type(store), "put_file", failing)
+        prep(*where, code=1)
+    before = below(URL)
+    assert {"promise.json", "train-000000.tar"} <= before.keys()
+    (folder,) = scratch(tmp_path)
+    folder.rename(tmp_path / "elsewhere")  # the second run is of another machine
+    refused = prep(*where, "--seed", 9, code=2)
+    last = refused.stderr.splitlines()[-1]
+    assert f"--out {URL}: a run of another data set (seed 0 then, 9 now) writes there" in last
+    assert below(URL) == before
+    (folder,) = scratch(tmp_path)
+    assert not list(folder.glob("_work/chunk-*"))  # refused before it had done any work
+    folder.rename(tmp_path / "other")
+    (tmp_path / "elsewhere").rename(folder)
+    prep(*where)
+    make(photos, tmp_path / "out")
+    assert below(URL) == tree(tmp_path / "out")
+
+
+def test_two_runs_cannot_mix_their_shards(photos, store, tmp_path, where):
     make(photos, URL)
     before = below(URL)
     storage.remove(f"{URL}/{NAME}")  # as if the first had not come to its end
-    where = ["--src", photos, "--out", URL, "--patches-per-image", 24, "--samples-per-shard", 16]
-    refused = prep(*where, "--hr-size", 64, "--workers", 0, "--seed", 9, code=2)
+    refused = prep(*where, "--seed", 9, code=2)
     assert "another run has put something else there" in refused.stderr
-    assert {name: before[name] for name in before if name != NAME} == below(URL)
+    after = below(URL)
+    assert after.pop("promise.json")
+    assert {name: before[name] for name in before if name != NAME} == after
     make(photos, URL, "--seed", 9, "--overwrite")
     make(photos, tmp_path / "out", "--seed", 9)
     assert below(URL) == tree(tmp_path / "out")
+
+
+def test_a_run_that_comes_while_another_publishes_leaves_nothing(photos, store, monkeypatch, where):
+    make(photos, URL)
+    before = below(URL)
+    monkeypatch.setattr(pipeline.prepare, "_done", lambda *_: None)  # it was not there a moment ago
+    refused = prep(*where, "--seed", 9, code=2)
+    assert "seed 0 then, 9 now" in refused.stderr
+    assert below(URL) == before
+
+
+def test_work_for_a_url_that_rotted_is_repaired(photos, store, tmp_path, monkeypatch, where):
+    with monkeypatch.context() as here:
+        here.setattr(upload, "publish", refuse)
+        prep(*where, code=1)
+    (folder,) = scratch(tmp_path)
+    os.truncate(folder / "train-000001.tar", 0)
+    told = prep(*where, "--repair")
+    assert "train-000001.tar: has 0 bytes instead of" in told.stderr
+    make(photos, tmp_path / "out")
+    assert below(URL) == tree(tmp_path / "out")
+    refused = prep(*where, "--repair", code=2)
+    assert f"--repair: {URL} holds the finished data set; use --overwrite" in refused.stderr
+
+
+def test_a_shard_that_rots_before_it_is_sent_is_named_with_the_fix(store, monkeypatch, where):
+    check = upload.check_shard
+
+    def rotting(out, entry):
+        os.truncate(out / entry.name, 512)
+        return check(out, entry)
+
+    with monkeypatch.context() as here:
+        here.setattr(upload, "check_shard", rotting)
+        failed = prep(*where, code=1)
+    last = failed.stderr.splitlines()[-1]
+    assert "train-000000.tar: has 512 bytes instead of" in last
+    assert last.endswith("run the same command with --repair")
+    prep(*where, "--repair")
+
+
+@pytest.mark.parametrize("name", [NAME, "index/train-000000.npz"])
+def test_damage_at_a_url_is_not_repaired_in_place(photos, store, name):
+    make(photos, URL)
+    store.pipe_file(f"/bucket/data/{name}", b"{}")
+    with pytest.raises(DamagedData, match=f"{name}: .*prep-shards --overwrite"):
+        open_dataset(URL).split("train")
 
 
 def test_a_published_data_set_of_other_options_is_refused(photos, store):
@@ -154,7 +244,10 @@ def test_a_dry_run_reads_from_and_writes_to_no_url(photos, store, tmp_path):
     ("options", "words"),
     [
         (["--out", "nonsense://x"], "nonsense://x/manifest.json: nonsense:// cannot be opened"),
-        (["--out", URL, "--repair"], "--repair: memory://bucket/data is a URL"),
+        (
+            ["--out", URL, "--engine", "dask", "--scheduler", "tcp://a:1"],
+            "--work-dir: name a folder that all",
+        ),
         (["--out", "here", "--work-dir", "there"], "--work-dir: is for a --out that is a URL"),
     ],
 )

@@ -207,3 +207,12 @@ def test_a_lock_is_freed_by_an_error_in_its_run(tmp_path):
     ):
         pass
     assert "\n" not in str(caught.value)
+
+
+def test_every_folder_that_is_made_is_durable(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "sync_folder", synced.append)
+    files.make_folder(tmp_path / "a/b/c")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a/b"]
+    files.make_folder(tmp_path / "a/b/d")
+    assert synced[3:] == [tmp_path / "a/b"]

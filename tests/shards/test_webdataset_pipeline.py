@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from shards import webdataset_pipeline
 from shards.errors import DamagedData, UsageError
+from shards.index import load_npz
 from shards.reader import open_dataset
 from tests.shards.conftest import make_dataset
 
@@ -81,3 +82,26 @@ def test_a_missing_or_cut_shard_is_an_error_before_the_first_sample(dataset_copy
         webdataset_pipeline(str(dataset_copy))
     with pytest.raises(UsageError, match="no split 'test'"):
         webdataset_pipeline(dataset_copy, split="test")
+
+
+@pytest.mark.parametrize("shuffle", [0, 8])
+@pytest.mark.parametrize("member", range(3))
+@pytest.mark.parametrize("at", [5, 126, 150, 156, 260])  # name, size, checksum, type, magic
+def test_a_flipped_bit_in_a_header_is_an_error(dataset_copy, shuffle, member, at):
+    shard = dataset_copy / "train-000001.tar"
+    first = load_npz(dataset_copy / "index/train-000001.npz").offset[4, member]
+    content = bytearray(shard.read_bytes())
+    content[int(first) - 512 + at] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DamagedData, match=r"train-000001\.tar: "):
+        list(webdataset_pipeline(dataset_copy, shuffle=shuffle))
+
+
+def test_the_rest_of_a_shard_is_never_lost_in_silence(dataset_copy):
+    shard = dataset_copy / "train-000001.tar"
+    first = load_npz(dataset_copy / "index/train-000001.npz").offset[4, 0]
+    content = bytearray(shard.read_bytes())
+    content[int(first) - 512 + 5] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DamagedData, match="a header is damaged behind 4 of its 10 samples"):
+        list(webdataset_pipeline(dataset_copy))
