@@ -150,7 +150,7 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
         held = state.scaler.state_dict()
         tensors |= {f"scaler.{name}": torch.tensor(held[name]) for name in _SCALER}
     tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
+    if next(state.generator.parameters()).is_cuda:  # a CPU job leaves the GPU alone
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     return tensors
 
@@ -177,7 +177,7 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
         held = {name: value.item() for name, value in _below(tensors, "scaler.").items()}
         state.scaler.load_state_dict(state.scaler.state_dict() | held)
     torch.set_rng_state(tensors["random.cpu"])
-    if torch.cuda.is_available() and "random.cuda" in tensors:
+    if device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
 
 
