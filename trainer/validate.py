@@ -36,7 +36,8 @@ class ValidationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     the lowest LPIPS, or its final ones where LPIPS is not measured. "both": the paper's, which are chosen
     anew where PSNR and SSIM have both improved. Stage gan always starts from the best PSNR-Y."""
     psnr_drop: float = 3.0
-    """dB of PSNR-Y below the best of the stage at which the lowest LPIPS does not count."""
+    """dB of PSNR-Y below the best of the stage, or of the weights that it began with where they tell theirs, at
+    which the lowest LPIPS does not count."""
 
 
 Metrics = dict[str, float]
