@@ -87,23 +87,32 @@ training() { # PRESET EPOCHS: as far as nine minutes reach; the same step again 
 best() { training best $epochs_best; }
 usrgan() { training usrgan $epochs_usrgan; }
 
-table() {
-  local models=() file
-  for file in "$work"/{best,usrgan}/checkpoints/best-psnr_y/*.safetensors; do
-    [[ ! -f $file ]] || models+=(--model "$file")
+weights() { # RUN: what it hands on; the best of stage gan by PSNR are the least of a GAN (trainer/best.py)
+  local each
+  for each in best-psnr_y/psnr final/gan best-lpips/gan; do
+    [[ ! -f $work/$1/checkpoints/$each.safetensors ]] || echo "$work/$1/checkpoints/$each.safetensors"
   done
+}
+
+table() {
+  local options=() run file
+  for run in best usrgan; do
+    while IFS= read -r file; do options+=(--model "$file"); done < <(weights $run)
+  done
+  [[ -z ${USRGAN_LPIPS:-} ]] || options+=(--lpips "$USRGAN_LPIPS")
   local sets=(--hr "$data/Set5/HR" --lr "$data/Set5/LRx4" --hr "$data/Set14/HR" --lr "$data/Set14/LRx4")
-  tool trainer eval_main eval-sr "${sets[@]}" --device "$device" "${models[@]}" | tee "$work/table.txt"
+  tool trainer eval_main eval-sr "${sets[@]}" --device "$device" "${options[@]}" | tee "$work/table.txt"
 }
 
 pack() { # what has to come back, in pieces of 8 MB at most: `cat NAME.*.part > NAME`
   rm -rf "$work/back" && mkdir -p "$work/back"
-  local file name
-  for file in "$work"/{best,usrgan}/checkpoints/best-psnr_y/*.safetensors; do
-    [[ -f $file ]] || continue
-    name=$(basename "$(dirname "$(dirname "$(dirname "$file")")")")-$(basename "$file")
-    split -b 8000000 -d -a 2 --additional-suffix=.part "$file" "$work/back/$name."
-    (cd "$(dirname "$file")" && sha256sum "$(basename "$file")") | sed "s/  .*/  $name/" >>"$work/back/SHA256SUMS"
+  local run file name
+  for run in best usrgan; do
+    while IFS= read -r file; do
+      name=$run-$(basename "$(dirname "$file")")-$(basename "$file")
+      split -b 8000000 -d -a 2 --additional-suffix=.part "$file" "$work/back/$name."
+      sha256sum <"$file" | sed "s/-$/$name/" >>"$work/back/SHA256SUMS"
+    done < <(weights $run)
   done
   cp "$work"/*.txt "$work"/*.json "$work/back/" 2>/dev/null || true
   ls -l "$work/back"

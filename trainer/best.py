@@ -31,6 +31,7 @@ def improvements(
     *,
     best_by: BestBy,
     psnr_drop: float,
+    start_psnr_y: float,
 ) -> dict[str, dict[str, float]]:
     """The metrics in which a validation beats the best so far, and what to remember of each.
 
@@ -40,7 +41,9 @@ def improvements(
         best_by: under "both" the paper's rule is kept as a metric of its own: PSNR and SSIM above those
             of the last weights that it chose.
         psnr_drop: dB that PSNR-Y may lie below the best so far where LPIPS chooses: a generator that
-            paints what is not there can have a low distance, too.
+            paints what is not there can have a low distance, too. Weights that a better PSNR leaves
+            below that floor are no longer to be beaten.
+        start_psnr_y: PSNR-Y of the weights that the stage began with, which belongs to the best so far; 0: not known.
     """
     won = {
         metric: {metric: found[metric]}
@@ -54,9 +57,11 @@ def improvements(
         and ssim > best.get("both.ssim_y", -math.inf)
     ):
         won["both"] = {"both": psnr, "both.ssim_y": ssim}
-    floor = max(psnr, best.get("psnr_y", -math.inf)) - psnr_drop
-    if "lpips" in found and psnr >= floor and found["lpips"] < best.get("lpips", math.inf):
-        won["lpips"] = {"lpips": found["lpips"]}
+    floor = max(psnr, best.get("psnr_y", -math.inf), start_psnr_y) - psnr_drop
+    stands = best.get("lpips.psnr_y", -math.inf) >= floor
+    lowest = best["lpips"] if stands else math.inf
+    if "lpips" in found and psnr >= floor and found["lpips"] < lowest:
+        won["lpips"] = {"lpips": found["lpips"], "lpips.psnr_y": psnr}
     return won
 
 

@@ -37,6 +37,7 @@ class Position(msgspec.Struct, frozen=True):
     passed_over: int = 0
     bad_in_a_row: int = 0
     rollbacks: int = 0
+    start_psnr_y: float = 0.0
     """See `TrainState`."""
     version: str = __version__
     order: int = 1
@@ -60,6 +61,7 @@ class Position(msgspec.Struct, frozen=True):
             passed_over=state.passed_over,
             bad_in_a_row=state.bad_in_a_row,
             rollbacks=state.rollbacks,
+            start_psnr_y=state.start_psnr_y,
             order=ORDER,
         )
 

@@ -18,11 +18,12 @@ from trainer.strips import Shown, write_strip
 from trainer.testsets import ImageSet
 
 ANCHORS = {
-    "Set5": (28.43, 0.8111),
-    "Set14": (26.09, 0.7050),
-    "B100": (25.96, 0.668),
-    "BSD100": (25.96, 0.668),
-    "Urban100": (23.14, 0.658),
+    "set5": (28.43, 0.8111),
+    "set14": (26.09, 0.7050),
+    "b100": (25.96, 0.668),
+    "bsd100": (25.96, 0.668),
+    "bsds100": (25.96, 0.668),
+    "urban100": (23.14, 0.658),
 }
 """PSNR-Y in dB and SSIM-Y of bicubic x4 on the standard sets, by the protocol of `metrics`."""
 ANCHOR_DB, ANCHOR_SSIM = 0.02, 0.001
@@ -91,7 +92,8 @@ def protocol(judges: Iterable[Judge]) -> str:
 
 def anchor_of(row: Row, *, scale: int) -> tuple[float, float] | None:
     """The published numbers of a row, if it is bicubic x4 on a standard set."""
-    return ANCHORS.get(row.set) if row.model == "bicubic" and scale == 4 else None
+    name = row.set.lower().removesuffix("hr").rstrip("_-")
+    return ANCHORS.get(name) if row.model == "bicubic" and scale == 4 else None
 
 
 def meets(row: Row, anchor: tuple[float, float]) -> bool:

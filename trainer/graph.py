@@ -45,7 +45,8 @@ def capture_later(
         if graph is None or places is None or outcome is None:
             places = torch.empty_like(lr), torch.empty_like(hr), torch.empty_like(wish)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # in "global" mode the memory that data threads pin meanwhile would end the capture
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 outcome = step(*places)
         for place, given in zip(places, (lr, hr, wish), strict=True):
             place.copy_(given)

@@ -69,7 +69,7 @@ class EpochLog:
             **means,
             **left_out,
             **telemetry.means(state.telemetry),
-            "lr": state.optimizer.param_groups[0]["lr"],
+            "lr": float(state.optimizer.param_groups[0]["lr"]),  # on a GPU a tensor there
             "patches_per_s": self.steps * config.batch_size / seconds,
             "data_wait": self.waited / seconds,
         }

@@ -188,7 +188,13 @@ def _validate_and_keep_best(
     )
     if job.ranks.first:
         rule = job.config.validation
-        won = improvements(found, state.best, best_by=rule.best_by, psnr_drop=rule.psnr_drop)
+        won = improvements(
+            found,
+            state.best,
+            best_by=rule.best_by,
+            psnr_drop=rule.psnr_drop,
+            start_psnr_y=state.start_psnr_y,
+        )
         for metric, values in won.items():
             keeper.best(state, metric, values, found)
         keeper.sample(state, sample_strip(state.output, val, device=job.device))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from shards.errors import UsageError, UsrganError
 from shards.png import RGB8
+from trainer.exact import without_tf32
 from trainer.foreign import read_foreign
 from trainer.memory import within_memory
 from trainer.networks.trunks import SMALLEST, Pool, Trunk, TrunkKind, kind_of
@@ -92,9 +93,7 @@ class Judge(NamedTuple):
         # HWC => NCHW
         pixels = torch.from_numpy(image.copy()).to(self.device)
         batch = pixels.permute(2, 0, 1)[None].float().div(255)
-        # TF32 would change the fourth digit
-        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with within_memory(what, fix="use --device cpu, or leave it out"), exact:
+        with within_memory(what, fix="use --device cpu, or leave it out"), without_tf32():
             return self.module.look(batch)
 
 

@@ -10,7 +10,6 @@ import contextlib
 import html
 import json
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from shards import files, png
 from shards.errors import DamagedData, UsageError, UsrganError
 from shards.png import RGB8
 from trainer import charts, page
-from trainer.config import PAPER, STAGES, deviations, load_config
+from trainer.config import PAPER, STAGES, Stage, deviations, load_config
 from trainer.figures import Figure, figures_of_run, figures_of_stage, series
 from trainer.run import read_metrics
 from trainer.strips import tiles_of
@@ -63,7 +62,7 @@ def write_report(run: Path, *, figures: bool = True) -> Path:
         _photos(run),
         _section("The run", whole),
         *(_section(STAGE_TITLES[stage], drawn[stage], _samples(run, stage)) for stage in stages),
-        _settings(run),
+        _settings(run, stages),
     ]
     path = run / "report.html"
     files.write_file(path, page.page(name, body).encode(errors="backslashreplace"))
@@ -223,32 +222,32 @@ def _decoded(path: Path) -> RGB8 | None:
     return None
 
 
-def _settings(run: Path) -> str:
+def _settings(run: Path, stages: Sequence[Stage]) -> str:
     path = run / "config.toml"
-    deviating = [(" and ".join(stages), *setting) for setting, stages in _deviations(path).items()]
-    shown = (
-        page.table(["stage", "setting", "here", "paper"], deviating, left=4, long=True)
-        if deviating
-        else "<p>None: every setting is the paper's.</p>"
-    )
     text = html.escape(path.read_text(errors="replace"))
     return (
-        f"<h2>Deviations from the paper</h2>{shown}"
+        f"<h2>Deviations from the paper</h2>{_deviations(path, stages)}"
         f"<h2>Settings</h2><details><summary>config.toml</summary><pre>{text}</pre></details>"
     )
 
 
-def _deviations(path: Path) -> dict[tuple[str, str, str], list[str]]:
-    """Setting, value here and value of the paper, with the stages that deviate so."""
+def _deviations(path: Path, stages: Sequence[Stage]) -> str:
+    """A table of the settings in which the stages that ran are not the paper's."""
+    if not stages:
+        return page.note("No stage has ended an epoch yet.")
     found: dict[tuple[str, str, str], list[str]] = {}
-    for stage in STAGES:
+    for stage in stages:
         try:
-            ours, papers = load_config(str(path), stage=stage), load_config(PAPER, stage=stage)
-        except (UsageError, tomllib.TOMLDecodeError):
-            continue
+            ours = load_config(str(path), stage=stage)
+        except UsageError as error:
+            return page.note(f"Not known: this version of usrgan cannot read the settings. {error}")
+        papers = load_config(PAPER, stage=stage)
         for name, (mine, theirs) in deviations(ours, papers, stage=stage).items():
             found.setdefault((name, str(mine), str(theirs)), []).append(stage)
-    return found
+    if not found:
+        return "<p>None: every setting is the paper's.</p>"
+    rows = [(" and ".join(deviating), *setting) for setting, deviating in found.items()]
+    return page.table(["stage", "setting", "here", "paper"], rows, left=4, long=True)
 
 
 def _write_figures(folder: Path, figures: list[Figure]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trainer.checkpoint import (
     Position,
     best_file,
@@ -15,7 +17,7 @@ from trainer.config import flat
 from trainer.job import Job
 from trainer.run import rewind_metrics
 from trainer.state import TrainState, build_state, restore, start_from, state_tensors
-from trainer.weights import load_matching
+from trainer.weights import load_matching, load_tensors
 
 
 def begin(job: Job) -> TrainState:
@@ -71,13 +73,22 @@ def _fresh(job: Job) -> TrainState:
     )
     if job.init is not None:
         start_from(state, load_matching(job.init, job.config.generator, scale=scale))
+        state.start_psnr_y = _told_psnr_y(job.init, job.dataset.manifest.dataset_sha256)
     return state
+
+
+def _told_psnr_y(weights: Path, dataset_sha256: str) -> float:
+    """PSNR-Y of a file of weights as it tells itself, if that was measured on this data set; else 0."""
+    _, about = load_tensors(weights)
+    return (
+        float(about.get("val_psnr_y", 0)) if about.get("dataset_sha256") == dataset_sha256 else 0.0
+    )
 
 
 def _place(state: TrainState, position: Position) -> None:
     state.patches_seen, state.best = position.patches_seen, dict(position.best)
     state.passed_over, state.rollbacks = position.passed_over, position.rollbacks
-    state.bad_in_a_row = position.bad_in_a_row
+    state.bad_in_a_row, state.start_psnr_y = position.bad_in_a_row, position.start_psnr_y
 
 
 def _share(job: Job, state: TrainState) -> None:

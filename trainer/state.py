@@ -60,6 +60,8 @@ class TrainState:
     rollbacks: int = 0
     best: dict[str, float] = field(default_factory=dict)
     """The best validation value so far of each metric that a checkpoint is kept for."""
+    start_psnr_y: float = 0.0
+    """PSNR-Y of the weights that the stage began with, on these held-out patches; 0: not known."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Sums of the losses of the good steps since the epoch began, on the device, and their number
     under `COUNTED`; logged and cleared at its end."""
@@ -150,7 +152,7 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
         held = state.scaler.state_dict()
         tensors |= {f"scaler.{name}": torch.tensor(held[name]) for name in _SCALER}
     tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
+    if next(state.generator.parameters()).is_cuda:  # a CPU job leaves the GPU alone
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     return tensors
 
@@ -177,7 +179,7 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
         held = {name: value.item() for name, value in _below(tensors, "scaler.").items()}
         state.scaler.load_state_dict(state.scaler.state_dict() | held)
     torch.set_rng_state(tensors["random.cpu"])
-    if torch.cuda.is_available() and "random.cuda" in tensors:
+    if device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
 
 

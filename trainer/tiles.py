@@ -17,6 +17,7 @@ from torch import nn
 
 from shards.errors import UsrganError
 from shards.png import RGB8
+from trainer.exact import without_tf32
 
 SMALLEST_TILE = 16
 
@@ -134,7 +135,9 @@ def _row(
         # HWC => NCHW
         lr = torch.from_numpy(patch).to(device).permute(2, 0, 1)[None].float().div(255)
         lr = lr.contiguous(memory_format=torch.channels_last)
-        yield place, module(lr)[0].float().clamp(0, 1).mul(255).permute(1, 2, 0).cpu().numpy()
+        with without_tf32():
+            sr = module(lr)[0]
+        yield place, sr.float().clamp(0, 1).mul(255).permute(1, 2, 0).cpu().numpy()
 
 
 def _ramp(

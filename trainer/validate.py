@@ -16,6 +16,7 @@ from shards.png import RGB8
 from shards.reader import SplitReader
 from trainer.best import BestBy
 from trainer.data import to_float
+from trainer.exact import without_tf32
 from trainer.metrics import Scores, mean_scores, score
 from trainer.ranks import ALONE, Ranks
 
@@ -35,7 +36,8 @@ class ValidationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     the lowest LPIPS, or its final ones where LPIPS is not measured. "both": the paper's, which are chosen
     anew where PSNR and SSIM have both improved. Stage gan always starts from the best PSNR-Y."""
     psnr_drop: float = 3.0
-    """dB of PSNR-Y below the best of the stage at which the lowest LPIPS does not count."""
+    """dB of PSNR-Y below the best of the stage, or of the weights that it began with where they tell theirs, at
+    which the lowest LPIPS does not count."""
 
 
 Metrics = dict[str, float]
@@ -106,7 +108,8 @@ def upscale_patches(generator: nn.Module, lr: list[RGB8], *, device: torch.devic
     training = generator.training
     generator.eval()
     stacked = to_float(torch.from_numpy(np.stack(lr)), device)
-    sr = generator(stacked).clamp(0, 1).mul(255).round().to(torch.uint8)
+    with without_tf32():
+        sr = generator(stacked).clamp(0, 1).mul(255).round().to(torch.uint8)
     generator.train(training)
     return list(sr.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 

@@ -12,11 +12,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from shards import __version__
 from shards.manifest import Manifest, SampleInfo, dataset_digest, encode_info
 from tests.docs.regenerate import COMMANDS, FOLDER, help_text
+from trainer.config import load_config, presets
+from trainer.models import build_generator
 
 ROOT = Path(__file__).parents[2]
 FORMAT = (ROOT / "docs/shard-format.md").read_text()
@@ -103,6 +106,19 @@ def test_the_documented_index_arrays_are_those_of_a_shard(tmp_path):
     written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     written -= {"train-000001.tar", "train-000001.tar.idx", "index/train-000001.npz"}
     assert listed - {"rejects.jsonl"} == written
+
+
+def test_the_table_of_systems_holds_their_presets_and_sizes():
+    text = (ROOT / "docs/training.md").read_text()
+    rows = re.findall(r"^\| .*--config (\w+) --stage (\w+).*\| ([\d ]+) \|$", text, re.M)
+    assert {preset for preset, _, _ in rows} == set(presets()) - {"best", "small", "tiny"}
+    assert {stage for _, stage, _ in rows} == {"psnr", "gan", "both"}
+    told = {preset: int(weights.replace(" ", "")) for preset, _, weights in rows}
+    for preset, weights in told.items():
+        with torch.device("meta"):
+            generator = build_generator(load_config(preset, stage="gan").generator, scale=4)
+        assert sum(each.numel() for each in generator.parameters()) == weights, preset
+    assert re.search(r"^\| ResShift \| not built;.*0013-resshift", text, re.M)
 
 
 @pytest.mark.parametrize(

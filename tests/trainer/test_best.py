@@ -10,15 +10,15 @@ import pytest
 from tests.trainer.test_perceptual import random_weights
 from tests.trainer.test_resume import logged, train
 from trainer.best import forget, handed_on, improvements
-from trainer.weights import save_tensors
+from trainer.weights import load_tensors, save_tensors
 
 
-def follow(*validations: dict[str, float], best_by="auto", psnr_drop=3.0) -> list[set[str]]:
+def follow(*validations: dict[str, float], best_by="auto", start=0.0) -> list[set[str]]:
     """What improves at each of some validations in a row."""
     best: dict[str, float] = {}
     steps = []
     for found in validations:
-        won = improvements(found, best, best_by=best_by, psnr_drop=psnr_drop)
+        won = improvements(found, best, best_by=best_by, psnr_drop=3.0, start_psnr_y=start)
         for values in won.values():
             best |= values
         steps.append(set(won))
@@ -52,11 +52,21 @@ def test_lpips_counts_down_and_only_above_its_psnr_floor():
     assert ["lpips" in step for step in steps] == [True, True, False, True, False]
 
 
-def test_the_floor_moves_with_the_best_psnr():
+def test_the_floor_moves_with_the_best_psnr_and_what_is_below_it_stands_no_more():
     steps = follow(
-        scores(20, 0.5, lpips=0.4), scores(30, 0.9, lpips=0.5), scores(26, 0.8, lpips=0.1)
+        scores(20, 0.5, lpips=0.4),
+        scores(30, 0.9, lpips=0.5),  # the first is 10 dB below
+        scores(26, 0.8, lpips=0.1),
+        scores(32, 0.9, lpips=0.6),  # 30 is still within 3 dB
+        scores(33.1, 0.9, lpips=0.7),
     )
-    assert ["lpips" in step for step in steps] == [True, False, False]
+    assert ["lpips" in step for step in steps] == [True, True, False, False, True]
+
+
+def test_the_floor_is_that_of_the_weights_that_the_stage_began_with():
+    validations = scores(29.9, 0.9, lpips=0.1), scores(30, 0.9, lpips=0.2)
+    assert ["lpips" in step for step in follow(*validations, start=33.0)] == [False, True]
+    assert ["lpips" in step for step in follow(*validations)] == [True, False]
 
 
 def test_each_stage_hands_on_what_it_is_for():
@@ -104,6 +114,11 @@ def test_damaged_best_weights_give_way_to_the_final_ones(tiny_shards, tmp_path):
     assert json.loads(again.stdout)["weights"].endswith("final/psnr.safetensors")
 
 
+def start_of(run: Path) -> float:
+    _, metadata = load_tensors(max((run / "checkpoints/last").glob("gan-*")))
+    return json.loads(metadata["position"])["start_psnr_y"]
+
+
 def test_with_lpips_stage_gan_hands_on_its_lowest(tiny_shards, tmp_path):
     network = tmp_path / "alexnet.safetensors"
     save_tensors(network, random_weights("alexnet"), {})
@@ -112,6 +127,14 @@ def test_with_lpips_stage_gan_hands_on_its_lowest(tiny_shards, tmp_path):
     measured = [row["val_lpips"] for row in logged(run) if row["stage"] == "gan"]
     assert result["stages"][1]["best"]["lpips"] == pytest.approx(min(measured))
     assert result["weights"] == str(run / "checkpoints/best-lpips/gan.safetensors")
+
+    # the PSNR of the start is known, after a resume too
+    wanted = pytest.approx(result["stages"][0]["best"]["psnr_y"], abs=1e-4)
+    assert start_of(run) == wanted
+    max((run / "checkpoints/last").glob("gan-*")).unlink()
+    train(tiny_shards, run, *more)
+    assert start_of(run) == wanted
+    assert logged(run)[-1]["val_lpips"] == measured[-1]
 
 
 def test_a_rule_that_nothing_can_measure_is_refused(tiny_shards, tmp_path):

@@ -398,3 +398,13 @@ def test_temporaries_of_a_killed_run_are_swept_when_it_goes_on(tmp_path, tiny_sh
     train(tiny_shards, run, "--stage", "psnr", "--set", "epochs=1")
     assert not [path for path in left if path.exists()]
     assert best_file(run, "psnr_y", "psnr").is_file()
+
+
+def test_a_job_on_the_cpu_leaves_the_gpu_alone(monkeypatch):
+    """Its random state would make a context there, or fail where the GPU is another's."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: pytest.fail("asked the GPU"))
+    tensors = state_tensors(fresh())
+    assert "random.cuda" not in tensors
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda _: pytest.fail("told the GPU"))
+    restore(fresh(), {**tensors, "random.cuda": tensors["random.cpu"]})

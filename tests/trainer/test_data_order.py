@@ -13,7 +13,7 @@ import torch
 from shards import resize
 from shards.errors import DamagedData, UsageError
 from shards.reader import open_dataset
-from trainer.data import DataConfig, batches, to_float, turned
+from trainer.data import DataConfig, _use, batches, to_float, turned
 from trainer.order import Order, plan_pass
 
 
@@ -223,3 +223,12 @@ def test_floats_are_the_bytes_over_255_in_channels_last_planes():
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert found[0, :, 0, 0].tolist() == pytest.approx([0, 1, 0.2])
     assert torch.equal((found * 255).round().to(torch.uint8), images.permute(0, 3, 1, 2))
+
+
+def test_data_threads_choose_a_gpu_that_has_a_number(monkeypatch):
+    """torch's `set_device` refuses one without."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        _use(torch.device(name))
+    assert chosen == [torch.device("cuda", 1)]

@@ -20,7 +20,7 @@ from shards import png, resize
 from shards.photos import read_photo
 from tests.trainer.conftest import make_patch
 from trainer.cli import eval_main
-from trainer.evaluate import Row, missed_anchors
+from trainer.evaluate import Row, anchor_of, missed_anchors
 from trainer.metrics import PROTOCOL, luma
 from trainer.models import GeneratorConfig, build_generator
 from trainer.perceptual import Judge
@@ -354,6 +354,19 @@ def test_an_anchor_is_missed_beyond_two_hundredths_of_a_db_or_a_thousandth(psnr,
     row = Row("Set5", "bicubic", 5, psnr, ssim, 26.0, 0.77, [])
     assert bool(missed_anchors([row], scale=4)) == missed
     assert not missed_anchors([msgspec.structs.replace(row, model="run/gan")], scale=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("Set5", 28.43), ("set5", 28.43), ("Set5_HR", 28.43), ("Set14-hr", 26.09), ("B100", 25.96),
+        ("BSD100", 25.96), ("BSDS100", 25.96), ("urban100", 23.14), ("Set5x", None), ("HR", None),
+    ],
+)  # fmt: skip
+def test_a_standard_set_is_known_by_each_of_its_names(name, published):
+    row = Row(name, "bicubic", 5, 20.0, 0.5, 20.0, 0.5, [])
+    anchor = anchor_of(row, scale=4)
+    assert (anchor and anchor[0]) == published
 
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"

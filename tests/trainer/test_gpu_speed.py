@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Dynamo's and Inductor's own, about their own code
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
-CUDA = torch.device("cuda")
+CUDA = torch.device("cuda", 0)
 SMALL = ["generator.features=32", "generator.blocks=2", "generator.growth=16", "optim.lr=1e-4"]
 SMALL += ["discriminator.features=16", "content.layer=conv2_2", "telemetry.every_patches=1000000"]
 STEPS = 20

@@ -28,7 +28,8 @@ def cuda(monkeypatch):
                 work()
 
     @contextmanager
-    def capture(_graph):
+    def capture(_graph, *, capture_error_mode):
+        assert capture_error_mode == "thread_local"  # data threads pin memory meanwhile
         known.capturing = True
         yield
         known.capturing = False

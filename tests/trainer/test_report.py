@@ -114,6 +114,24 @@ def test_the_papers_own_settings_deviate_nowhere(tmp_path):
     assert "None: every setting is the paper's." in write_report(run, figures=False).read_text()
 
 
+def test_settings_that_this_version_cannot_read_are_not_called_the_papers(tmp_path):
+    run = write_run(tmp_path / "run", run_of("psnr", 1))
+    path = run / "config.toml"
+    path.write_text("feuds = 3\n" + path.read_text())
+    text = write_report(run, figures=False).read_text()
+    assert "every setting is the paper" not in text
+    assert "this version of usrgan cannot read the settings" in text
+    assert "unknown key feuds" in text
+
+
+def test_only_stages_that_ran_deviate(tmp_path):
+    text = write_report(write_run(tmp_path / "run", run_of("psnr", 1), "tiny"), figures=False)
+    assert "<td class=long>psnr<td class=long>generator.blocks" in text.read_text()
+    assert "discriminator.features<td" not in text.read_text()
+    none = write_report(write_run(tmp_path / "none", [], "tiny"), figures=False).read_text()
+    assert "No stage has ended an epoch yet." in none
+
+
 def test_the_page_needs_no_network(tmp_path):
     run = write_run(tmp_path / "run", run_of("psnr", 5))
     add_sample(run, "psnr", 64)
