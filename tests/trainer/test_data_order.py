@@ -13,7 +13,7 @@ import torch
 from shards import resize
 from shards.errors import DamagedData, UsageError
 from shards.reader import open_dataset
-from trainer.data import DataConfig, batches, to_float, turned
+from trainer.data import DataConfig, _use, batches, to_float, turned
 from trainer.order import Order, plan_pass
 
 
@@ -165,6 +165,15 @@ def test_a_closed_stream_leaves_no_threads(train):
     assert {t.name.partition("_")[0] for t in threading.enumerate()} >= set(ours)
     stream.close()
     assert not any(thread.name.startswith(ours) for thread in threading.enumerate())
+
+
+def test_a_gpu_without_a_number_is_no_mishap_for_the_threads(monkeypatch):
+    """`--device cuda` has none, and torch's set_device wants one."""
+    used = []
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", used.append, raising=False)
+    for device in ("cpu", "cuda", "cuda:1"):
+        _use(torch.device(device))
+    assert used == [1]
 
 
 def test_a_batch_larger_than_the_data_is_refused(train):
