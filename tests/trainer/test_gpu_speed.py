@@ -131,7 +131,9 @@ def test_no_layout_is_changed_within_a_step():
         torch.cuda.synchronize()
     names = [event.name.lower() for event in profiler.events()]
     changed = [name for name in names if "nchwtonhwc" in name or "nhwctonchw" in name]
-    assert len(changed) < 10, changed  # of some hundred: layers of three channels are cuDNN's to pad
+    assert len(changed) < 10, (
+        changed
+    )  # of some hundred: layers of three channels are cuDNN's to pad
 
 
 @pytest.mark.parametrize("stage", ["psnr", "gan"])
