@@ -13,7 +13,7 @@ while [[ ${1:-} == --* ]]; do
     *) echo "error: $1: there is no such option; see the head of $0" >&2; exit 2 ;;
   esac
 done
-all=(machine tests bench rungs shards wait best usrgan table pack)
+all=(machine tests bench-psnr bench-gan rungs-psnr rungs-gan shards wait best usrgan table pack)
 [[ $# -gt 0 ]] || set -- "${all[@]}"
 mkdir -p "$work"
 
@@ -24,9 +24,9 @@ within=() # set to `timeout …` around what can be stopped and gone on with
 tool() { "${within[@]}" "$python" -c "import sys; from $1.cli import $2 as main; sys.argv[0] = '$3'; main()" "${@:4}"; }
 
 small=(--set generator.features=16 --set generator.blocks=1 --set generator.growth=8)
-batches=32,64,128 rounds=5 extra=() epochs_best=20 epochs_usrgan=200
+batches=32,64,128 rounds=5 steps=5 extra=() epochs_best=20 epochs_usrgan=200
 if [[ -n $tiny ]]; then
-  batches=2 rounds=1 epochs_best=1 epochs_usrgan=1
+  batches=2 rounds=1 steps=1 epochs_best=1 epochs_usrgan=1
   extra=("${small[@]}" --set discriminator.features=4 --set content.layer=conv1_2)
 fi
 
@@ -41,26 +41,44 @@ PY
   if command -v nvidia-smi >/dev/null; then
     nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.limit --format=csv | tee -a "$work/machine.txt"
   fi
+  missing
 }
 
-tests() { # all that need a GPU; none of them passing or failing ends the rest
-  "$python" -m pytest -m gpu tests/trainer -rs 2>&1 | tee "$work/tests.txt" || true
+missing() { # what the commands import; one line names all that is not there
+  "$python" - <<PY
+import importlib.util, sys
+wanted = {
+    "torch": "torch", "numpy": "numpy", "cv2": "opencv-python-headless", "PIL": "pillow", "safetensors": "safetensors",
+    "click": "click", "rich": "rich", "msgspec": "msgspec", "simplejpeg": "simplejpeg", "isal": "isal",
+    "webdataset": "webdataset", "braceexpand": "braceexpand", "yaml": "pyyaml", "jaxtyping": "jaxtyping", "pytest": "pytest",
+}
+lacking = [package for module, package in wanted.items() if importlib.util.find_spec(module) is None]
+if lacking:
+    sys.exit(f"error: $python lacks {', '.join(lacking)}: put wheels of them on PYTHONPATH, or set PYTHON")
+PY
+}
+
+tests() { # none of them passing or failing ends the rest; what other versions of libraries warn of is no failure
+  "$python" -m pytest -m gpu -W default --durations 10 -rs tests/trainer/test_gpu.py tests/trainer/test_gpu_speed.py \
+    2>&1 | tee "$work/tests.txt" || true
 }
 
 bench() { # NAME OPTIONS…
-  tool trainer bench_main bench-sr train --config usrgan --device "$device" --rounds $rounds "${extra[@]}" "${@:2}" \
-    --save "$work/$1.json" | tee "$work/$1.txt"
+  tool trainer bench_main bench-sr train --config usrgan --device "$device" --rounds $rounds --steps $steps \
+    "${extra[@]}" "${@:2}" --save "$work/$1.json" | tee "$work/$1.txt"
 }
 
-bench_() { # both stages of the paper's networks beside every peer
-  bench bench --stage both --batch $batches --impl auto,plain
+bench_() { # STAGE: the paper's networks beside every peer
+  bench "bench-$1" --stage "$1" --batch $batches --impl auto,plain
 }
 
-rungs() { # each rung with its own line; norm = "none" admits all of them
-  local names=plain,push,hybrid,compile,compile-push,compile-hybrid,graph,graph-compile,graph-compile-hybrid
-  [[ $device == cuda ]] || names=plain,push,hybrid
-  bench rungs-psnr --stage psnr --batch "${batches%%,*}" --impl $names --peer peer-amp-cl --set generator.norm=none
-  bench rungs-gan --stage gan --batch "${batches%%,*}" --impl $names --peer peer-amp-cl --set generator.norm=none
+rungs() { # STAGE: each rung beside the plain way, in groups, as one that fails takes its group along; norm = "none" admits all
+  local group groups=(push,hybrid graph compile,compile-push,compile-hybrid graph-compile,graph-compile-push,graph-compile-hybrid)
+  [[ $device == cuda ]] || groups=(push,hybrid)
+  for group in "${groups[@]}"; do
+    bench "rungs-$1-${group%%,*}" --stage "$1" --batch "${batches%%,*}" --impl "plain,$group" --peer peer-amp-cl \
+      --set generator.norm=none || echo "error: rungs $group: none of them is timed" | tee -a "$work/rungs-failed.txt"
+  done
 }
 
 shards() {
@@ -121,9 +139,10 @@ pack() { # what has to come back, in pieces of 8 MB at most: `cat NAME.*.part > 
 for step in "$@"; do
   printf '\n== %s\n' "$step"
   case $step in
-    bench) bench_ ;;
+    bench-psnr | bench-gan) bench_ "${step#bench-}" ;;
+    rungs-psnr | rungs-gan) rungs "${step#rungs-}" ;;
     wait) wait_ ;;
-    machine | tests | rungs | shards | best | usrgan | table | pack) $step ;;
+    machine | tests | shards | best | usrgan | table | pack) $step ;;
     *) echo "error: $step: there is no such step; choose of ${all[*]}" >&2; exit 2 ;;
   esac
 done

@@ -32,7 +32,7 @@ class Store:
 
     def put(self, positions: npt.NDArray[np.int64], lr: Tensor, hr: Tensor) -> None:
         """Keep patches [n h w 3], which may lie in pinned memory."""
-        where = torch.from_numpy(positions).to(self.lr.device)
+        where = _sent(positions, self.lr.device)
         self.lr.index_copy_(0, where, lr.to(self.lr.device, non_blocking=True))
         self.hr.index_copy_(0, where, hr.to(self.hr.device, non_blocking=True))
         self.there[positions] = True
@@ -42,10 +42,10 @@ class Store:
     ) -> tuple[Tensor, Tensor]:
         """LR [n side side 3] and HR of patches that are there, cropped at `corners` [n 2], LR pixels."""
         scale = self.hr.shape[1] // self.lr.shape[1]
-        where = torch.from_numpy(positions).to(self.lr.device)
+        where = _sent(positions, self.lr.device)
         if side == self.lr.shape[1]:
             return self.lr[where], self.hr[where]
-        at = torch.from_numpy(corners).to(self.lr.device)
+        at = _sent(corners, self.lr.device)
         return _crops(self.lr, where, at, side), _crops(self.hr, where, scale * at, scale * side)
 
 
@@ -75,6 +75,12 @@ def check_cache(split: SplitReader, *, cache: Cache, gib: float, device: torch.d
 def stored_sides(manifest: Manifest) -> tuple[int, int]:
     """Of LR and HR as they are stored, pixels."""
     return manifest.hr_size // manifest.scale, manifest.hr_size
+
+
+def _sent(numbers: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    """On the device, by pinned memory: the host would else wait for all that was queued before."""
+    held = torch.from_numpy(numbers)
+    return (held.pin_memory() if device.type == "cuda" else held).to(device, non_blocking=True)
 
 
 def _crops(images: Tensor, where: Tensor, corners: Tensor, side: int) -> Tensor:

@@ -206,7 +206,7 @@ def _now(read: Callable[[Visit], Block], visit: Visit) -> Chunk:
 def _use(device: torch.device) -> None:
     """Threads begin with the first GPU, and pinning memory there would make a context on it.
 
-    A device without a number is that one, and torch takes none for `set_device`.
+    A device without a number is that GPU, unless somebody chose another for the whole process.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)

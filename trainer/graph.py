@@ -32,20 +32,22 @@ def capture_later(
     work than most.
     """
     taken = 0
+    side: torch.cuda.Stream | None = None
     graph: torch.cuda.CUDAGraph | None = None
     places: tuple[Tensor, Tensor, Tensor] | None = None
     outcome: Outcome | None = None
 
     def run(lr: Tensor, hr: Tensor, stop: bool) -> Outcome:
-        nonlocal taken, graph, places, outcome
+        nonlocal taken, side, graph, places, outcome
         taken += 1
         wish = torch.full((), float(stop), device=lr.device)
         if taken <= WARM_UP or other() or (places is not None and places[0].shape != lr.shape):
-            return _aside(lambda: step(lr, hr, wish), lr.device)
+            side = side or torch.cuda.Stream(lr.device)
+            return _aside(lambda: step(lr, hr, wish), side)
         if graph is None or places is None or outcome is None:
             places = torch.empty_like(lr), torch.empty_like(hr), torch.empty_like(wish)
             graph = torch.cuda.CUDAGraph()
-            # in "global" mode the memory that data threads pin meanwhile would end the capture
+            # the threads of the reader pin memory meanwhile: only what this one does counts
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 outcome = step(*places)
         for place, given in zip(places, (lr, hr, wish), strict=True):
@@ -56,11 +58,13 @@ def capture_later(
     return run
 
 
-def _aside(work: Callable[[], Outcome], device: torch.device) -> Outcome:
-    """Run on a stream of its own, before and after everything else."""
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
+def _aside(work: Callable[[], Outcome], side: torch.cuda.Stream) -> Outcome:
+    """Run on another stream, before and after everything else.
+
+    It is the same one each time: the memory that a step frees is kept for the stream that it ran on.
+    """
+    side.wait_stream(torch.cuda.current_stream(side.device))
     with torch.cuda.stream(side):
         found = work()
-    torch.cuda.current_stream(device).wait_stream(side)
+    torch.cuda.current_stream(side.device).wait_stream(side)
     return found

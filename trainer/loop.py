@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from contextlib import closing
 
+import torch
+
 from shards.errors import Stopped
 from shards.reader import SplitReader
 from trainer.best import improvements
@@ -47,6 +49,7 @@ def train_stage(job: Job) -> TrainState:
         guard.check_rollback(state, run=job.run)
         reached, rollbacks = state.patches_seen + state.passed_over, state.rollbacks + 1
         del state  # two of them may not fit
+        torch.cuda.empty_cache()  # nor a cache of patches beside memory that torch keeps
         state = begin_again(job, suspect=guard.suspect, reached=reached)
         guard.suspect, state.rollbacks = state.patches_seen, rollbacks
         job.warn(

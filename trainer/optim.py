@@ -60,13 +60,15 @@ def build_adam(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch
     On a GPU the learning rate lies there, too, where a CUDA graph finds it.
     """
     wanted, betas = list(parameters), (config.beta1, config.beta2)
-    cuda = wanted[0].is_cuda
-    rate = torch.tensor(config.lr, device=wanted[0].device) if cuda else config.lr
-    return torch.optim.Adam(wanted, lr=rate, betas=betas, fused=True, capturable=cuda)
+    rate = torch.tensor(config.lr, device=wanted[0].device) if wanted[0].is_cuda else config.lr
+    return torch.optim.Adam(wanted, lr=rate, betas=betas, fused=True)
 
 
 def take_step(optimizer: torch.optim.Adam, *, skip: Float[Tensor, ""]) -> None:
     """Update the parameters, or change nothing where `skip` is 1; nobody waits for its value."""
+    capturing = skip.is_cuda and torch.cuda.is_current_stream_capturing()
+    for group in optimizer.param_groups:
+        group["capturable"] = capturing  # torch warns of a step that could be captured and is not
     optimizer.found_inf = skip  # type: ignore[attr-defined]  # what GradScaler sets, too
     optimizer.step()
 

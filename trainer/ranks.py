@@ -35,6 +35,13 @@ class Ranks:
     local: int = 0
     """Number among the processes of this machine."""
     local_world: int = 1
+    grouped: bool = False
+    """Whether even one process alone talks through a process group, as tests of the ways want."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to talk to."""
+        return self.world == 1 and not self.grouped
 
     @property
     def first(self) -> bool:
@@ -43,7 +50,7 @@ class Ranks:
 
     def mean_(self, flat: Tensor) -> None:
         """Replace a tensor by its mean over the ranks; the same bits on each of them."""
-        if self.world > 1:
+        if not self.alone:
             with talking():
                 dist.all_reduce(flat)
             flat.div_(self.world)
@@ -54,11 +61,11 @@ class Ranks:
         Its gradient reaches this rank's part alone, as often as there are ranks: a loss of the whole,
         the same on each rank, gives parameters whose gradients' `mean_` is that of the loss.
         """
-        return ours if self.world == 1 else _Gathered.apply(ours, self)  # type: ignore[no-untyped-call]  # as torch has it
+        return ours if self.alone else _Gathered.apply(ours, self)  # type: ignore[no-untyped-call]  # as torch has it
 
     def share(self, value: T) -> T:
         """What rank 0 has of a small picklable value, on every rank."""
-        if self.world == 1:
+        if self.alone:
             return value
         shared = [value]
         with talking():
@@ -67,7 +74,7 @@ class Ranks:
 
     def share_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What rank 0 has, on every rank, on the CPU; what the others bring is ignored."""
-        if self.world == 1:
+        if self.alone:
             return dict(tensors)
         sent = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         shapes = self.share({name: (value.shape, value.dtype) for name, value in sent.items()})
@@ -81,7 +88,7 @@ class Ranks:
 
     def gather(self, values: Tensor) -> list[Tensor]:
         """The CPU tensors [n ...] of all ranks, in the order of the ranks; each has its own n."""
-        if self.world == 1:
+        if self.alone:
             return [values]
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
         with talking():
@@ -96,7 +103,7 @@ class Ranks:
 
     def wait(self) -> None:
         """Until every rank is here."""
-        if self.world > 1:
+        if not self.alone:
             with talking():
                 dist.all_reduce(torch.zeros(1))
 
@@ -106,7 +113,7 @@ class Ranks:
         Raises:
             UsrganError: names the ranks that differ from rank 0.
         """
-        if self.world == 1:
+        if self.alone:
             return
         digest = hashlib.blake2b(digest_size=16)
         for name, value in sorted(tensors.items()):

@@ -152,8 +152,9 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
         held = state.scaler.state_dict()
         tensors |= {f"scaler.{name}": torch.tensor(held[name]) for name in _SCALER}
     tensors["random.cpu"] = torch.get_rng_state()
-    if next(state.generator.parameters()).is_cuda:  # a CPU job leaves the GPU alone
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    device = _device_of(state)
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     return tensors
 
 
@@ -172,7 +173,7 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
                 moment = value.ndim > 0
                 kept = torch.empty_like(parameter if moment else value, device=parameter.device)
                 optimizer.state[parameter][name] = kept.copy_(value)
-    device = next(state.generator.parameters()).device
+    device = _device_of(state)
     state.losses = {name: value.to(device) for name, value in _below(tensors, "losses.").items()}
     state.telemetry = {n: value.to(device) for n, value in _below(tensors, "telemetry.").items()}
     if state.scaler is not None:
@@ -180,7 +181,7 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
         state.scaler.load_state_dict(state.scaler.state_dict() | held)
     torch.set_rng_state(tensors["random.cpu"])
     if device.type == "cuda" and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
 
 
 def optimizers(state: TrainState) -> dict[str, torch.optim.Adam]:
@@ -189,6 +190,10 @@ def optimizers(state: TrainState) -> dict[str, torch.optim.Adam]:
     if state.adversary is not None:
         found["discriminator_optimizer"] = state.adversary.optimizer
     return found
+
+
+def _device_of(state: TrainState) -> torch.device:
+    return next(state.generator.parameters()).device
 
 
 def _parameters(optimizer: torch.optim.Adam) -> list[nn.Parameter]:

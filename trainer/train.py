@@ -25,6 +25,7 @@ from trainer.memory import within_memory
 from trainer.ranks import ALONE, Ranks
 from trainer.report import write_report
 from trainer.run import choose_device, use_bf16
+from trainer.speed import resolve
 from trainer.watch import Watch, connected
 from trainer.weights import load_matching
 
@@ -63,7 +64,7 @@ def train(
     dataset = open_dataset(shards)
     with_val = len(dataset.split("val")) > 0
     for stage, config in stages.items():
-        use_bf16(config, chosen)
+        resolve(config, device=chosen, bf16=use_bf16(config, chosen), world=ranks.world)
         check_data(dataset.split("train"), config.batch_size, config.data, device=chosen)
         _check_divides(config, ranks)
         if config.validation.best_by == "lpips" and lpips is None:

@@ -6,15 +6,17 @@ them; with one rank the same code runs without any process group.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from shards.errors import UsrganError
 from trainer.adversarial import discriminator_loss
@@ -22,7 +24,7 @@ from trainer.config import Config, load_config
 from trainer.ranks import Ranks, from_environment
 from trainer.state import TrainState, build_state, networks, state_tensors
 from trainer.update import count_step, train_step
-from trainer.watch import Watch, connected, open_store
+from trainer.watch import Watch, connected, host_store, open_store
 
 SETTINGS = [
     "batch_size=8", "generator.features=8", "generator.blocks=1", "generator.growth=4",
@@ -157,6 +159,21 @@ def together(folder: Path, *, world: int) -> list[Any]:
         for child in children:
             child.kill()
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+@contextlib.contextmanager
+def group_of_one(device: torch.device) -> Iterator[Ranks]:
+    """A process group of this process alone, opened and closed as `train-sr` does it."""
+    ranks = Ranks(grouped=True)
+    store, _ = host_store()
+    watch = Watch(store, ranks, silence=60, tell=print)
+    try:
+        with connected(ranks, watch, device):
+            yield ranks
+    finally:
+        watch.stop()
+        if dist.is_initialized():  # a test failed inside
+            dist.destroy_process_group()
 
 
 def main() -> None:

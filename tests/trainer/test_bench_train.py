@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 
+import msgspec
 import pytest
 import torch
 from click.testing import CliRunner
 
 from shards.errors import UsrganError
-from trainer.bench.agree import check_same_work
+from trainer.adversarial import discriminator_loss
+from trainer.bench.agree import CAPTURED_STEPS, Contestant, check_same_work
 from trainer.bench.flop import flop_of
 from trainer.bench.peer import PEERS, peer_step
 from trainer.bench.rounds import percentile, race, ratio_of_medians
-from trainer.bench.train import batch_of
+from trainer.bench.train import batch_of, trained
 from trainer.cli import bench_main
 from trainer.config import load_config
+from trainer.graph import WARM_UP
+from trainer.ranks import ALONE
+from trainer.speed import PLAIN, SpeedConfig, build_step, prepare
 from trainer.state import build_state
 
 CPU = torch.device("cpu")
@@ -43,21 +50,96 @@ def test_a_peers_first_losses_are_ours(judged):
     config = load_config("tiny", stage="gan", overrides=SMALL)
     lr, hr = batch_of(2, CPU)
     state = build_state(config, stage="gan", scale=4, device=CPU, content_weights=None)
-    found = peer_step(PEERS["peer-fp32"], state, config, lr, hr)()
-    other = peer_step(PEERS[judged], state, config, lr, hr)()
+    found = peer_step(PEERS["peer-fp32"], state, config, lr, hr).step()
+    other = peer_step(PEERS[judged], state, config, lr, hr).step()
     sr = state.generator(lr)
     assert found["pixel"] == pytest.approx((sr - hr).abs().mean().item(), rel=1e-5)
     for loss in ("pixel", "content"):
         assert float(other[loss]) == pytest.approx(float(found[loss]), rel=2e-2)
 
 
-def test_other_work_is_not_timed():
-    same = iter([1.0, 0.9, 0.8, 1.0, 0.9, 0.8])
-    agreed = check_same_work(dict.fromkeys("ab", lambda: {"pixel": next(same)}), halves=())
-    assert "pixel loss of 3 steps" in agreed
-    other = iter([1.0, 0.9, 0.8, 1.0, 0.9, 0.7])
-    with pytest.raises(UsrganError, match=r"b does other work than a: pixel of step 3 is 0.7"):
-        check_same_work(dict.fromkeys("ab", lambda: {"pixel": next(other)}), halves=())
+def contestant(*, bf16: bool = False, peer: str = "", speed: SpeedConfig = PLAIN) -> Contestant:
+    """One of ours, or a peer, from the same weights on the same batch."""
+    config = load_config("tiny", stage="gan", overrides=SMALL)
+    lr, hr = batch_of(2, CPU)
+    state = build_state(config, stage="gan", scale=4, device=CPU, content_weights=None)
+    state.generator.train()
+    if peer:
+        return peer_step(PEERS[peer], state, config, lr, hr)
+    prepare(state, speed)
+    step = build_step(state, config, bf16, ranks=ALONE, speed=speed)
+    return Contestant(
+        step=lambda: step(lr, hr, False).losses,
+        networks=trained(state),
+        rounded=bf16,
+        kind="non-saturating",
+    )
+
+
+def with_standing_discriminator(one: Contestant) -> Contestant:
+    """The same, but that its discriminator never learns."""
+    network = one.networks["discriminator"]
+    start = copy.deepcopy(network.state_dict())
+
+    def run():
+        losses = one.step()
+        network.load_state_dict(start)
+        return losses
+
+    return replace(one, step=run)
+
+
+def with_broken_discriminator_half(one: Contestant) -> Contestant:
+    """The same, but that its discriminator takes real patches for generated ones."""
+
+    def run():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "trainer.steps.discriminator_loss",
+                lambda kind, real, fake: discriminator_loss(kind, fake, real),
+            )
+            return one.step()
+
+    return replace(one, step=run)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_same_work_is_timed(bf16):
+    push = msgspec.structs.replace(PLAIN, dense="push")
+    ours = {"plain": contestant(bf16=bf16), "push": contestant(bf16=bf16, speed=push)}
+    names = ["peer-amp-cl"] if bf16 else ["peer-fp32", "peer-lean"]
+    peers = {name: contestant(peer=name) for name in names}
+    assert "generator and discriminator moved alike" in check_same_work(ours | peers)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("spoil", [with_standing_discriminator, with_broken_discriminator_half])
+def test_one_of_ours_with_a_wrong_discriminator_half_is_not_timed(spoil, bf16):
+    broken = spoil(contestant(bf16=bf16))
+    with pytest.raises(UsrganError, match=r"b does other work than a: .*; no ratio is printed"):
+        check_same_work({"a": contestant(bf16=bf16), "b": broken})
+
+
+@pytest.mark.parametrize("name", ["peer-fp32", "peer-amp", "peer-lean"])
+def test_a_peer_whose_discriminator_stands_still_is_not_timed(name):
+    broken = with_standing_discriminator(contestant(peer=name))
+    with pytest.raises(UsrganError, match=r"other work than a: its discriminator moves 0 times"):
+        check_same_work({"a": contestant(), "b": broken})
+
+
+def test_other_losses_or_other_weights_at_the_start_are_other_work():
+    numbers = iter([0.9, 0.8, 0.7])
+    twice = replace(contestant(), step=lambda: {"pixel": next(numbers)})
+    with pytest.raises(UsrganError, match=r"b does other work than a: pixel of step 1 is 0.9"):
+        check_same_work({"a": contestant(), "b": twice})
+    ahead = contestant()
+    ahead.step()
+    with pytest.raises(UsrganError, match=r"its generator starts from other weights"):
+        check_same_work({"a": contestant(), "b": ahead})
+
+
+def test_a_graph_is_replayed_before_it_is_timed():
+    assert CAPTURED_STEPS > WARM_UP + 1
 
 
 def test_all_take_turns_and_the_first_round_does_not_count():

@@ -219,6 +219,15 @@ def test_random_numbers_go_on_where_the_checkpoint_stands(tmp_path):
     assert torch.equal(torch.randn(3), wanted)
 
 
+def test_training_on_the_cpu_leaves_a_gpu_that_is_there_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_rng_state", "set_rng_state"):  # each would make a context
+        monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("asked the GPU"))
+    saved = state_tensors(trained(1))
+    restore(fresh(), saved | {"random.cuda": torch.zeros(16, dtype=torch.uint8)})
+    assert "random.cuda" not in saved
+
+
 @pytest.mark.parametrize(("keep", "held"), [(0, 1), (1, 1), (2, 2), (3, 3), (9, 4)])
 def test_keep_says_how_many_are_held_and_never_none(tmp_path, keep, held):
     settings = load_config("tiny", stage="gan", overrides=[*SETTINGS, f"checkpoint.keep={keep}"])

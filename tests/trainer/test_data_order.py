@@ -167,6 +167,15 @@ def test_a_closed_stream_leaves_no_threads(train):
     assert not any(thread.name.startswith(ours) for thread in threading.enumerate())
 
 
+def test_a_gpu_without_a_number_is_no_mishap_for_the_threads(monkeypatch):
+    """`--device cuda` has none, and torch's set_device wants one."""
+    used = []
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", used.append, raising=False)
+    for device in ("cpu", "cuda", "cuda:1"):
+        _use(torch.device(device))
+    assert used == [1]
+
+
 def test_a_batch_larger_than_the_data_is_refused(train):
     with pytest.raises(UsageError, match=r"batch_size: 25 patches a step.* only 24"):
         take(train, 1, batch_size=25)

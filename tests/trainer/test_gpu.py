@@ -12,6 +12,9 @@ from trainer.update import train_step
 
 pytestmark = [
     pytest.mark.gpu,
+    # other versions of torch and its libraries have warnings of their own, but none is about our use of Adam
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.filterwarnings("error:.*capturable"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
 SMALL = [

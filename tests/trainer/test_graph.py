@@ -12,6 +12,8 @@ from trainer import graph
 
 
 class Stream:
+    device = torch.device("cpu")
+
     def wait_stream(self, other) -> None:
         assert isinstance(other, Stream)
 
@@ -19,7 +21,7 @@ class Stream:
 @pytest.fixture
 def cuda(monkeypatch):
     """Captures by doing nothing but remember; replays what was captured on what now lies in its places."""
-    known = SimpleNamespace(capturing=False, captured=[], replays=0)
+    known = SimpleNamespace(capturing=False, captured=[], replays=0, modes=[], streams=[])
 
     class Graph:
         def replay(self):
@@ -28,14 +30,18 @@ def cuda(monkeypatch):
                 work()
 
     @contextmanager
-    def capture(_graph, *, capture_error_mode):
-        assert capture_error_mode == "thread_local"  # data threads pin memory meanwhile
+    def capture(_graph, capture_error_mode="global"):
+        known.modes.append(capture_error_mode)
         known.capturing = True
         yield
         known.capturing = False
 
+    def make_stream(device):
+        known.streams.append(Stream())
+        return known.streams[-1]
+
     stand_in = SimpleNamespace(
-        Stream=lambda device: Stream(),
+        Stream=make_stream,
         current_stream=lambda device: Stream(),
         stream=lambda stream: contextmanager(lambda: iter([None]))(),
         CUDAGraph=Graph,
@@ -88,3 +94,18 @@ def test_another_shape_and_other_work_run_uncaptured(cuda):
     for _ in range(2):
         step(ones(2), ones(3), False)
     assert len(eager) >= graph.WARM_UP + 1
+
+
+def test_steps_that_are_not_captured_share_one_stream_and_its_memory(cuda):
+    step, eager = step_of(cuda, other=lambda: True)
+    for _ in range(6):
+        step(ones(2), ones(3), False)
+    assert len(eager) == 6
+    assert len(cuda.streams) == 1
+
+
+def test_threads_that_pin_memory_do_not_break_a_capture(cuda):
+    step, _ = step_of(cuda)
+    for _ in range(5):
+        step(ones(2), ones(3), False)
+    assert cuda.modes == ["thread_local"]

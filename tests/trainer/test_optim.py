@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from trainer.optim import (
     build_adam,
     learning_rate,
     set_learning_rate,
+    take_step,
     update_average,
 )
 
@@ -94,6 +96,18 @@ def test_adams_first_step_is_the_rate_in_the_direction_of_the_sign():
     weight.grad = torch.tensor([3.0, -0.01, 0.0])
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.tensor([0.75, 1.25, 1.0]))
+
+
+@pytest.mark.parametrize("capturing", [True, False])
+def test_adam_is_told_whether_it_is_captured(capturing, monkeypatch):
+    """torch refuses to capture one that does not know, and warns of one that was told too early."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    group, seen = {}, []
+    stand_in = SimpleNamespace(
+        param_groups=[group], step=lambda: seen.append(group["capturable"]), found_inf=None
+    )
+    take_step(stand_in, skip=SimpleNamespace(is_cuda=True))
+    assert seen == [capturing]
 
 
 # the average

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from shards.errors import UsageError
-from tests.trainer.ranked import CASES, compared, steps, together
+from tests.trainer.ranked import CASES, compared, group_of_one, steps, together
 from trainer.ranks import ALONE, from_environment
 
 ROUNDING = 2e-5
@@ -88,6 +89,27 @@ def test_what_rank_0_has_is_shared_and_what_differs_is_named(both):
         assert found["tensors"]["a"].abs().max() == 0
         assert found["tensors"]["b"].item() == 0
         assert "rank 1 holds other networks than rank 0" in found["complaint"]
+
+
+def test_a_group_of_one_computes_what_one_process_does_bit_for_bit(one, monkeypatch):
+    reduce, sizes = dist.all_reduce, set()
+
+    def noted(tensor):
+        sizes.add(tensor.numel())
+        return reduce(tensor)
+
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setattr(dist, "all_reduce", noted)
+    with group_of_one(torch.device("cpu")) as ranks:
+        found, logits, shared = steps(ranks), compared(ranks), ranks.share({"a": 1})
+    for case, wanted in one.items():
+        for part, tensors in wanted.items():
+            assert found[case][part].keys() == tensors.keys()
+            for name, value in tensors.items():
+                assert torch.equal(found[case][part][name], value), (case, part, name)
+        assert {gradient.numel() for gradient in wanted["gradients"].values()} <= sizes
+    assert logits == compared(ALONE)
+    assert shared == {"a": 1}
 
 
 def test_one_process_needs_no_group():

@@ -150,3 +150,9 @@ def test_a_run_goes_on_in_another_dense_form(tiny_shards, tmp_path):
         tiny_shards, tmp_path / "run", *constant, "--set", "epochs=2", "--set", "speed.dense=hybrid"
     )
     assert [row["epoch"] for row in logged(tmp_path / "run")] == [1, 2]
+
+
+def test_a_step_that_cannot_be_is_refused_before_anything_is_written(tiny_shards, tmp_path):
+    ended = train(tiny_shards, tmp_path / "run", "--set", "speed.graph=step", code=2)
+    assert "speed.graph: a CUDA graph needs a CUDA device" in ended.stderr
+    assert not (tmp_path / "run").exists()

@@ -17,9 +17,10 @@ from typing import Literal
 import msgspec
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.bench.agree import Contestant
 from trainer.config import Config
 from trainer.content import layer_weights
 from trainer.optim import build_adam
@@ -53,7 +54,7 @@ PEERS: dict[str, Peer] = {
 """The last is no peer's way as published, but what a careful user would make of it."""
 
 
-def peer_step(peer: Peer, state: TrainState, config: Config, lr: Images, hr: Images) -> PeerStep:
+def peer_step(peer: Peer, state: TrainState, config: Config, lr: Images, hr: Images) -> Contestant:
     """A step on copies of a state's networks, and on the same batch every time.
 
     The networks must be in plain form: the copy takes their code along.
@@ -86,16 +87,22 @@ def peer_step(peer: Peer, state: TrainState, config: Config, lr: Images, hr: Ima
         update_average()
         return losses_of({"pixel": pixel.detach()})
 
-    def rounded(step: PeerStep) -> PeerStep:
+    def contestant(step: PeerStep, **networks: nn.Module) -> Contestant:
         def run() -> dict[str, float | Tensor]:
             with _rounding(peer):
                 return step()
 
-        return run
+        return Contestant(
+            step=run,
+            networks=networks,
+            rounded=peer.autocast or peer.tf32,
+            kind="relativistic" if peer.judged == "five" else "non-saturating",
+            peer=True,
+        )
 
     generator.train()
     if state.adversary is None:
-        return rounded(psnr)
+        return contestant(psnr, generator=generator)
     discriminator = copy.deepcopy(state.adversary.discriminator).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
     content = copy.deepcopy(state.adversary.content).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
     shares = list(layer_weights(config.content.layer).values())
@@ -159,7 +166,7 @@ def peer_step(peer: Peer, state: TrainState, config: Config, lr: Images, hr: Ima
             }
         )
 
-    return rounded(gan)
+    return contestant(gan, generator=generator, discriminator=discriminator)
 
 
 @contextlib.contextmanager

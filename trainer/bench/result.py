@@ -23,7 +23,7 @@ class Row(msgspec.Struct, frozen=True):
     operations: int
     """Kernels on a GPU, operations of ATen that touch data on a CPU."""
     peak_mib: float | None
-    """GPU memory while it runs, with what all the others hold."""
+    """GPU memory while it runs, with what all the others hold; of a captured step what lies outside its graph."""
 
 
 class StageResult(msgspec.Struct, frozen=True):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainer.bench.agree import check_same_work
+from trainer.bench.agree import CAPTURED_STEPS, STEPS, Contestant, Losses, check_same_work
 from trainer.bench.flop import flop_of
 from trainer.bench.machine import measure_machine, product, product_side
 from trainer.bench.parts import parts
@@ -41,7 +42,6 @@ PRODUCT = "matrix product"
 RATE = 1e-5
 """Learning rate: the first steps of Adam move each weight by it whatever its gradient, and larger ones
 would blow the rounding of bf16 up until nothing can be compared."""
-Way = Callable[[], Mapping[str, float | Tensor]]
 
 
 def bench_train(
@@ -121,7 +121,7 @@ def _bench_stage(
         state.generator.train()
         return state
 
-    def ours(speed: SpeedConfig) -> Way:
+    def ours(speed: SpeedConfig) -> Contestant:
         state, wanted = fresh(), msgspec.structs.replace(config, speed=speed)
         decided = resolve(wanted, device=device, bf16=bf16)
         prepare(state, decided)
@@ -129,29 +129,33 @@ def _bench_stage(
 
         keep = decided.allocator == "keep"
 
-        def run() -> Mapping[str, Tensor]:
+        def run() -> Losses:
             (keep_freed_memory if keep else return_freed_memory)()
             outcome = step(lr, hr, False)
             count_step(state, wanted, outcome)
             return outcome.losses
 
-        return run
+        tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+        return Contestant(
+            step=run, networks=trained(state), rounded=bf16 or tf32, kind=config.adversarial.kind
+        )
 
     # everybody starts from the same weights
     speeds = {
         name: config.speed if name == "auto" else IMPLEMENTATIONS[name] for name in implementations
     }
-    ways: dict[str, Way] = {name: ours(speed) for name, speed in speeds.items()}
+    ways = {name: ours(speed) for name, speed in speeds.items()}
     plain = fresh()
     for name in peers:
         ways[name] = _on_its_own(peer_step(PEERS[name], plain, config, lr, hr))
-    halves = [name for name in peers if PEERS[name].autocast] + (list(speeds) if bf16 else [])
-    agreement = check_same_work(ways, halves=halves)
+    captured = any(speed.graph == "step" for speed in speeds.values())
+    agreement = check_same_work(ways, steps=CAPTURED_STEPS if captured else STEPS)
 
     # time them
     side = product_side(device, small=small)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    contestants = {**ways, PRODUCT: product(device, dtype, side)}
+    contestants: dict[str, Callable[[], object]] = {name: way.step for name, way in ways.items()}
+    contestants[PRODUCT] = product(device, dtype, side)
     taken = race(contestants, rounds=rounds, steps=steps, device=device)
     rate = 2 * side**3 / statistics.median(taken.pop(PRODUCT))  # FLOP in a millisecond
     floor = gflop * 1e9 * config.batch_size / rate
@@ -163,8 +167,8 @@ def _bench_stage(
             ms_p90=percentile(times, 0.9),
             patches_per_s=config.batch_size / percentile(times, 0.5) * 1e3,
             floor_fraction=floor / percentile(times, 0.5),
-            operations=operations(ways[name], device),
-            peak_mib=peak_mib(ways[name], device),
+            operations=operations(contestants[name], device),
+            peak_mib=peak_mib(contestants[name], device),
         )
         for name, times in taken.items()
     ]
@@ -196,14 +200,22 @@ def _bench_stage(
     )
 
 
-def _on_its_own(step: Way) -> Way:
+def trained(state: TrainState) -> dict[str, nn.Module]:
+    """The networks whose weights a step moves."""
+    found = {"generator": state.generator}
+    if state.adversary is not None:
+        found["discriminator"] = state.adversary.discriminator
+    return found
+
+
+def _on_its_own(peer: Contestant) -> Contestant:
     """A peer's step with the memory of a process that never heard of `speed.allocator`."""
 
-    def run() -> Mapping[str, float | Tensor]:
+    def run() -> Losses:
         return_freed_memory()
-        return step()
+        return peer.step()
 
-    return run
+    return replace(peer, step=run)
 
 
 def batch_of(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
