@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from pipeline.options import Options
-from pipeline.scan import Found, Scan
+from pipeline.scan import Found, Scan, unreadable
 from shards import resize
 from shards.errors import UsageError
 from shards.photos import RejectedPhoto, looks_like_photo, read_photo
@@ -101,7 +101,7 @@ def _partners(folder: Path, scale: int) -> dict[str, Path]:
         rf"(.+?)(?:[_-]SRF[_-]{scale})?(?:[_-]?LR)?(?:[_-]?x{scale}[a-z]?\d?)?(?:[_-]LR)?"
     )
     found: dict[str, Path] = {}
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=unreadable("--lr-dir"), followlinks=True):
         folders.sort()
         for name in sorted(filter(looks_like_photo, names)):
             match = form.fullmatch(os.path.splitext(name)[0])  # noqa: PTH122

@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -149,7 +149,7 @@ def _files(source: Location, skipped: list[str]) -> Iterator[tuple[tuple[str, ..
 def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], _File]]:
     """Links are followed, but no loop; what cannot be listed is no folder without photos."""
     seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(source, onerror=_unreadable, followlinks=True):
+    for folder, folders, names in os.walk(source, onerror=unreadable("--src"), followlinks=True):
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -163,10 +163,16 @@ def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], _
             yield parts, _File(path, name, *stamp(path))
 
 
-def _unreadable(error: OSError) -> NoReturn:
-    raise UsageError(
-        f"--src {error.filename}: cannot be listed ({error.strerror}); check its permissions, or move it away"
-    )
+def unreadable(option: str) -> Callable[[OSError], NoReturn]:
+    """For `os.walk`, which by itself passes over what it cannot list."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise UsageError(
+            f"{option} {error.filename}: cannot be listed ({error.strerror});"
+            " check its permissions, or move it away"
+        )
+
+    return refuse
 
 
 def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], _File]]:

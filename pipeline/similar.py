@@ -9,6 +9,7 @@ computes the same bits.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.admit import Luma, luma_of
+from pipeline.scan import unreadable
 from shards.errors import UsageError
 from shards.photos import RejectedPhoto, looks_like_photo, read_photo
 
@@ -58,7 +60,9 @@ def looks_below(folders: Sequence[Path]) -> list[tuple[str, Look]]:
     """
     found = []
     for folder in folders:
-        paths = sorted(path for path in folder.rglob("*") if looks_like_photo(path.name))
+        walked = os.walk(folder, onerror=unreadable("--exclude-like"))
+        names = (Path(place, name) for place, _, names in walked for name in names)
+        paths = sorted(path for path in names if looks_like_photo(path.name))
         if not paths:
             raise UsageError(f"--exclude-like {folder}: holds no pictures; name a test set")
         for path in paths:

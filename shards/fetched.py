@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards import files, storage
-from shards.errors import DamagedData, WriteFailed
+from shards.errors import DamagedData, WriteFailed, remedy
 from shards.manifest import ShardEntry
 
 
@@ -53,11 +53,9 @@ def fetch(url: str, shard: ShardEntry, folder: Path) -> Path:
                     digest.update(part)
                     stream.write(part)
             except FileNotFoundError:
-                raise DamagedData(f"{url}: is missing; run prep-shards --repair") from None
+                raise DamagedData(f"{url}: is missing; {remedy(url)}") from None
             if digest.hexdigest() != shard.sha256:
-                raise DamagedData(
-                    f"{url}: its SHA-256 is not the manifest's; run prep-shards --repair"
-                )
+                raise DamagedData(f"{url}: its SHA-256 is not the manifest's; {remedy(url)}")
     return path
 
 

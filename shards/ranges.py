@@ -17,13 +17,11 @@ from queue import SimpleQueue
 from typing import NamedTuple, Protocol
 
 from shards import fetched, storage
-from shards.errors import DamagedData, UsageError, UsrganError
+from shards.errors import DamagedData, UsageError, UsrganError, remedy
 from shards.manifest import ShardEntry
 from shards.storage import Location
 
 _OPEN_FILES = 64
-REPAIR = "run the prep-shards command that made it with --repair"
-_REPAIR_URL = "run the prep-shards command that made it with --overwrite"
 _PAUSES = (0.2, 1.0, 4.0)
 """Seconds before a range of a URL is asked for again."""
 
@@ -79,7 +77,11 @@ class Held(NamedTuple):
     content: bytes
     start: int
     place: str
-    fix: str = _REPAIR_URL
+
+    @property
+    def fix(self) -> str:
+        """As `Range` says."""
+        return remedy(self.place)
 
     def part(self, start: int, stop: int) -> tuple[bytes, int]:
         """As `Range` says; all that is held."""
@@ -114,12 +116,18 @@ class OnDisk(NamedTuple):
 
     path: str
     files: OpenFiles
-    fix: str = REPAIR
+    copy_of: str = ""
+    """The URL of a shard that is kept here."""
 
     @property
     def place(self) -> str:
         """As `Range` says."""
         return self.path
+
+    @property
+    def fix(self) -> str:
+        """As `Range` says."""
+        return f"it is a copy of {self.copy_of}: delete it" if self.copy_of else remedy(self.path)
 
     def ahead(self, start: int, stop: int) -> OnDisk:
         """Have the kernel read ahead, where it can."""
@@ -192,7 +200,7 @@ def _patiently(url: str, start: int, stop: int) -> bytes:
         try:
             return storage.read_range(url, start, stop)
         except FileNotFoundError:
-            raise DamagedData(f"{url}: is missing; {_REPAIR_URL}") from None
+            raise DamagedData(f"{url}: is missing; {remedy(url)}") from None
         except UsageError:
             raise
         except UsrganError:
@@ -225,8 +233,8 @@ class FetchedRanges:
         self.bytes_read += stop - start
         path = fetched.place(self.folder, shard)
         if fetched.is_there(path, shard):
-            fix = f"it is a copy of {storage.below(self.url, shard.name)}: delete it"
-            return OnDisk(str(path), self._files, fix).ahead(start, stop)
+            url = storage.below(self.url, shard.name)
+            return OnDisk(str(path), self._files, copy_of=url).ahead(start, stop)
         if not self._over:
             self._ask(shard)
         return self._store.range(shard, start, stop)

@@ -22,10 +22,10 @@ import numpy.typing as npt
 from isal.isal_zlib import crc32
 
 from shards import codec, index, scatter, storage, tar
-from shards.errors import DamagedData, UsageError
+from shards.errors import DamagedData, UsageError, remedy
 from shards.manifest import NAME, Manifest, SampleInfo, ShardEntry, load_manifest, parse_manifest
 from shards.png import RGB8, Buffer
-from shards.ranges import REPAIR, Range, Ranges, open_ranges
+from shards.ranges import Range, Ranges, open_ranges
 from shards.storage import Location
 
 _INDICES_AT_ONCE = 16
@@ -343,9 +343,11 @@ def _local_index(folder: Path, entry: ShardEntry) -> index.ShardIndex:
     try:
         length = path.stat().st_size
     except OSError:
-        raise DamagedData(f"{path}: is missing; {REPAIR}") from None
+        raise DamagedData(f"{path}: is missing; {remedy(str(path))}") from None
     if length != entry.bytes:
-        raise DamagedData(f"{path}: has {length:,} bytes instead of {entry.bytes:,}; {REPAIR}")
+        raise DamagedData(
+            f"{path}: has {length:,} bytes instead of {entry.bytes:,}; {remedy(str(path))}"
+        )
     npz = index.npz_path(folder, entry.name)
     return _same_shard(index.load_npz(npz), entry, str(npz))
 
@@ -355,13 +357,13 @@ def _remote_index(location: str, entry: ShardEntry) -> index.ShardIndex:
     try:
         content = storage.read(url)
     except FileNotFoundError:
-        raise DamagedData(f"{url}: is missing; {REPAIR}") from None
+        raise DamagedData(f"{url}: is missing; {remedy(url)}") from None
     return _same_shard(index.parse_npz(content, url), entry, url)
 
 
 def _same_shard(loaded: index.ShardIndex, entry: ShardEntry, path: str) -> index.ShardIndex:
     if loaded.entry(entry.name) != entry:
-        raise DamagedData(f"{path}: is of another shard; {REPAIR}")
+        raise DamagedData(f"{path}: is of another shard; {remedy(path)}")
     return loaded
 
 

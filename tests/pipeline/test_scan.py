@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.official import _partners
 from pipeline.scan import _prefixes, describe, listing_sha256, matching, scan
+from pipeline.similar import looks_below
 from shards.errors import UsageError
 
 
@@ -136,10 +138,14 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(
-        UsageError, match=r"--src .*/closed: cannot be listed \(Permission denied\)"
+    for option, look in (
+        ("--src", lambda: scan([root])),
+        ("--exclude-like", lambda: looks_below([root])),
+        ("--lr-dir", lambda: _partners(root, 4)),
     ):
-        scan([root])
+        told = rf"{option} .*/closed: cannot be listed \(Permission denied\)"
+        with pytest.raises(UsageError, match=told):
+            look()
     (root / "closed").rename(root / "lost+found")
     monkeypatch.setattr(os, "scandir", lambda path: listed(path))
     assert names(scan([root])) == ["a.png"]
