@@ -19,12 +19,15 @@ step "1. photos to shards"
 prep-shards --src "$demo/photos" --out "$demo/shards" --val-list "$demo/held-out.txt"
 inspect-shards verify --deep "$demo/shards"
 
-step "2. a small generator through both stages"
+step "2. SRCNN for comparison, then a small generator through both stages"
+train-sr --shards "$demo/shards" --config srcnn --stage psnr --out "$demo/srcnn" --set epochs=4 --set epoch_patches=128 \
+  --set batch_size=4 --set optim.warmup_patches=32 --set ema.halflife_patches=100 --set validation.patches=64
 train-sr --shards "$demo/shards" --config tiny --stage both --out "$demo/run"
 
-step "3. whole held-out photos against bicubic"
+step "3. whole held-out photos: bicubic, SRCNN, stage psnr, stage gan"
 weights=$demo/run/checkpoints
-models=(--model "$weights/best-psnr_y/psnr.safetensors" --model "$weights/final/gan.safetensors")
+models=(--model "$demo/srcnn/checkpoints/best-psnr_y/psnr.safetensors"
+  --model "$weights/best-psnr_y/psnr.safetensors" --model "$weights/final/gan.safetensors")
 eval-sr --hr "$demo/photos/held-out" "${models[@]}" --strips "$demo/run/strips" --json >"$demo/run/evaluation.json"
 eval-sr --hr "$demo/photos/held-out" "${models[@]}"
 
@@ -38,3 +41,5 @@ step "Done"
 echo "report:   $PWD/$demo/run/report.html"
 echo "pictures: $PWD/$demo/upscaled"
 echo "weights:  $PWD/$weights"
+echo "the same table of the standard test sets, for who has them (folders with HR and LRx4 below):"
+echo "  $(command -v eval-sr) --hr Set5 --hr Set14 ${models[*]}"
