@@ -365,5 +365,5 @@ def test_the_smallest_patch_is_seen_and_a_smaller_one_cannot_be(layer, least):
     network = build_content_features(ContentConfig("random", layer), weights=None)
     assert network(torch.rand(1, 3, least, least))[0].shape[-2:] == (1, 1)
     if least > 1:
-        with pytest.raises(RuntimeError, match="[Oo]utput size"):
+        with pytest.raises(RuntimeError, match=r"[Oo]utput size"):
             network(torch.rand(1, 3, least - 1, least - 1))
