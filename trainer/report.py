@@ -21,7 +21,8 @@ from shards import files, png
 from shards.errors import DamagedData, UsageError, UsrganError
 from shards.png import RGB8
 from trainer import charts, page
-from trainer.config import PAPER, STAGES, deviations, load_config
+from trainer.config import PAPER, STAGES, load_config
+from trainer.deviations import deviations
 from trainer.figures import Figure, figures_of_run, figures_of_stage, series
 from trainer.run import read_metrics
 from trainer.strips import tiles_of
@@ -229,7 +230,7 @@ def _settings(run: Path) -> str:
     shown = (
         page.table(["stage", "setting", "here", "paper"], deviating, left=4, long=True)
         if deviating
-        else "<p>None: every setting is the paper's.</p>"
+        else "<p>Not known: this version cannot read config.toml.</p>"
     )
     text = html.escape(path.read_text(errors="replace"))
     return (
