@@ -19,7 +19,7 @@ from torch import Tensor
 from shards import __version__, files
 from shards.errors import DamagedData, UsageError
 from trainer.best import BestBy, forget, handed_on
-from trainer.config import Config, Stage, flat
+from trainer.config import Config, Stage, flat, sees_micro_batches
 from trainer.order import ORDER
 from trainer.state import TrainState, state_tensors
 from trainer.weights import load_tensors, save_tensors
@@ -177,8 +177,7 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
     if position.order != ORDER:
         raise UsageError(
             f"{run}: was trained by usrgan {position.version}, whose batches came in another order;"
-            f" name another --out, and to keep what was learned"
-            f" --init {run}/checkpoints/best-psnr_y/{position.stage}.safetensors"
+            f" {_another_run(run, position)}"
         )
     free = [
         "data.workers",
@@ -189,17 +188,32 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
         "telemetry.",
         "speed.",
     ]
-    if config.generator.norm == "none" and config.adversarial.kind != "relativistic":
-        free.append("accumulate")  # those two see micro-batches, nothing else does
+    if not sees_micro_batches(config):
+        free.append("accumulate")
     if config.optim.schedule == "constant":
         free.append("epochs")  # a cosine over other epochs is another learning rate from the start
+    usual = flat(Config())
     for name, now in flat(config).items():
-        before = position.config.get(name)
-        if before != now and not name.startswith(tuple(free)):
+        before = position.config.get(name, usual[name])
+        if before == now or name.startswith(tuple(free)):
+            continue
+        if name not in position.config:
             raise UsageError(
-                f"{run}: was trained with {name} = {before}, now it is {now};"
-                " use the same settings, or another --out"
+                f"{run}: was trained by usrgan {position.version}, which had no {name} and did as {before} does,"
+                f" now it is {now}; {_another_run(run, position)}"
             )
+        raise UsageError(
+            f"{run}: was trained with {name} = {before}, now it is {now};"
+            " use the same settings, or another --out"
+        )
+
+
+def _another_run(run: Path, position: Position) -> str:
+    """The way out where a run cannot go on."""
+    return (
+        "name another --out, and to keep what was learned"
+        f" --init {run}/checkpoints/best-psnr_y/{position.stage}.safetensors"
+    )
 
 
 def save_weights(path: Path, state: TrainState, metadata: dict[str, str]) -> None:

@@ -15,13 +15,14 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
+from shards import __version__
 from shards.errors import ConfigError
 from trainer.adversarial import AdversarialConfig
 from trainer.content import ContentConfig
 from trainer.data import DataConfig
 from trainer.guard import GuardConfig
 from trainer.losses import LossConfig
-from trainer.models import DiscriminatorConfig, GeneratorConfig
+from trainer.models import SETTINGS, DiscriminatorConfig, GeneratorConfig
 from trainer.networks.start import COLOURS
 from trainer.optim import EmaConfig, OptimConfig
 from trainer.speed import SpeedConfig
@@ -32,9 +33,6 @@ Stage = Literal["psnr", "gan"]
 STAGES: tuple[Stage, ...] = ("psnr", "gan")
 PAPER = "usrgan"
 Table = dict[str, Any]
-_NOT_THE_PAPERS = {"seed", "data", "validation", "checkpoint", "telemetry", "guard"}
-_ADVERSARYS = {"discriminator", "adversarial", "content", "loss"}
-"""What stage psnr does not use."""
 _POSITIVE = (
     "epochs", "epoch_patches", "batch_size", "accumulate", "guard.patience", "generator.features", "generator.blocks",
     "generator.growth", "discriminator.features", "discriminator.dense", "optim.lr",
@@ -50,7 +48,10 @@ class CheckpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One stage of a training run; the defaults are the paper's numbers."""
+    """One stage of a training run; the defaults are the paper's numbers.
+
+    The default of a setting that is new is what was done before there was it: runs of that time go on by it.
+    """
 
     seed: int = 0
     epochs: int = 200
@@ -103,7 +104,7 @@ def load_config(source: str, *, stage: Stage, overrides: Sequence[str] = ()) -> 
             raise ConfigError(f"{path}: [{name}] is a table of settings for that stage")
         overlays[name] = overlay
     for checked in (table, *overlays.values()):  # a typo in the other stage's table counts, too
-        _check_keys(checked, where=str(path))
+        _check_keys(checked, where=str(path), in_file=True)
     table = _merged(table, overlays[stage])
     config = _convert(table, where=str(path))
     blamed: dict[str, str] = {}
@@ -166,17 +167,11 @@ def differences(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def deviations(ours: Config, papers: Config, *, stage: Stage) -> dict[str, tuple[Any, Any]]:
-    """In what a stage trains differently from the paper: `{name: (ours, papers)}`.
-
-    Settings of which the paper says nothing are left out, and those that the stage does not use.
-    """
-    return {
-        name: values
-        for name, values in differences(ours, papers).items()
-        if (table := name.partition(".")[0]) not in _NOT_THE_PAPERS
-        and not (stage == "psnr" and table in _ADVERSARYS)
-    }
+def sees_micro_batches(config: Config) -> bool:
+    """Whether `accumulate` changes what is computed: it does for what looks at a batch as a whole."""
+    generator = config.generator
+    batch_norm = "norm" in SETTINGS[generator.architecture] and generator.norm == "batch"
+    return batch_norm or config.adversarial.kind == "relativistic"
 
 
 def _read(path: Path) -> Table:
@@ -220,7 +215,7 @@ def _merged(base: Table, over: Table) -> Table:
     return merged
 
 
-def _check_keys(table: Table, *, where: str) -> None:
+def _check_keys(table: Table, *, where: str, in_file: bool = False) -> None:
     known = {name for name, _ in leaves(msgspec.to_builtins(Config()))}
     tables = {name.split(".")[0] for name in known if "." in name}
     for name, value in leaves(table):
@@ -231,6 +226,8 @@ def _check_keys(table: Table, *, where: str) -> None:
         alike = [key for key in sorted(known) if key.split(".")[-1] == name.split(".")[-1]]
         near = difflib.get_close_matches(name, alike or known, n=1) or alike
         hint = f"did you mean {near[0]}?" if near else "see --print-config for all keys"
+        if in_file:
+            hint += f" (this is usrgan {__version__}, the file may be of another version)"
         raise ConfigError(f"{where}: unknown key {name}; {hint}")
 
 

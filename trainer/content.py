@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import math
 import re
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ from shards.errors import UsageError
 from trainer.foreign import read_foreign
 from trainer.networks.vgg import Activation, InputRange, VGGFeatures, layer_names
 
-VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
-"""torchvision's ImageNet weights; the eight digits are the start of the file's SHA-256."""
+PUBLISHED, _DIGEST = "vgg19-dcbb9e9d.pth", "dcbb9e9d"
+"""torchvision's ImageNet weights, and how the SHA-256 of the file begins."""
+VGG19_URL = f"https://download.pytorch.org/models/{PUBLISHED}"
 RANDOM_SEED = 19
 Criterion = Literal["l1", "l2"]
 
@@ -63,6 +65,11 @@ def layer_weights(text: str) -> dict[str, float]:
     return found
 
 
+def smallest_patch(layer: str) -> int:
+    """Pixels a side that `content.layer` needs: each level of VGG-19 but the first halves the picture."""
+    return int(max(2 ** (int(name[4]) - 1) for name in layer_weights(layer)))
+
+
 def content_loss(
     sr: Sequence[Float[Tensor, "b c h w"]],
     hr: Sequence[Float[Tensor, "b c h w"]],
@@ -97,32 +104,48 @@ def build_content_features(config: ContentConfig, *, weights: Path | None) -> VG
                     nn.init.kaiming_normal_(module.weight)
     if config.features == "vgg19":
         if weights:
-            stored, _ = read_foreign(
-                weights, option="--vgg", fix="name torchvision's VGG-19, or download it again"
-            )
+            option, path, fix = "--vgg", weights, f"name torchvision's {PUBLISHED}"
         else:
-            stored = _fetch_vgg19()
+            option, path = "content.features", _fetched()
+            fix = "remove it to have it fetched anew, or name another with --vgg FILE"
+        stored, network.digest = read_foreign(path, option=option, fix=fix)
         wanted = network.state_dict()
         for name, value in wanted.items():
             found = stored.get(name)
             if not isinstance(found, Tensor) or found.shape != value.shape:
                 raise UsageError(
-                    f"{weights or VGG19_URL}: has no {name} of shape {tuple(value.shape)};"
-                    " name torchvision's VGG-19 with --vgg FILE"
+                    f"{option} {path}: has no {name} of shape {tuple(value.shape)}; {fix}"
                 )
         network.load_state_dict({name: stored[name] for name in wanted})
     return network.eval().requires_grad_(False)
 
 
-def _fetch_vgg19() -> dict[str, Tensor]:
+def doubt(network: VGGFeatures) -> str:
+    """A line about features that are not those of torchvision's file; empty if they are, or random."""
+    if not network.digest or network.digest.startswith(_DIGEST):
+        return ""
+    return (
+        f"--vgg: is not torchvision's {PUBLISHED} (its SHA-256 is {network.digest[:8]}…);"
+        " if it does not hold the same weights, the content loss is another one"
+    )
+
+
+def _fetched() -> Path:
+    """torchvision's file in the folder of torch.hub, downloaded if it is not there."""
+    path = Path(torch.hub.get_dir(), "checkpoints", PUBLISHED)
+    if path.exists():
+        return path
     try:
-        fetched: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
-            VGG19_URL, map_location="cpu", check_hash=True, weights_only=True
-        )
-    except (OSError, RuntimeError) as error:  # RuntimeError: the download has another digest
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(VGG19_URL, str(path), hash_prefix=_DIGEST)
+    except (
+        OSError,
+        RuntimeError,
+        http.client.HTTPException,
+    ) as error:  # RuntimeError: another digest
         raise UsageError(
             f"content.features: VGG-19 cannot be fetched ({getattr(error, 'reason', error)});"
             " give the file with --vgg FILE or $USRGAN_VGG19,"
             " or train with --set content.features=random (no learnt features)"
         ) from None
-    return fetched
+    return path

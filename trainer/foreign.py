@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shards.errors import UsageError
+from shards.errors import DamagedData, UsageError
 from trainer.weights import load_tensors
 
 
@@ -23,7 +23,6 @@ def read_foreign(path: Path, *, option: str, fix: str) -> tuple[dict[str, Tensor
 
     Raises:
         UsageError: there is no such file, it is damaged, or holds no state dict.
-        DamagedData: a .safetensors file is damaged.
     """
     try:
         with path.open("rb") as stream:
@@ -36,10 +35,13 @@ def read_foreign(path: Path, *, option: str, fix: str) -> tuple[dict[str, Tensor
     if named and not digest.startswith(named[1]):
         raise UsageError(
             f"{option} {path}: is damaged (its SHA-256 begins with {digest[:8]}, not {named[1]});"
-            " download it again"
+            f" download it again, or {fix}"
         )
     if path.suffix == ".safetensors":
-        return load_tensors(path)[0], digest
+        try:
+            return load_tensors(path)[0], digest
+        except DamagedData as error:
+            raise UsageError(f"{option} {str(error).partition(';')[0]}; {fix}") from None
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever unpickling a foreign file raises

@@ -110,7 +110,7 @@ class Keeper:
 
 def metadata(job: Job, state: TrainState, found: dict[str, float]) -> dict[str, str]:
     """What weights say of themselves."""
-    settings = flat(job.config)
+    settings, adversary = flat(job.config), state.adversary
     return {
         "architecture": settings["generator.architecture"],
         **{name: str(value) for name, value in settings.items() if name.startswith("generator.")},
@@ -120,7 +120,8 @@ def metadata(job: Job, state: TrainState, found: dict[str, float]) -> dict[str, 
         "weights": "raw" if state.average is None else "ema",
         "patches_seen": str(state.patches_seen),
         **{f"val_{name}": f"{value:.4f}" for name, value in found.items()},
-        "content_features": job.config.content.features if state.stage == "gan" else "none",
+        "content_features": "none" if adversary is None else job.config.content.features,
+        "content_sha256": "" if adversary is None else adversary.content.digest,
         "dataset_sha256": job.dataset.manifest.dataset_sha256,
         "usrgan": __version__,
     }

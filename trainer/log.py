@@ -10,7 +10,8 @@ import torch
 
 from shards.reader import Dataset
 from trainer import telemetry
-from trainer.config import Config, Stage, deviations
+from trainer.config import Config, Stage
+from trainer.deviations import deviations
 from trainer.run import describe_device, describe_precision
 from trainer.state import COUNTED, TrainState
 from trainer.validate import validate_bicubic

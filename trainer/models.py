@@ -23,6 +23,10 @@ SETTINGS: dict[Architecture, tuple[str, ...]] = {
 """What of `GeneratorConfig` each architecture has; the rest is without effect on it."""
 
 
+SMALLEST_PATCH = {"vgg": 32, "unet": 8, "patch": 24}
+"""Pixels a side of which each discriminator's convolutions of stride 2 leave something."""
+
+
 class GeneratorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The generator (paper §3.2), or one of the networks that it is compared with."""
 

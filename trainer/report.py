@@ -20,7 +20,8 @@ from shards import files, png
 from shards.errors import DamagedData, UsageError, UsrganError
 from shards.png import RGB8
 from trainer import charts, page
-from trainer.config import PAPER, STAGES, Stage, deviations, load_config
+from trainer.config import PAPER, STAGES, Stage, load_config
+from trainer.deviations import deviations
 from trainer.figures import Figure, figures_of_run, figures_of_stage, series
 from trainer.run import read_metrics
 from trainer.strips import tiles_of
@@ -244,8 +245,6 @@ def _deviations(path: Path, stages: Sequence[Stage]) -> str:
         papers = load_config(PAPER, stage=stage)
         for name, (mine, theirs) in deviations(ours, papers, stage=stage).items():
             found.setdefault((name, str(mine), str(theirs)), []).append(stage)
-    if not found:
-        return "<p>None: every setting is the paper's.</p>"
     rows = [(" and ".join(deviating), *setting) for setting, deviating in found.items()]
     return page.table(["stage", "setting", "here", "paper"], rows, left=4, long=True)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from shards import __version__
 from trainer.config import Config, Stage, Table, differences, flat, put
 
 
@@ -15,7 +16,10 @@ def to_toml(config: Config) -> str:
 
 
 def stages_to_toml(configs: dict[Stage, Config]) -> str:
-    """One TOML for several stages: what they share, then a table of what each has of its own."""
+    """One TOML for several stages: what they share, then a table of what each has of its own.
+
+    Its first line says which version has these settings.
+    """
     first, *others = configs.values()
     apart = {name for other in others for name in differences(first, other)}
     table: Table = {}
@@ -26,7 +30,7 @@ def stages_to_toml(configs: dict[Stage, Config]) -> str:
         for name, value in flat(config).items():
             if name in apart:
                 put(table, f"{stage}.{name}", value)
-    return _toml(table)
+    return f"# usrgan {__version__}\n" + _toml(table)
 
 
 def _toml(table: Table, name: str = "") -> str:

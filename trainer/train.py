@@ -16,12 +16,13 @@ from shards.reader import open_dataset
 from shards.storage import Location
 from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config import PAPER, Config, Stage, load_config
-from trainer.content import build_content_features
+from trainer.content import build_content_features, doubt, smallest_patch
 from trainer.data import check_data, with_cache
 from trainer.job import Job
 from trainer.loop import train_stage
 from trainer.lpips import build_lpips
 from trainer.memory import within_memory
+from trainer.models import SMALLEST_PATCH
 from trainer.ranks import ALONE, Ranks
 from trainer.report import write_report
 from trainer.run import choose_device, use_bf16
@@ -62,6 +63,7 @@ def train(
     if chosen.index is not None:
         torch.cuda.set_device(chosen)
     dataset = open_dataset(shards)
+    manifest = dataset.manifest
     with_val = len(dataset.split("val")) > 0
     for stage, config in stages.items():
         resolve(config, device=chosen, bf16=use_bf16(config, chosen), world=ranks.world)
@@ -72,14 +74,24 @@ def train(
                 "validation.best_by = lpips: needs the network that looks; give it with --lpips FILE"
             )
         if stage == "gan":
-            build_content_features(config.content, weights=content_weights)
+            judged, layer = config.discriminator.architecture, config.content.layer
+            needs = {
+                f"discriminator.architecture = {judged}": SMALLEST_PATCH[judged],
+                f"content.layer = {layer}": smallest_patch(layer),
+            }
+            _check_sizes(needs, has=manifest.training_size, shards=shards)
+            warning = doubt(build_content_features(config.content, weights=content_weights))
+            if warning:
+                warn(warning)
             if ranks.first and "psnr" not in stages and not has_last(run, "gan"):
                 _gan_start(run, init, warn)
     judge = None if lpips is None else build_lpips(lpips, device=chosen)
-    if judge is not None and judge.warning:
-        warn(judge.warning)
+    if judge is not None:
+        _check_sizes({f"--lpips {lpips}": judge.smallest}, has=manifest.hr_size, shards=shards)
+        if judge.warning:
+            warn(judge.warning)
     if init is not None:
-        load_matching(init, next(iter(stages.values())).generator, scale=dataset.manifest.scale)
+        load_matching(init, next(iter(stages.values())).generator, scale=manifest.scale)
     if not with_val:
         warn(
             f"{shards}: has no held-out patches, so nothing can be validated; the final weights are kept"
@@ -125,7 +137,7 @@ def train(
     return {
         "run": str(run),
         "stages": results,
-        "dataset_sha256": dataset.manifest.dataset_sha256,
+        "dataset_sha256": manifest.dataset_sha256,
         "weights": str(weights),
         "report": str(report),
     }
@@ -148,6 +160,16 @@ def _check_divides(config: Config, ranks: Ranks) -> None:
             f"batch_size: {config.batch_size} patches cannot be shared equally by {ranks.world} processes"
             f" with accumulate {config.accumulate}; use a multiple of {parts}, for example {fitting}"
         )
+
+
+def _check_sizes(needs: dict[str, int], *, has: int, shards: Location) -> None:
+    """Refuse patches that are too small for what looks at them."""
+    for what, least in needs.items():
+        if has < least:
+            raise UsageError(
+                f"{what}: needs patches of {least} pixels, and those of {shards} have {has};"
+                " choose another, or make larger patches with prep-shards --hr-size"
+            )
 
 
 def _silently(_: str) -> None:

@@ -21,8 +21,9 @@ from trainer.checkpoint import (
     save_last,
     save_weights,
 )
-from trainer.config import Config, load_config
+from trainer.config import Config, flat, load_config
 from trainer.networks.fold import fold_batch_norm
+from trainer.order import ORDER
 from trainer.state import TrainState, build_state, restore, state_tensors
 from trainer.update import train_step
 from trainer.weights import load_generator, save_tensors
@@ -178,6 +179,30 @@ def test_a_checkpoint_of_another_order_of_batches_is_refused(tmp_path):
     )
     with pytest.raises(UsageError, match=r"usrgan 0\.0\.9, whose batches came in another order"):
         check_same_run(old, config(), run=tmp_path, dataset_sha256="ab")
+
+
+def without(name: str, *overrides: str) -> Position:
+    """The position of a run that was made before there was a setting."""
+    settings = flat(load_config("tiny", stage="gan", overrides=[*SETTINGS, *overrides]))
+    del settings[name]
+    return Position("gan", 8, {}, "ab", settings, version="0.0.9", order=ORDER)
+
+
+def test_a_run_goes_on_by_the_default_of_a_setting_that_is_newer_than_it(tmp_path):
+    old = without("adversarial.kind")
+    check_same_run(old, config(), run=tmp_path, dataset_sha256="ab")
+
+
+def test_a_newer_setting_that_is_not_its_default_is_refused_with_the_version_and_a_way_out(
+    tmp_path,
+):
+    changed = load_config("tiny", stage="gan", overrides=[*SETTINGS, "adversarial.kind=hinge"])
+    with pytest.raises(UsageError) as refused:
+        check_same_run(without("adversarial.kind"), changed, run=tmp_path, dataset_sha256="ab")
+    told = str(refused.value)
+    assert "by usrgan 0.0.9, which had no adversarial.kind and did as non-saturating does" in told
+    assert "now it is hinge; name another --out" in told
+    assert f"--init {tmp_path}/checkpoints/best-psnr_y/gan.safetensors" in told
 
 
 def test_the_position_lists_every_setting(tmp_path):

@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from shards import __version__
 from shards.errors import ConfigError
 from trainer.config import (
     STAGES,
     Config,
-    deviations,
     differences,
     find,
     flat,
@@ -20,6 +20,7 @@ from trainer.config import (
     presets,
     presets_folder,
 )
+from trainer.deviations import deviations
 from trainer.toml import stages_to_toml, to_toml
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
@@ -168,11 +169,14 @@ def test_an_unknown_key_is_refused_and_the_nearest_one_named(mistake, nearest, t
     hint = f"unknown key {name}; did you mean {nearest}?"
     assert refusal("usrgan", mistake) == f"--set {mistake}: {hint}"
     source = write(tmp_path, f"{name} = {value}\n")
-    assert refusal(source) == f"{source}: {hint}"
+    version = f"(this is usrgan {__version__}, the file may be of another version)"
+    assert refusal(source) == f"{source}: {hint} {version}"
 
 
-def test_an_unknown_key_like_no_other_points_at_the_list_of_keys():
+def test_an_unknown_key_like_no_other_points_at_the_list_of_keys(tmp_path):
     assert "--print-config" in refusal("usrgan", "xyzzy=1")
+    source = write(tmp_path, "xyzzy = 1\n")
+    assert f"see --print-config for all keys (this is usrgan {__version__}" in refusal(source)
 
 
 @pytest.mark.parametrize("text", ["[optimm]\n", "[gan.optimm]\n", "[generator.norm]\n"])
@@ -305,7 +309,9 @@ def test_both_stages_in_one_file_read_back_as_they_were(preset, tmp_path):
 
 def test_one_file_holds_each_setting_once_unless_the_stages_differ():
     configs = {stage: load_config("tiny", stage=stage) for stage in STAGES}
-    table = tomllib.loads(stages_to_toml(configs))
+    text = stages_to_toml(configs)
+    assert text.splitlines()[0] == f"# usrgan {__version__}"
+    table = tomllib.loads(text)
     psnr, gan = table.pop("psnr"), table.pop("gan")
     apart = differences(configs["psnr"], configs["gan"])
     assert psnr.keys() == gan.keys() == {name.split(".")[0] for name in apart}
@@ -326,13 +332,43 @@ def test_only_what_a_stage_trains_with_deviates_from_the_paper():
     ours = msgspec.structs.replace(ours, seed=3)
     apart = differences(ours, papers).keys()
     assert {"seed", "discriminator.architecture", "content.layer", "loss.adversarial"} <= apart
-    assert deviations(ours, papers, stage="gan").keys() == apart - {"seed"}
+    assert deviations(ours, papers, stage="gan").keys() == apart - {"seed"} | {"data.augment"}
     left = {"generator.norm", "generator.upsampler", "epoch_patches", "ema.halflife_patches"}
     psnr = deviations(ours, papers, stage="psnr").keys()
     assert left <= psnr
     assert not any(
         name.startswith(("discriminator", "content", "loss", "adversarial")) for name in psnr
     )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_papers_preset_deviates_in_what_it_cannot_say(stage):
+    papers = load_config("usrgan", stage=stage)
+    told = {"data.augment": (True, "random crops, horizontal flips")}
+    assert deviations(papers, papers, stage=stage) == told
+
+
+def test_how_a_step_is_made_is_no_deviation():
+    papers = load_config("usrgan", stage="gan")
+    overrides = ["speed.graph=step", "speed.dense=push", "data.workers=7"]
+    ours = load_config("usrgan", stage="gan", overrides=overrides)
+    assert deviations(ours, papers, stage="gan").keys() == {"data.augment"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "seen"),
+    [
+        (["generator.norm=batch"], True),
+        (["generator.norm=none"], False),
+        (["generator.norm=none", "adversarial.kind=relativistic"], True),
+        (["generator.architecture=srcnn"], False),
+        (["generator.architecture=srresnet"], True),
+    ],
+)
+def test_micro_batches_deviate_where_something_looks_at_a_batch_as_a_whole(overrides, seen):
+    papers = load_config("usrgan", stage="gan")
+    ours = load_config("usrgan", stage="gan", overrides=[*overrides, "accumulate=4"])
+    assert ("accumulate" in deviations(ours, papers, stage="gan")) is seen
 
 
 def test_differences_name_ours_then_theirs():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from trainer.models import DiscriminatorConfig, build_discriminator
+from trainer.models import SMALLEST_PATCH, DiscriminatorConfig, build_discriminator
 from trainer.networks.discriminator import normalised
 from trainer.networks.patch_discriminator import PatchDiscriminator
 from trainer.networks.unet_discriminator import UNetDiscriminator
@@ -109,3 +109,11 @@ def test_spectral_norm_agrees_with_a_float64_decomposition(module):
         wanted = raw / torch.linalg.svdvals(raw)[0]
         module.eval()
         torch.testing.assert_close(layer.weight.double().flatten(1), wanted, rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", SMALLEST_PATCH)
+def test_the_smallest_patch_is_judged_and_a_smaller_one_cannot_be(architecture):
+    module, least = built(architecture), SMALLEST_PATCH[architecture]
+    assert module(torch.rand(1, 3, least, least)).isfinite().all()
+    with pytest.raises(RuntimeError, match=r"[Kk]ernel size|[Oo]utput size"):
+        module(torch.rand(1, 3, least - 1, least - 1))

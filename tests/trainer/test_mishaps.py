@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,13 +11,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from shards import png
 from shards.manifest import Split, load_manifest
 from shards.writer import publish
+from tests.trainer.test_perceptual import random_weights
 from tests.trainer.test_resume import train, weights
 from trainer.cli import eval_main, train_main, upscale_main
+from trainer.networks.vgg import VGGFeatures
 from trainer.run import append_metrics, read_metrics
 from trainer.weights import load_tensors
 
@@ -241,3 +245,47 @@ def test_a_text_file_is_no_vgg(tiny_shards, tmp_path):
     told = train(tiny_shards, tmp_path / "run", *map(str, options), code=2)
     assert "is no PyTorch file that can be read" in told.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_tells_which_vgg_it_compared_with(tiny_shards, finished, tmp_path):
+    network = VGGFeatures(layers=["conv1_2"], activation="before", input_range="imagenet")
+    torch.save(network.state_dict(), tmp_path / "mine.pth")
+    options = ["--stage", "gan", "--init", finished / BEST, "--vgg", tmp_path / "mine.pth"]
+    options += ["--set", "content.features=vgg19"]
+    told = train(tiny_shards, tmp_path / "run", *map(str, options))
+    assert told.stderr.count("is not torchvision's vgg19-dcbb9e9d.pth") == 1
+    _, metadata = load_tensors(tmp_path / "run/checkpoints/final/gan.safetensors")
+    digest = hashlib.sha256((tmp_path / "mine.pth").read_bytes()).hexdigest()
+    assert (metadata["content_features"], metadata["content_sha256"]) == ("vgg19", digest)
+    _, metadata = load_tensors(finished / BEST)
+    assert (metadata["content_features"], metadata["content_sha256"]) == ("none", "")
+
+
+@pytest.mark.parametrize("stage", ["gan", "both"])
+def test_patches_too_small_for_stage_gan_are_told_before_anything_is_trained(
+    tiny_shards, tmp_path, stage
+):
+    """They are told by the manifest alone, so it is made to say so."""
+    folder = Path(shutil.copytree(tiny_shards, tmp_path / "shards"))
+    publish(folder, msgspec.structs.replace(load_manifest(folder), crop_size=16))
+    told = train(folder, tmp_path / "run", "--stage", stage, code=2)
+    assert "discriminator.architecture = vgg: needs patches of 32 pixels" in told.stderr
+    assert f"those of {folder} have 16" in told.stderr
+    unet = ["--set", "discriminator.architecture=unet"]
+    train(folder, tmp_path / "run", "--stage", "both", *unet, "--dry-run")
+    deep = [*unet, "--set", "content.layer=conv5_4"]
+    publish(folder, msgspec.structs.replace(load_manifest(folder), crop_size=8))
+    told = train(folder, tmp_path / "run", "--stage", "both", *deep, code=2)
+    assert "content.layer = conv5_4: needs patches of 16 pixels" in told.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_patches_too_small_for_lpips_are_told_before_anything_is_trained(
+    tiny_shards, tmp_path
+):
+    folder = Path(shutil.copytree(tiny_shards, tmp_path / "shards"))
+    publish(folder, msgspec.structs.replace(load_manifest(folder), hr_size=28))
+    torch.save(random_weights("alexnet"), tmp_path / "alex.pth")
+    options = ["--stage", "psnr", "--lpips", str(tmp_path / "alex.pth")]
+    told = train(folder, tmp_path / "run", *options, code=2)
+    assert f"--lpips {tmp_path / 'alex.pth'}: needs patches of 31 pixels" in told.stderr

@@ -162,6 +162,7 @@ def test_srresnet_and_srgan_are_what_their_paper_says():
     holds("srresnet", "psnr", batch_size=16, optim__lr=1e-4, optim__schedule="constant")
     holds(
         "srresnet", "gan", loss__pixel=0.0, loss__content=0.006, loss__adversarial=0.001,
+        discriminator__dense=1024,
         content__layer="conv5_4", content__activation="after", content__criterion="l2",
     )  # fmt: skip
     assert pytest.approx(0.006, abs=2e-4) == 1 / 12.75**2  # features over 12.75, squared
@@ -203,7 +204,8 @@ def test_every_preset_tells_its_commands_and_what_to_expect(preset):
     assert "prep-shards --src" in head
     assert f"--config {preset}" in head or preset == "usrgan"
     assert re.search(r"H100|GPU|CPU", head)
-    assert re.search(r"hour|minute|day", head)
+    number = r"(\d+|half an?|one|two|three|four|five|six|seven|eight|nine|ten)( and a half)?"
+    assert re.search(rf"\b{number} (minute|hour|day)s?\b", head.replace("\n# ", " "))
     assert re.search(r"dB|decibel|expect", head)
 
 

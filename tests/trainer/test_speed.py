@@ -79,18 +79,20 @@ def test_kept_weights_and_kept_memory_change_no_bit(settings):
 
 
 def test_the_content_gradient_in_bf16_points_where_that_in_float32_does():
-    config = load_config("tiny", stage="gan", overrides=["content.layer=conv3_4"])
+    config = load_config("tiny", stage="gan", overrides=["content.layer=conv3_4 + conv5_4"])
     network = build_content_features(config.content, weights=None)
-    lr, hr = batch_of(1, CPU)
+    lr, hr = (each[..., : each.shape[-1] // 2, : each.shape[-1] // 2] for each in batch_of(1, CPU))
     gradients = []
     for bf16 in (False, True):
         sr = F.interpolate(lr, scale_factor=4.0, mode="bicubic").requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            found, wanted = network(sr), network(hr)
-        pairs = zip(found, wanted, strict=True)
-        loss = sum((ours.float() - theirs.float()).square().mean() for ours, theirs in pairs)
-        gradients.append(torch.autograd.grad(loss, sr)[0].flatten())
-    assert F.cosine_similarity(*gradients, dim=0) > 0.98  # docs/log.md says why not .999
+            pairs = zip(network(sr), network(hr), strict=True)
+        losses = [(ours.float() - theirs.float()).square().mean() for ours, theirs in pairs]
+        found = [torch.autograd.grad(loss, sr, retain_graph=True)[0] for loss in losses]
+        gradients.append(torch.stack(found).flatten(1))
+    conv3_4, conv5_4 = F.cosine_similarity(*gradients, dim=1)
+    assert conv3_4 > 0.985
+    assert conv5_4 > 0.95  # docs/log.md says why not .999
 
 
 def test_auto_is_decided_for_the_device_and_nothing_else_is():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import pickle
 import re
 import urllib.error
@@ -11,9 +13,15 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from shards.errors import DamagedData, UsageError, UsrganError
+from shards.errors import UsageError, UsrganError
 from trainer import content
-from trainer.content import ContentConfig, build_content_features, layer_weights
+from trainer.content import (
+    ContentConfig,
+    build_content_features,
+    doubt,
+    layer_weights,
+    smallest_patch,
+)
 from trainer.networks.vgg import VGGFeatures, layer_names
 
 # torchvision's `cfgs["E"]`: widths of convolutions, each with a ReLU behind it, M a pooling
@@ -195,7 +203,7 @@ def test_random_features_neither_vanish_nor_explode_up_to_the_last_layer():
 def refusal(config: ContentConfig, weights) -> str:
     with pytest.raises(UsrganError) as refused:
         build_content_features(config, weights=weights)
-    assert isinstance(refused.value, UsageError | DamagedData)
+    assert isinstance(refused.value, UsageError)
     message = str(refused.value)
     assert "\n" not in message
     return message
@@ -243,7 +251,7 @@ def test_a_file_of_another_digest_than_its_name_says_is_refused(tmp_path):
     torch.save(torchvision_weights("conv2_2"), tmp_path / "vgg19-dcbb9e9d.pth")
     message = refusal(ContentConfig(layer="conv2_2"), tmp_path / "vgg19-dcbb9e9d.pth")
     assert "vgg19-dcbb9e9d.pth: is damaged (its SHA-256 begins with" in message
-    assert "not dcbb9e9d); download it again" in message
+    assert "not dcbb9e9d); download it again, or name torchvision's" in message
 
 
 def test_a_pickle_runs_no_code(tmp_path):
@@ -264,15 +272,16 @@ def test_a_pickle_runs_no_code(tmp_path):
         urllib.error.URLError("Name or service not known"),
         TimeoutError("timed out"),
         RuntimeError("invalid hash value (expected dcbb9e9d, got 00)"),
+        http.client.IncompleteRead(b""),
     ],
 )
-def test_a_failed_download_offers_the_file_and_random_features(error, monkeypatch):
-    def failing(*_, **settings):
-        assert settings["check_hash"] is True
-        assert settings["weights_only"] is True
+def test_a_failed_download_offers_the_file_and_random_features(error, monkeypatch, tmp_path):
+    def failing(*_, hash_prefix):
+        assert hash_prefix == "dcbb9e9d"
         raise error
 
-    monkeypatch.setattr(content.torch.hub, "load_state_dict_from_url", failing)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(content.torch.hub, "download_url_to_file", failing)
     message = refusal(ContentConfig(), None)
     assert "--vgg FILE" in message
     assert "content.features=random" in message
@@ -281,3 +290,80 @@ def test_a_failed_download_offers_the_file_and_random_features(error, monkeypatc
 
 def test_the_url_carries_the_start_of_its_files_digest():
     assert re.fullmatch(r"https://\S+/vgg19-[0-9a-f]{8}\.pth", content.VGG19_URL)
+
+
+# which file it was
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """torch.hub's copy of a published file; it would be fetched from `served.pth` beside it."""
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(torchvision_weights("conv1_2"), folder / "new.pth")
+    digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
+    path = (folder / "new.pth").rename(folder / f"vgg19-{digest[:8]}.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(content, "PUBLISHED", path.name)
+    monkeypatch.setattr(content, "_DIGEST", digest[:8])
+    monkeypatch.setattr(content, "VGG19_URL", (folder / "served.pth").as_uri())
+    return path
+
+
+def test_a_file_that_was_fetched_before_is_taken_in_silence(published, capfd):
+    network = build_content_features(ContentConfig(layer="conv1_2"), weights=None)
+    assert network.digest == hashlib.sha256(published.read_bytes()).hexdigest()
+    assert doubt(network) == ""
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_fetched_file_that_was_damaged_is_named_with_what_to_do(published):
+    published.write_bytes(published.read_bytes()[:1000])
+    message = refusal(ContentConfig(layer="conv1_2"), None)
+    assert f"content.features {published}: is damaged" in message
+    assert "remove it to have it fetched anew" in message
+    assert "--vgg FILE" in message
+
+
+def test_fetching_says_nothing_on_stdout(published, capfd):
+    whole = published.read_bytes()
+    published.rename(published.with_name("served.pth"))
+    network = build_content_features(ContentConfig(layer="conv1_2"), weights=None)
+    assert published.read_bytes() == whole
+    assert doubt(network) == ""
+    assert capfd.readouterr().out == ""
+
+
+def test_weights_that_are_not_the_published_file_are_told(tmp_path, published):
+    torch.save(torchvision_weights("conv1_2"), tmp_path / "vgg19.pth")
+    save_file(torchvision_weights("conv1_2"), tmp_path / "vgg19.safetensors")
+    config = ContentConfig(layer="conv1_2")
+    for name in ("vgg19.pth", "vgg19.safetensors"):
+        network = build_content_features(config, weights=tmp_path / name)
+        assert f"is not torchvision's {published.name} (its SHA-256 is" in doubt(network)
+        assert "\n" not in doubt(network)
+    assert doubt(build_content_features(config, weights=published)) == ""
+    random = ContentConfig(layer="conv1_2", features="random")
+    assert doubt(build_content_features(random, weights=None)) == ""
+
+
+@pytest.mark.parametrize("damaged", [b"cut", None])
+def test_damaged_safetensors_are_a_wrong_option_like_any_other_file(tmp_path, damaged):
+    path = tmp_path / "vgg19.safetensors"
+    save_file(torchvision_weights("conv1_2"), path)
+    path.write_bytes(damaged or path.read_bytes()[:-9])
+    message = refusal(ContentConfig(layer="conv1_2"), path)
+    assert message.startswith(f"--vgg {path}: is damaged (")
+    assert message.endswith("; name torchvision's vgg19-dcbb9e9d.pth")
+
+
+@pytest.mark.parametrize(
+    ("layer", "least"), [("conv1_2", 1), ("conv3_1 + conv1_1", 4), ("conv5_4", 16)]
+)
+def test_the_smallest_patch_is_seen_and_a_smaller_one_cannot_be(layer, least):
+    assert smallest_patch(layer) == least
+    network = build_content_features(ContentConfig("random", layer), weights=None)
+    assert network(torch.rand(1, 3, least, least))[0].shape[-2:] == (1, 1)
+    if least > 1:
+        with pytest.raises(RuntimeError, match=r"[Oo]utput size"):
+            network(torch.rand(1, 3, least - 1, least - 1))

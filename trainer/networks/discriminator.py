@@ -14,9 +14,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from trainer.networks.rrdb import SLOPE
 
-SMALLEST_PATCH = 32
-"""Five stride-2 convolutions leave one pixel of this."""
-
 
 class VGGDiscriminator(nn.Module):
     """HR or SR patches in [0, 1] to one logit each: positive means real.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.networks.dense import RESIDUAL, SLOPE, Form, dense_block
+from trainer.networks.last import unrounded
 from trainer.networks.start import pass_colours
 
 __all__ = ["RESIDUAL", "SLOPE", "RRDBNet", "to_pixelshuffle"]
@@ -122,8 +123,7 @@ class RRDBNet(nn.Module):
             else:
                 x = conv(F.interpolate(x, scale_factor=factor, mode="nearest"))
             x = F.leaky_relu(x, SLOPE)
-        out: Tensor = self.conv_last(F.leaky_relu(self.conv_hr(x), SLOPE))
-        return out
+        return unrounded(self.conv_last, F.leaky_relu(self.conv_hr(x), SLOPE))
 
 
 def to_pixelshuffle(weights: dict[str, Tensor], *, scale: int) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.networks.last import unrounded
 from trainer.networks.start import pass_colours
 
 
@@ -34,5 +35,4 @@ class SRCNN(nn.Module):
         # antialias is what makes torch's cubic that of PIL and MATLAB, a = -0.5
         size = (lr.shape[2] * self.scale, lr.shape[3] * self.scale)
         x = F.interpolate(lr, size=size, mode="bicubic", align_corners=False, antialias=True)
-        out: Tensor = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
-        return out
+        return unrounded(self.conv3, F.relu(self.conv2(F.relu(self.conv1(x)))))

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.networks.last import unrounded
 from trainer.networks.rrdb import STAGES, Norm
 from trainer.networks.start import pass_colours
 
@@ -69,8 +70,7 @@ class SRResNet(nn.Module):
                 self.get_submodule(f"act_up{number}"),
             )
             x = act(F.pixel_shuffle(conv(x), factor))
-        out: Tensor = self.conv_last(x)
-        return out
+        return unrounded(self.conv_last, x)
 
 
 def _norm(features: int, norm: Norm) -> nn.Module:

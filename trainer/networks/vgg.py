@@ -35,6 +35,8 @@ class VGGFeatures(nn.Module):
 
     mean: Tensor
     std: Tensor
+    digest: str = ""
+    """SHA-256 of the file that the weights are from."""
 
     def __init__(
         self, *, layers: Sequence[str], activation: Activation, input_range: InputRange
