@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from shards import resize
 from shards.errors import UsrganError
 from shards.png import RGB8
+from trainer import spectrum
 from trainer.metrics import PROTOCOL, score
 from trainer.perceptual import Judge
 from trainer.strips import Shown, write_strip
@@ -28,13 +29,14 @@ ANCHORS = {
 """PSNR-Y in dB and SSIM-Y of bicubic x4 on the standard sets, by the protocol of `metrics`."""
 ANCHOR_DB, ANCHOR_SSIM = 0.02, 0.001
 """How far a bicubic row may be from them."""
-VALUES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "lpips", "dists")
+SCORES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
+VALUES = (*SCORES, "lpips", "dists", *spectrum.NAMES)
 Upscaler = Callable[[RGB8], RGB8]
 """LR picture [h w 3] to SR picture [h*scale w*scale 3]."""
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One line of the table: means over a set; `lpips` and `dists` where they were asked for."""
+    """One line of the table: means over a set; from `lpips` on, those that were asked for."""
 
     set: str
     model: str
@@ -46,6 +48,11 @@ class Row(msgspec.Struct, frozen=True):
     per_image: list[dict[str, str | float]]
     lpips: float | UnsetType = UNSET
     dists: float | UnsetType = UNSET
+    gradient: float | UnsetType = UNSET
+    band_1: float | UnsetType = UNSET
+    band_2: float | UnsetType = UNSET
+    band_3: float | UnsetType = UNSET
+    band_4: float | UnsetType = UNSET
 
 
 def evaluate(
@@ -54,10 +61,11 @@ def evaluate(
     *,
     scale: int,
     judges: Sequence[Judge],
+    detail: bool,
     strips: Path | None,
     advance: Callable[[int, str], None],
 ) -> list[Row]:
-    """Score every model on every picture of a set; each picture is read once.
+    """Score every model on every picture of a set, with `detail` its spectrum, too; each picture is read once.
 
     Raises:
         UsrganError: a picture cannot be scored; names it.
@@ -66,10 +74,12 @@ def evaluate(
     for picture in found.pictures():
         shown = []
         asked = {judge.name: judge.against(picture.hr) for judge in judges}
+        levels = spectrum.detail_against(picture.hr, crop=scale) if detail else None
         for number, (model, upscaler) in enumerate(models):
             sr = upscaler(picture.lr)
             try:
                 values = _scores(sr, picture.hr, scale=scale, asked=asked)
+                values |= levels(sr) if levels else {}
             except UsrganError as error:
                 raise UsrganError(f"{found.name}/{picture.name}: {error}") from None
             scores[number].append({"image": picture.name, **values})
@@ -85,9 +95,10 @@ def baseline(kernel: resize.Enlargement, *, scale: int) -> Upscaler:
     return lambda lr: resize.upscale(lr, scale=scale, kernel=kernel)
 
 
-def protocol(judges: Iterable[Judge]) -> str:
+def protocol(judges: Iterable[Judge], *, detail: bool) -> str:
     """What the numbers of a table are: nobody can compare them without."""
-    return "; ".join((PROTOCOL, *(judge.protocol for judge in judges)))
+    more = (spectrum.PROTOCOL,) if detail else ()
+    return "; ".join((PROTOCOL, *(judge.protocol for judge in judges), *more))
 
 
 def anchor_of(row: Row, *, scale: int) -> tuple[float, float] | None:
@@ -116,7 +127,7 @@ def _scores(
     sr: RGB8, hr: RGB8, *, scale: int, asked: Mapping[str, Callable[[RGB8], float]]
 ) -> dict[str, float]:
     found = score(sr, hr, crop=scale)
-    own = {name: float(getattr(found, name)) for name in VALUES[:4]}
+    own = {name: float(getattr(found, name)) for name in SCORES}
     return own | {name: distance(sr) for name, distance in asked.items()}
 
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 
 from trainer.evaluate import VALUES, Row, anchor_of, meets
+from trainer.spectrum import NAMES
 from trainer.testsets import ImageSet
 
 TITLES = {
@@ -16,6 +17,11 @@ TITLES = {
     "ssim_rgb": "SSIM-RGB",
     "lpips": "LPIPS",
     "dists": "DISTS",
+    "gradient": "gradient",
+    "band_1": "to 1/4",
+    "band_2": "to 1/2",
+    "band_3": "to 3/4",
+    "band_4": "to 1",
 }
 
 
@@ -25,7 +31,9 @@ def shown_values(rows: Sequence[Row]) -> list[str]:
 
 
 def format_value(name: str, value: float) -> str:
-    """Two digits of a decibel, four of anything else."""
+    """Two digits of a decibel, one of a level in dB, four of anything else."""
+    if name in NAMES:
+        return f"{value:+.1f}"
     return f"{value:.2f}" if name.startswith("psnr") else f"{value:.4f}"
 
 

@@ -24,6 +24,7 @@ from trainer.evaluate import Row, anchor_of, missed_anchors
 from trainer.metrics import PROTOCOL, luma
 from trainer.models import GeneratorConfig, build_generator
 from trainer.perceptual import Judge
+from trainer.spectrum import NAMES
 from trainer.strips import CAPTION, ERROR_LEVELS, GAP, SIDE, error_map, tiles_of
 from trainer.weights import save_tensors
 
@@ -200,6 +201,18 @@ def test_lpips_is_a_column_and_part_of_the_protocol(looking):
     picture("Mine/HR/small.png", 33, 60)
     line = run("--hr", "Mine/HR", "--lpips", "file.pth", code=2).stderr.splitlines()[-1]
     assert "small.png: 60x33 is too small to score at x4: 36 pixels a side" in line
+
+
+def test_the_spectrum_is_five_columns_of_decibels_and_part_of_the_protocol():
+    picture("Mine/HR/p.png", 80, 96)
+    found = json.loads(run("--hr", "Mine/HR", "--spectrum", "--json").stdout)
+    row = found["rows"][0]
+    assert [row["per_image"][0][name] for name in NAMES] == [row[name] for name in NAMES]
+    assert row["gradient"] < 0  # bicubic
+    assert found["protocol"].startswith(f"{PROTOCOL}; gradient and bands: 10 log10")
+    shown = run("--hr", "Mine/HR", "--spectrum").stdout.splitlines()
+    assert shown[2].endswith("| SSIM-RGB | gradient | to 1/4 | to 1/2 | to 3/4 | to 1 |")
+    assert f"| {row['gradient']:+.1f} |" in " ".join(shown[4].split())
 
 
 @pytest.mark.parametrize("option", ["--lpips", "--dists"])

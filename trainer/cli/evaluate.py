@@ -67,6 +67,10 @@ BASELINES: tuple[Enlargement, ...] = ("bicubic", "lanczos", "nearest")
     help="Add DISTS; FILE is torchvision's VGG-16.  [default: $USRGAN_DISTS]",
 )  # fmt: skip
 @click.option(
+    "--spectrum", is_flag=True,
+    help="Add how much detail there is beside HR's, in dB: of gradients, and by frequency.",
+)  # fmt: skip
+@click.option(
     "--format", "form", type=click.Choice(["md", "csv", "json"]), default="md", show_default=True,
     help="Of the table on stdout.",
 )  # fmt: skip
@@ -86,7 +90,7 @@ def eval_main(
     hrs: tuple[Path, ...], lrs: tuple[Path, ...], shards: Path | None, models: tuple[Path, ...],
     names: tuple[str, ...], blends: tuple[float, ...], baselines: tuple[Enlargement, ...],
     scale: str | None, lpips: Path | None, dists: Path | None, form: str, strips: Path | None,
-    device: str, *, as_json: bool, per_image: bool,
+    device: str, *, spectrum: bool, as_json: bool, per_image: bool,
 ) -> None:  # fmt: skip
     """Score models and bicubic on whole test sets by PSNR and SSIM, on luma and on RGB.
 
@@ -118,11 +122,12 @@ def eval_main(
     for found in sets:
         with progress(found.name, total=found.images, unit="images") as advance:
             scored = evaluate(
-                found, entries, scale=factor, judges=judges, strips=strips, advance=advance
-            )
+                found, entries, scale=factor, judges=judges, detail=spectrum, strips=strips,
+                advance=advance,
+            )  # fmt: skip
         by_set.append([_printable(row) for row in scored])
     rows = [row for own in by_set for row in own]
-    told = protocol(judges)
+    told = protocol(judges, detail=spectrum)
     warnings = [judge.warning for judge in judges if judge.warning]
     warnings += missed_anchors(rows, scale=factor)
     if as_json or form == "json":
