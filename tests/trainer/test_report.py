@@ -117,13 +117,6 @@ def test_the_papers_own_settings_deviate_in_the_augmentation_alone(tmp_path):
     assert deviating.count("<tr>") == 2, deviating
 
 
-def test_deviations_of_a_configuration_that_cannot_be_read_are_not_known(tmp_path):
-    run = write_run(tmp_path / "run", run_of("psnr", 1))
-    (run / "config.toml").write_text("of_another_version = 1\n")
-    text = write_report(run, figures=False).read_text()
-    assert "Not known: this version cannot read config.toml." in text
-
-
 def test_settings_that_this_version_cannot_read_are_not_called_the_papers(tmp_path):
     run = write_run(tmp_path / "run", run_of("psnr", 1))
     path = run / "config.toml"
