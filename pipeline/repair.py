@@ -16,9 +16,9 @@ from pipeline.folder import (
 from pipeline.job import Watch
 from pipeline.scan import Found
 from shards import files, index, storage
+from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError, UsrganError
 from shards.manifest import NAME, Manifest, Option, dataset_digest
-from shards.reader import open_dataset
 from shards.verify import check_shard, verify
 
 _EXPECTED = "expected"

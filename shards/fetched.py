@@ -10,12 +10,15 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 from shards import files, storage
-from shards.errors import DamagedData, WriteFailed, remedy
+from shards.errors import DamagedData, UsrganError, WriteFailed, remedy
 from shards.manifest import ShardEntry
+from shards.ranges import OnDisk, Range, StoreRanges, open_files
 
 
 def place(folder: Path, shard: ShardEntry) -> Path:
@@ -57,6 +60,63 @@ def fetch(url: str, shard: ShardEntry, folder: Path) -> Path:
             if digest.hexdigest() != shard.sha256:
                 raise DamagedData(f"{url}: its SHA-256 is not the manifest's; {remedy(url)}")
     return path
+
+
+class FetchedRanges:
+    """Shards at a URL that are fetched whole into a folder, one after the other, as they come up.
+
+    Until a shard is there its ranges come from the URL, so no step waits for a whole shard; and where
+    the folder takes no more, all further ones do.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.folder = folder
+        self.bytes_read = 0
+        self._store = StoreRanges(url)
+        self._wanted: SimpleQueue[ShardEntry | None] = SimpleQueue()
+        self._asked: set[str] = set()
+        self._over = False
+        self._lock = threading.Lock()
+        self._files = open_files()
+
+    def range(self, shard: ShardEntry, start: int, stop: int) -> Range:
+        """As `Ranges` says."""
+        self.bytes_read += stop - start
+        path = place(self.folder, shard)
+        if is_there(path, shard):
+            url = storage.below(self.url, shard.name)
+            return OnDisk(str(path), self._files, copy_of=url).ahead(start, stop)
+        if not self._over:
+            self._ask(shard)
+        return self._store.range(shard, start, stop)
+
+    def close(self) -> None:
+        """Fetch no more shards after the next."""
+        self._over = True
+        self._wanted.put(None)
+
+    def _ask(self, shard: ShardEntry) -> None:
+        with self._lock:
+            if not self._asked:
+                # a daemon: the end of a run does not wait for shards that nobody needs any more
+                threading.Thread(target=self._fetch, name="fetch", daemon=True).start()
+            if shard.name not in self._asked:
+                self._asked.add(shard.name)
+                self._wanted.put(shard)
+
+    def _fetch(self) -> None:
+        while not self._over and (shard := self._wanted.get()) is not None:
+            try:
+                fetch(storage.below(self.url, shard.name), shard, self.folder)
+            except (UsrganError, OSError) as error:
+                if not self._over:
+                    from shards import console  # with all that prints; a reader seldom needs it
+
+                    console.warn(
+                        f"{error}; no more shards are kept in {self.folder}, reading goes on"
+                    )
+                self._over = True
 
 
 @contextlib.contextmanager

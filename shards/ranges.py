@@ -8,18 +8,15 @@ From a URL the whole range comes by one request and is held.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from queue import SimpleQueue
 from typing import NamedTuple, Protocol
 
-from shards import fetched, storage
+from shards import storage
 from shards.errors import DamagedData, UsageError, UsrganError, remedy
 from shards.manifest import ShardEntry
-from shards.storage import Location
 
 _OPEN_FILES = 64
 _PAUSES = (0.2, 1.0, 4.0)
@@ -208,67 +205,3 @@ def _patiently(url: str, start: int, stop: int) -> bytes:
                 raise
             time.sleep(pause)
     raise AssertionError("unreachable")
-
-
-class FetchedRanges:
-    """Shards at a URL that are fetched whole into a folder, one after the other, as they come up.
-
-    Until a shard is there its ranges come from the URL, so no step waits for a whole shard; and where
-    the folder takes no more, all further ones do.
-    """
-
-    def __init__(self, url: str, folder: Path) -> None:
-        self.url = url
-        self.folder = folder
-        self.bytes_read = 0
-        self._store = StoreRanges(url)
-        self._wanted: SimpleQueue[ShardEntry | None] = SimpleQueue()
-        self._asked: set[str] = set()
-        self._over = False
-        self._lock = threading.Lock()
-        self._files = open_files()
-
-    def range(self, shard: ShardEntry, start: int, stop: int) -> Range:
-        """As `Ranges` says."""
-        self.bytes_read += stop - start
-        path = fetched.place(self.folder, shard)
-        if fetched.is_there(path, shard):
-            url = storage.below(self.url, shard.name)
-            return OnDisk(str(path), self._files, copy_of=url).ahead(start, stop)
-        if not self._over:
-            self._ask(shard)
-        return self._store.range(shard, start, stop)
-
-    def close(self) -> None:
-        """Fetch no more shards after the next."""
-        self._over = True
-        self._wanted.put(None)
-
-    def _ask(self, shard: ShardEntry) -> None:
-        with self._lock:
-            if not self._asked:
-                # a daemon: the end of a run does not wait for shards that nobody needs any more
-                threading.Thread(target=self._fetch, name="fetch", daemon=True).start()
-            if shard.name not in self._asked:
-                self._asked.add(shard.name)
-                self._wanted.put(shard)
-
-    def _fetch(self) -> None:
-        while not self._over and (shard := self._wanted.get()) is not None:
-            try:
-                fetched.fetch(storage.below(self.url, shard.name), shard, self.folder)
-            except (UsrganError, OSError) as error:
-                if not self._over:
-                    from shards import console  # with all that prints; a reader seldom needs it
-
-                    console.warn(
-                        f"{error}; no more shards are kept in {self.folder}, reading goes on"
-                    )
-                self._over = True
-
-
-def open_ranges(location: Location, cache: Path | None) -> Ranges:
-    """The shards of a folder or URL; `cache` is where those of a URL are kept whole, if anywhere."""
-    if isinstance(location, Path):
-        return LocalRanges(location)
-    return StoreRanges(location) if cache is None else FetchedRanges(location, cache)

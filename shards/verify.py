@@ -12,9 +12,9 @@ import numpy as np
 from isal import isal_zlib
 
 from shards import index, tar
+from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsrganError
 from shards.manifest import Manifest, ShardEntry
-from shards.reader import open_dataset
 
 
 class Finding(NamedTuple):

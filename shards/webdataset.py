@@ -20,10 +20,10 @@ import numpy as np
 from isal import isal_zlib
 
 from shards import codec, index, tar
+from shards.dataset import open_dataset
 from shards.errors import DamagedData, remedy
 from shards.manifest import SampleInfo
 from shards.png import RGB8
-from shards.reader import open_dataset
 
 
 class Decoded(TypedDict):

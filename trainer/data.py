@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shards.reader import Block, Dataset, SplitReader
+from shards.dataset import Dataset
+from shards.reader import Block, SplitReader
 from trainer.cache import Cache, Store, check_cache
 from trainer.loading import Batch, Chunk, Loaded, Read, Wanted, lane, load_batch, load_on_device
 from trainer.order import CHUNK, Order, Visit, places_of, steps_per_pass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from shards.reader import Dataset
+from shards.dataset import Dataset
 from trainer.config import Config, Stage
 from trainer.ranks import Ranks
 from trainer.validate import Against

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from shards.reader import Dataset
+from shards.dataset import Dataset
 from trainer import telemetry
 from trainer.config import Config, Stage
 from trainer.deviations import deviations

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from shards import resize
+from shards.dataset import open_dataset
 from shards.errors import UsageError
 from shards.photos import Photo, RejectedPhoto, looks_like_photo, read_photo
 from shards.png import RGB8
-from shards.reader import open_dataset
 
 MADE_HERE = "antialiased bicubic of HR"
 KINDS = "PNG, JPEG, WebP, TIFF, BMP"

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from shards import files
+from shards.dataset import open_dataset
 from shards.errors import UsageError
-from shards.reader import open_dataset
 from shards.storage import Location
 from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config import PAPER, Config, Stage, load_config

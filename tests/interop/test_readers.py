@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.reader import open_dataset
+from shards.dataset import open_dataset
 from tests.shards.conftest import make_dataset
 
 pytestmark = pytest.mark.interop

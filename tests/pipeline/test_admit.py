@@ -17,8 +17,8 @@ from pipeline.options import BLOCKY, Options
 from pipeline.scan import scan
 from shards import png, resize
 from shards.colour import to_srgb
+from shards.dataset import open_dataset
 from shards.photos import RejectedPhoto
-from shards.reader import open_dataset
 from tests.pipeline.conftest import make_photo
 from tests.pipeline.test_prepare import make, prep
 from tests.shards.test_colour import PROFILES, profile_of

@@ -13,7 +13,7 @@ from pipeline import degrade
 from pipeline.admit import pixel_digest
 from pipeline.degrade import MARGIN, Blur, Noise, describe, kernel
 from pipeline.patches import degradation_key
-from shards.reader import open_dataset
+from shards.dataset import open_dataset
 from shards.resize import downscale
 from tests.pipeline.conftest import make_photo
 from tests.pipeline.test_prepare import make, prep, tree

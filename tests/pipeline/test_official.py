@@ -11,8 +11,8 @@ import pytest
 from pipeline.official import with_partners
 from pipeline.scan import scan
 from shards import png, resize
+from shards.dataset import open_dataset
 from shards.errors import UsageError
-from shards.reader import open_dataset
 from tests.pipeline.conftest import make_photo
 from tests.pipeline.test_prepare import make, prep, tree
 

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from shards import png
+from shards.dataset import open_dataset
 from shards.manifest import load_manifest
-from shards.reader import open_dataset
 from shards.verify import verify
 from tests.pipeline.conftest import make_photo
 

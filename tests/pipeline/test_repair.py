@@ -16,7 +16,7 @@ import pipeline.prepare
 from pipeline import spill
 from pipeline.scan import scan
 from shards import png
-from shards.reader import open_dataset
+from shards.dataset import open_dataset
 from tests.pipeline.conftest import make_photo
 from tests.pipeline.test_prepare import SMALL, command, make, prep, tree
 

@@ -15,8 +15,8 @@ from pipeline.plan import _split
 from pipeline.similar import Look, alike, groups, look_of, looks_below, resembling
 from pipeline.spill import Outcome
 from shards import png
+from shards.dataset import open_dataset
 from shards.errors import UsageError
-from shards.reader import open_dataset
 from tests.pipeline.conftest import make_photo
 from tests.pipeline.test_prepare import SMALL, make, prep
 

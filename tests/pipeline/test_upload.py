@@ -13,9 +13,9 @@ import pytest
 import pipeline.prepare
 from pipeline import upload
 from shards import files, storage
+from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsrganError
 from shards.manifest import NAME
-from shards.reader import open_dataset
 from tests.pipeline.test_prepare import SMALL, make, prep, tree
 
 URL = "memory://bucket/data"

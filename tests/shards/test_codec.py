@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from shards import codec
+from shards.dataset import open_dataset
 from shards.errors import DamagedData
 from shards.manifest import load_manifest
-from shards.reader import open_dataset
 from shards.verify import verify
 from tests.shards.conftest import make_dataset, make_patch
 

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 from shards import index, resize, tar
 from shards.cli import main
+from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError
 from shards.manifest import SampleInfo, encode_info, load_manifest
-from shards.reader import open_dataset
 from shards.verify import verify
 from tests.shards.conftest import make_dataset, make_patch
 

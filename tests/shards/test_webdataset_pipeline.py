@@ -8,9 +8,9 @@ import pytest
 from torch.utils.data import DataLoader
 
 from shards import webdataset_pipeline
+from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError
 from shards.index import load_npz
-from shards.reader import open_dataset
 from tests.shards.conftest import make_dataset
 
 # webdataset closes its files when they are collected

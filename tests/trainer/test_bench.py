@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from shards import png, resize
+from shards.dataset import open_dataset
 from shards.errors import UsrganError
-from shards.reader import open_dataset
 from tests.pipeline.conftest import make_photo, photos
 from tests.pipeline.test_prepare import make
 from trainer.bench import basicsr, data, floor, reading

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from shards import png
+from shards.dataset import open_dataset
 from shards.manifest import load_manifest
-from shards.reader import open_dataset
 from tests.pipeline.conftest import make_photo
 from tests.pipeline.test_prepare import make
 from tests.trainer.test_data_order import take

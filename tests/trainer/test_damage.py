@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from shards import tar
+from shards.dataset import open_dataset
 from shards.errors import DamagedData
-from shards.reader import open_dataset
 from tests.shards.conftest import make_dataset
 from trainer.data import DataConfig, batches
 from trainer.loading import Batch

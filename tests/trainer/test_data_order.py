@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from shards import resize
+from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError
-from shards.reader import open_dataset
 from trainer.data import DataConfig, _use, batches, to_float, turned
 from trainer.order import Order, plan_pass
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from shards.reader import open_dataset
+from shards.dataset import open_dataset
 from tests.trainer.ranked import group_of_one
 from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from shards.dataset import open_dataset
 from shards.errors import WriteFailed
-from shards.reader import open_dataset
 from tests.trainer.test_resume import logged, train, weights
 from trainer import checkpoint, content, keeper, steps
 from trainer.checkpoint import load_good, load_last

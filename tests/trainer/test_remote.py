@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from shards import fetched, files, storage
+from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError, UsrganError
-from shards.reader import open_dataset
 from tests.trainer.test_data_order import assert_equal, take
 from trainer.cli import train_main
 from trainer.data import DataConfig, with_cache

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards.reader import open_dataset
+from shards.dataset import open_dataset
 from trainer.models import GeneratorConfig, build_generator
 from trainer.validate import upscale_patches, validate
 

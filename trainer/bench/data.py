@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from shards import png
+from shards.dataset import open_dataset
 from shards.errors import UsageError, UsrganError
 from shards.png import RGB8
-from shards.reader import open_dataset
 from trainer.bench.prep import PREP
 from trainer.bench.process import measure
 

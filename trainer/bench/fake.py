@@ -7,7 +7,7 @@ from contextlib import closing
 
 import msgspec
 
-from shards.reader import open_dataset
+from shards.dataset import open_dataset
 from shards.storage import Location
 from trainer.data import DataConfig, batches
 

@@ -17,11 +17,11 @@ import numpy as np
 import simplejpeg
 
 from shards import index, png, resize
+from shards.dataset import open_dataset
 from shards.headers import read_header
 from shards.manifest import Manifest
 from shards.photos import upright
 from shards.png import RGB8
-from shards.reader import open_dataset
 
 
 class Patches(NamedTuple):

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from shards.dataset import open_dataset
 from shards.png import RGB8
-from shards.reader import open_dataset
 from trainer.bench.fake import fake_train
 from trainer.data import DataConfig, batches
 from trainer.order import CHUNK, steps_per_pass

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from shards.reader import open_dataset
+from shards.dataset import open_dataset
 from shards.storage import Location
 from trainer.bench.machine import synchronise
 from trainer.config import Config, Stage
