@@ -109,14 +109,18 @@ class FetchedRanges:
         while not self._over and (shard := self._wanted.get()) is not None:
             try:
                 fetch(storage.below(self.url, shard.name), shard, self.folder)
-            except (UsrganError, OSError) as error:
-                if not self._over:
-                    from shards import console  # with all that prints; a reader seldom needs it
-
-                    console.warn(
-                        f"{error}; no more shards are kept in {self.folder}, reading goes on"
-                    )
+            except (WriteFailed, OSError) as error:
+                self._tell(f"{error}; no more shards are kept in {self.folder}, reading goes on")
                 self._over = True
+            except UsrganError as error:
+                matter = str(error).partition(";")[0]
+                self._tell(f"{matter}; this shard is not kept in {self.folder}, reading goes on")
+
+    def _tell(self, message: str) -> None:
+        from shards import console  # with all that prints; a reader seldom needs it
+
+        if not self._over:
+            console.warn(message)
 
 
 @contextlib.contextmanager

@@ -193,15 +193,14 @@ class StoreRanges:
 
 def _patiently(url: str, start: int, stop: int) -> bytes:
     """A range of a URL; a connection that breaks is no reason to end hours of training."""
-    for pause in (*_PAUSES, None):
-        try:
-            return storage.read_range(url, start, stop)
-        except FileNotFoundError:
-            raise DamagedData(f"{url}: is missing; {remedy(url)}") from None
-        except UsageError:
-            raise
-        except UsrganError:
-            if pause is None:
+    try:
+        for pause in _PAUSES:
+            try:
+                return storage.read_range(url, start, stop)
+            except UsageError:
                 raise
-            time.sleep(pause)
-    raise AssertionError("unreachable")
+            except UsrganError:
+                time.sleep(pause)
+        return storage.read_range(url, start, stop)
+    except FileNotFoundError:
+        raise DamagedData(f"{url}: is missing; {remedy(url)}") from None

@@ -132,6 +132,23 @@ def test_a_folder_that_takes_no_more_is_told_once_and_reading_goes_on(
     assert " ".join(told.split()).count("no more shards are kept in") == 1
 
 
+def test_a_shard_that_does_not_come_whole_is_told_and_the_others_are_kept(store, tmp_path, capsys):
+    dataset = with_cache(open_dataset(URL), DataConfig(cache_dir=str(tmp_path)))
+    split = dataset.split("train")
+    first, *others = split.manifest.splits["train"].shards
+    store.pipe_file(f"/bucket/shards/{first.name}", b"of another data set")
+    for shard in (first, *others):
+        split.ranges.range(shard, 0, 10)
+    deadline = time.monotonic() + 10
+    while len(kept(tmp_path)) < len(others) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert {f"{shard.sha256}.tar" for shard in others} <= kept(tmp_path)
+    assert not fetched.place(tmp_path, first).exists()
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{first.name}: its SHA-256 is not the manifest's; this shard is not kept in" in told
+    split.close()
+
+
 def test_a_kept_shard_that_rots_is_what_is_told(store, tmp_path):
     dataset = with_cache(open_dataset(URL), DataConfig(cache_dir=str(tmp_path)))
     split = dataset.split("train")
