@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import engines
 from shards import png
+from shards.errors import UsrganError
 from tests.pipeline.conftest import make_photo
 from tests.pipeline.test_prepare import make, tree
 
@@ -133,3 +135,22 @@ def test_an_address_where_nobody_answers_is_one_line(many, tmp_path, monkeypatch
     assert errors.splitlines()[-1].startswith(
         "error: --scheduler tcp://127.0.0.1:9: no Dask cluster"
     )
+
+
+def test_a_cluster_whose_workers_have_gone_ends_the_run(monkeypatch):
+    import distributed
+
+    monkeypatch.setattr(engines, "_WAIT_SECONDS", 2)
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        client.wait_for_workers(1)
+        units = [(0.01,), *[(0.5,)] * 40]
+        ended = engines._run_dask(client, lambda: False, time.sleep, units)
+        next(ended)
+        cluster.scale(0)
+        with pytest.raises(UsrganError, match="has no workers any more"):
+            list(ended)

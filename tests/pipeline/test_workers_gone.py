@@ -1,4 +1,4 @@
-"""A cluster whose workers are gone ends the run; the rest of Dask is tested with a real one in test_engines."""
+"""A cluster whose workers are gone ends the run; a real one, and the rest of Dask, are in test_engines."""
 
 from __future__ import annotations
 
