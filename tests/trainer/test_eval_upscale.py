@@ -35,7 +35,7 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def test_set(tmp_path: Path) -> Path:
+def odd_pictures(tmp_path: Path) -> Path:
     """`Mine/HR` with three pictures of odd sizes."""
     folder = tmp_path / "Mine/HR"
     folder.mkdir(parents=True)
@@ -54,13 +54,13 @@ def run(command, *arguments: object, code: int = 0):
 # eval-sr
 
 
-def test_the_bicubic_row_is_the_mean_of_its_pictures(test_set):
-    result = json.loads(run(eval_main, "--hr", test_set, "--json").stdout)
+def test_the_bicubic_row_is_the_mean_of_its_pictures(odd_pictures):
+    result = json.loads(run(eval_main, "--hr", odd_pictures, "--json").stdout)
     assert result["protocol"] == PROTOCOL
     (row,) = result["rows"]
     assert (row["set"], row["model"], row["images"]) == ("Mine", "bicubic", 3)
     expected = []
-    for path in sorted(test_set.iterdir()):
+    for path in sorted(odd_pictures.iterdir()):
         hr = np.ascontiguousarray(resize.crop_to_multiple(read_photo(path).pixels, scale=4))
         made = resize.upscale(resize.downscale(hr, scale=4), scale=4)
         expected.append(score(made, hr, crop=4))
@@ -71,25 +71,27 @@ def test_the_bicubic_row_is_the_mean_of_its_pictures(test_set):
 
 
 @pytest.mark.parametrize("suffix", ["", "x4"])
-def test_given_lr_pictures_are_used(test_set, tmp_path, suffix):
+def test_given_lr_pictures_are_used(odd_pictures, tmp_path, suffix):
     (tmp_path / "LR").mkdir()
-    for path in sorted(test_set.iterdir()):
+    for path in sorted(odd_pictures.iterdir()):
         hr = np.ascontiguousarray(resize.crop_to_multiple(read_photo(path).pixels, scale=4))
         dark = resize.downscale(hr, scale=4) // 2
         (tmp_path / "LR" / f"{path.stem}{suffix}.png").write_bytes(png.encode_rgb(dark))
-    ours = json.loads(run(eval_main, "--hr", test_set, "--json").stdout)["rows"][0]
-    given = json.loads(run(eval_main, "--hr", test_set, "--lr", tmp_path / "LR", "--json").stdout)
+    ours = json.loads(run(eval_main, "--hr", odd_pictures, "--json").stdout)["rows"][0]
+    given = json.loads(
+        run(eval_main, "--hr", odd_pictures, "--lr", tmp_path / "LR", "--json").stdout
+    )
     assert given["rows"][0]["psnr_y"] < ours["psnr_y"] - 3
 
 
-def test_a_model_stands_beside_bicubic_and_strips_show_both(test_set, tmp_path, model):
-    arguments = ["--hr", test_set, "--model", model, "--strips", tmp_path / "strips"]
+def test_a_model_stands_beside_bicubic_and_strips_show_both(odd_pictures, tmp_path, model):
+    arguments = ["--hr", odd_pictures, "--model", model, "--strips", tmp_path / "strips"]
     shown = run(eval_main, *arguments).stdout
     assert "bicubic" in shown
     assert "small" in shown
     assert PROTOCOL in shown
     strip = read_photo(tmp_path / "strips/Mine-p0.png").pixels
-    hr = np.ascontiguousarray(read_photo(test_set / "p0.png").pixels[:128, :120])
+    hr = np.ascontiguousarray(read_photo(odd_pictures / "p0.png").pixels[:128, :120])
     low = resize.downscale(hr, scale=4)
     lr, bicubic, _, truth = tiles_of(strip, columns=4)
     np.testing.assert_array_equal(lr[::4, ::4], low)
@@ -102,7 +104,7 @@ def test_held_out_patches_are_a_set(tiny_shards):
     assert rows[0]["images"] == 8
 
 
-def test_a_missed_anchor_is_a_warning(test_set, tmp_path):
+def test_a_missed_anchor_is_a_warning(odd_pictures, tmp_path):
     (tmp_path / "Mine").rename(tmp_path / "Set5")
     result = run(eval_main, "--hr", tmp_path / "Set5/HR", "--json")
     assert "Set5: bicubic is" in json.loads(result.stdout)["warnings"][0]
@@ -123,7 +125,7 @@ def test_a_missed_anchor_is_a_warning(test_set, tmp_path):
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(
-    test_set, tmp_path, monkeypatch, arguments, words, code
+    odd_pictures, tmp_path, monkeypatch, arguments, words, code
 ):
     monkeypatch.chdir(tmp_path)
     for folder, name in (("empty", None), ("other", "z.png"), ("broken", "x.png")):
@@ -133,13 +135,13 @@ def test_what_cannot_be_evaluated_is_one_line(
     assert words in run(eval_main, *arguments, code=code).stderr.splitlines()[-1]
 
 
-def test_a_blend_is_a_row_between_its_two_models(test_set, tmp_path, model):
+def test_a_blend_is_a_row_between_its_two_models(odd_pictures, tmp_path, model):
     tensors, _ = load_tensors(model)
     near = tmp_path / "near.safetensors"
     moved = {name: value + 0.02 * torch.randn_like(value) for name, value in tensors.items()}
     save_tensors(near, moved, {"scale": "4"})
     found = run(
-        eval_main, "--hr", test_set, "--model", model, "--model", near, "--name", "a", "--name", "b",
+        eval_main, "--hr", odd_pictures, "--model", model, "--model", near, "--name", "a", "--name", "b",
         "--blend", 0, "--blend", 0.5, "--blend", 1, "--json",
     )  # fmt: skip
     psnr = {row["model"]: row["psnr_y"] for row in json.loads(found.stdout)["rows"]}
@@ -149,42 +151,42 @@ def test_a_blend_is_a_row_between_its_two_models(test_set, tmp_path, model):
     assert psnr["blend 0.5"] not in (psnr["a"], psnr["b"])
 
 
-def test_a_blend_needs_two_models(test_set, model):
-    refused = run(eval_main, "--hr", test_set, "--model", model, "--blend", 0.5, code=2)
+def test_a_blend_needs_two_models(odd_pictures, model):
+    refused = run(eval_main, "--hr", odd_pictures, "--model", model, "--blend", 0.5, code=2)
     assert "--blend: lies between two --model, and 1 are given" in refused.stderr
 
 
-def test_a_model_of_another_scale_is_refused(test_set, model):
+def test_a_model_of_another_scale_is_refused(odd_pictures, model):
     assert (
         "upscales x4"
-        in run(eval_main, "--hr", test_set, "--model", model, "--scale", 2, code=2).stderr
+        in run(eval_main, "--hr", odd_pictures, "--model", model, "--scale", 2, code=2).stderr
     )
 
 
 # upscale-sr
 
 
-def test_a_folder_is_mirrored_and_skipped_the_second_time(test_set, tmp_path, model):
-    (test_set / "sub").mkdir()
-    (test_set / "p0.png").rename(test_set / "sub/p0.png")
+def test_a_folder_is_mirrored_and_skipped_the_second_time(odd_pictures, tmp_path, model):
+    (odd_pictures / "sub").mkdir()
+    (odd_pictures / "p0.png").rename(odd_pictures / "sub/p0.png")
     out = tmp_path / "out"
-    run(upscale_main, test_set, "-r", "-o", out, "--model", model)
+    run(upscale_main, odd_pictures, "-r", "-o", out, "--model", model)
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
     assert names == ["p1.png", "p2.png", "sub/p0.png"]
     assert read_photo(out / "p1.png").pixels.shape == (127 * 4, 122 * 4, 3)
     before = (out / "p1.png").stat().st_mtime_ns
-    again = run(upscale_main, test_set, "-r", "-o", out, "--model", model, "--json")
+    again = run(upscale_main, odd_pictures, "-r", "-o", out, "--model", model, "--json")
     assert json.loads(again.stdout)["skipped"] == 3
     assert (out / "p1.png").stat().st_mtime_ns == before
-    run(upscale_main, test_set, "-r", "-o", out, "--model", model, "--overwrite")
+    run(upscale_main, odd_pictures, "-r", "-o", out, "--model", model, "--overwrite")
     assert (out / "p1.png").stat().st_mtime_ns != before
 
 
-def test_tiles_leave_no_trace(test_set, tmp_path, model):
-    run(upscale_main, test_set / "p0.png", "-o", tmp_path / "whole.png", "--model", model)
+def test_tiles_leave_no_trace(odd_pictures, tmp_path, model):
+    run(upscale_main, odd_pictures / "p0.png", "-o", tmp_path / "whole.png", "--model", model)
     run(
         upscale_main,
-        test_set / "p0.png",
+        odd_pictures / "p0.png",
         "-o",
         tmp_path / "tiles.png",
         "--model",
@@ -201,8 +203,8 @@ def test_tiles_leave_no_trace(test_set, tmp_path, model):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
-def test_the_name_says_the_format(test_set, tmp_path, model, suffix):
-    run(upscale_main, test_set / "p0.png", "-o", tmp_path / f"big{suffix}", "--model", model)
+def test_the_name_says_the_format(odd_pictures, tmp_path, model, suffix):
+    run(upscale_main, odd_pictures / "p0.png", "-o", tmp_path / f"big{suffix}", "--model", model)
     content = (tmp_path / f"big{suffix}").read_bytes()
     magic = {".png": b"\x89PNG", ".jpg": b"\xff\xd8", ".webp": b"RIFF"}[suffix]
     assert content.startswith(magic)
@@ -216,14 +218,22 @@ def test_grey_stays_grey(tmp_path, model):
     assert photo.pixels.shape == (512, 512, 3)
 
 
-def test_a_bad_picture_does_not_end_the_run(test_set, tmp_path, model):
-    (test_set / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    (test_set / "deep.png").write_bytes(
+def test_a_bad_picture_does_not_end_the_run(odd_pictures, tmp_path, model):
+    (odd_pictures / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (odd_pictures / "deep.png").write_bytes(
         cv2.imencode(".png", make_patch(1).astype(np.uint16))[1].tobytes()
     )
     report = tmp_path / "report.json"
     failed = run(
-        upscale_main, test_set, "-o", tmp_path / "out", "--model", model, "--report", report, code=1
+        upscale_main,
+        odd_pictures,
+        "-o",
+        tmp_path / "out",
+        "--model",
+        model,
+        "--report",
+        report,
+        code=1,
     )
     assert "2 of 5 pictures could not be upscaled" in failed.stderr.splitlines()[-1]
     written = json.loads(report.read_text())
@@ -251,30 +261,30 @@ def test_a_bad_picture_does_not_end_the_run(test_set, tmp_path, model):
     ],
 )  # fmt: skip
 def test_what_cannot_be_upscaled_is_one_line_and_nothing_is_written(
-    test_set, tmp_path, model, monkeypatch, arguments, words
+    odd_pictures, tmp_path, model, monkeypatch, arguments, words
 ):
     monkeypatch.chdir(tmp_path)
     Path("other").mkdir()
-    Path("other/p0.png").write_bytes((test_set / "p0.png").read_bytes())
+    Path("other/p0.png").write_bytes((odd_pictures / "p0.png").read_bytes())
     named = [str(model) if argument == "M" else argument for argument in arguments]
     assert words in run(upscale_main, *named, code=2).stderr.splitlines()[-1]
     assert not Path("out").exists()
 
 
-def test_a_pattern_is_expanded_where_the_shell_did_not(test_set, tmp_path, model):
-    run(upscale_main, str(test_set / "p[01].png"), "-o", tmp_path / "out", "--model", model)
+def test_a_pattern_is_expanded_where_the_shell_did_not(odd_pictures, tmp_path, model):
+    run(upscale_main, str(odd_pictures / "p[01].png"), "-o", tmp_path / "out", "--model", model)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["p0.png", "p1.png"]
 
 
-def test_sigterm_ends_between_pictures_and_the_same_command_goes_on(test_set, tmp_path, model):
+def test_sigterm_ends_between_pictures_and_the_same_command_goes_on(odd_pictures, tmp_path, model):
     for number in range(3, 40):
-        (test_set / f"p{number}.png").write_bytes(png.encode_rgb(make_patch(number)))
+        (odd_pictures / f"p{number}.png").write_bytes(png.encode_rgb(make_patch(number)))
     out = tmp_path / "out"
     command = [
         sys.executable,
         "-c",
         "from trainer.cli import upscale_main; upscale_main()",
-        str(test_set),
+        str(odd_pictures),
         "-o",
         str(out),
         "--model",
@@ -294,5 +304,7 @@ def test_sigterm_ends_between_pictures_and_the_same_command_goes_on(test_set, tm
     assert running.returncode == 75, errors
     done = len(list(out.glob("*.png")))
     assert 0 < done < 40
-    result = json.loads(run(upscale_main, test_set, "-o", out, "--model", model, "--json").stdout)
+    result = json.loads(
+        run(upscale_main, odd_pictures, "-o", out, "--model", model, "--json").stdout
+    )
     assert (result["skipped"], result["done"]) == (done, 40 - done)

@@ -146,7 +146,7 @@ def test_no_step_waits_for_the_device(stage):
     for _ in range(2):
         count_step(state, config, step(lr, hr, False))
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("error")  # a wait raises, which is what this looks for
     try:
         count_step(state, config, step(lr, hr, False))
     finally:
