@@ -76,8 +76,9 @@ def _chart(figure: Figure) -> Any:  # noqa: ANN401  altair is an extra: its type
 
 
 def _line(alt: Any, base: Any, figure: Figure) -> Any:  # noqa: ANN401  as above
-    longest = max(sum(p.series == name for p in figure.points) for name in _names(figure))
-    mark = base.mark_line(strokeWidth=1.8, point={"size": 18} if longest < _POINTS_SHOWN else False)
+    lengths = [sum(p.series == name for p in figure.points) for name in _names(figure)]
+    dots = max(lengths) < _POINTS_SHOWN or min(lengths) == 1
+    mark = base.mark_line(strokeWidth=1.8, point={"size": 18} if dots else False)
     encoded = mark.encode(x=_epochs(alt, figure), y=_y(alt, figure))
     if len(_names(figure)) == 1:
         return encoded

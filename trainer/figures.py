@@ -223,13 +223,17 @@ def _lines(
     *, times: float = 1.0, zero: bool = False, log: bool = False,
 ) -> Iterator[Figure]:  # fmt: skip
     """Values over epochs; a key without a label of its own makes a line for each stage."""
-    points = []
+    lines: list[list[Point]] = []
     for stage in dict.fromkeys(str(row["stage"]) for row in rows):
         own = [row for row in rows if row["stage"] == stage]
         for key, label in keys.items():
             line = series(own, key, times=times)
-            if len(line) > 1:
-                points += [Point(epoch, value, label or f"stage {stage}") for epoch, value in line]
+            lines.append([Point(epoch, value, label or f"stage {stage}") for epoch, value in line])
+    if (
+        max(map(len, lines), default=0) < 2
+    ):  # a point beside a line tells something, alone it does not
+        return
+    points = [point for line in lines for point in line]
     values = [point.y for point in points]
     if values and (max(values) > min(values) or zero):
         spread = log and min(values) > 0 and max(values) / min(values) > LOG_FROM

@@ -131,6 +131,18 @@ def test_one_stage_alone_needs_no_legend_and_two_are_told_apart():
     assert "stage gan" in charts.svg(two)
 
 
+def test_a_stage_that_was_validated_once_is_a_point_beside_the_line_of_the_other():
+    rows = [*run_of("psnr", 60), *run_of("gan", 4, every=4)]
+    found = {figure.name: figure for figure in figures_of_run(rows)}["figure-3-psnr"]
+    assert [point.x for point in found.points if point.series == "stage gan"] == [4.0]
+    drawn = charts.svg(found)
+    assert "stage gan" in drawn
+    assert drawn.count('aria-roledescription="point"') > 60
+    assert "figure-3-psnr" not in {
+        figure.name for figure in figures_of_run(run_of("gan", 4, every=4))
+    }
+
+
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, tuple[Figure, str]]:
     figures = everything(run_of("psnr", 30) + run_of("gan", 30))
