@@ -91,7 +91,8 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
-    return f"CPU ({name}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"CPU ({name}, {threads} thread{'s' * (threads != 1)})"
 
 
 def write_header(
