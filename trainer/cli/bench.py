@@ -55,8 +55,9 @@ def prep_command(src: Path, workers: int | None, rounds: int, *, as_json: bool) 
     help="Folder of real photos.  [default: noise with the spectrum of photos]",
 )  # fmt: skip
 @click.option(
-    "--pairs", type=click.IntRange(256), default=2000, show_default=True, metavar="N",
-    help="Patch pairs that each way reads in a round; about so many are made.",
+    "--pairs", type=click.IntRange(256), default=8000, show_default=True, metavar="N",
+    help="Patch pairs that each way reads in a round; about so many are made. With few, chunks of 64"
+    " end with their lane, and planning them shows.",
 )  # fmt: skip
 @click.option(
     "--rounds", type=click.IntRange(1), default=5, show_default=True, metavar="N",
