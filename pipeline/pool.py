@@ -7,6 +7,7 @@ the units that were under way run again, alone, so that the one which kills its 
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
@@ -162,6 +163,7 @@ def _begin() -> None:
     """A worker leaves Ctrl-C to the parent, dies with it, and uses one core."""
     import cv2
 
+    gc.freeze()  # what the server imported stays
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     cv2.setNumThreads(1)

@@ -30,6 +30,10 @@ SAME = 2
 """A profile that moves no colour by more than so many grey levels is sRGB by another name."""
 _ONE = 2**15 - 1
 """Linear light of 1.0 in the tables."""
+_MOST = 2**17
+"""Linear light that one channel may add or take away: four times white."""
+_FIELD = 20
+"""Bits that hold the light of three channels, each raised by _MOST; three such fields fit in 63 bits."""
 _STRIP = 2**14  # pixels at a time: what is between lies in the processor's cache
 
 
@@ -46,43 +50,51 @@ def to_srgb(pixels: RGB8, profile: bytes) -> RGB8:
     tables = _tables(profile)
     if tables is None:
         return pixels
-    light, encoded = tables
     flat = pixels.reshape(-1, 3)
     result = np.empty_like(flat)
     for at in range(0, len(flat), _STRIP):
-        result[at : at + _STRIP] = _converted(flat[at : at + _STRIP], light, encoded)
+        result[at : at + _STRIP] = _converted(flat[at : at + _STRIP], tables)
     return result.reshape(pixels.shape)
 
 
 def _converted(
-    colours: npt.NDArray[np.uint8], light: npt.NDArray[np.int32], encoded: npt.NDArray[np.uint8]
+    colours: npt.NDArray[np.uint8], light: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint8]:
-    """[n 3] of a profile to [n 3] of sRGB."""
+    """[n 3] of a profile to [n 3] of sRGB, by what `_tables` makes."""
     out = np.empty_like(colours)
     red, green, blue = (colours[:, part].astype(np.intp) for part in range(3))
-    for channel, (reds, greens, blues) in enumerate(light):
-        total = reds.take(red)
-        total += greens.take(green)
-        total += blues.take(blue)
-        out[:, channel] = encoded.take(np.clip(total, 0, _ONE, out=total))
+    total = light[0].take(red)
+    total += light[1].take(green)
+    total += light[2].take(blue)
+    for channel in range(3):
+        out[:, channel] = _encoded().take(total & (1 << _FIELD) - 1)
+        total >>= _FIELD
     return out
 
 
+@lru_cache(maxsize=1)
+def _encoded() -> npt.NDArray[np.uint8]:
+    """Values of sRGB [2**_FIELD] of linear light, which may be below 0 and above 1."""
+    linear = np.clip((np.arange(1 << _FIELD) - 3 * _MOST) / _ONE, 0, 1)
+    curved = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.rint(255 * curved).astype(np.uint8)
+
+
 @lru_cache(maxsize=64)
-def _tables(profile: bytes) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]] | None:
-    """Light [3 3 256] that each value of each channel adds to R, G and B, and light to values."""
+def _tables(profile: bytes) -> npt.NDArray[np.int64] | None:
+    """Light [3 256] that each value of each channel adds, to R, G and B in the fields of one number."""
     curves, primaries = _model(profile)
     matrix = XYZ_TO_SRGB @ primaries
-    light = np.rint(matrix[:, :, None] * curves[None] * _ONE).astype(np.int32)
-    linear = np.arange(_ONE + 1) / _ONE
-    curved = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    encoded = np.rint(255 * curved).astype(np.uint8)
+    light = np.rint(matrix[:, :, None] * curves[None] * _ONE).astype(np.int64)
+    if np.abs(light).max() > _MOST:
+        raise UnknownProfile("colour profile whose primaries are no colours")
+    packed = np.asarray(sum(each + _MOST << _FIELD * n for n, each in enumerate(light)), np.int64)
     steps = np.arange(0, 256, 15, dtype=np.uint8)
     grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
     if primaries.shape[1] == 3 and np.array_equal(curves[0], curves[1]) and _is_grey(profile):
         grid = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    moved = np.abs(_converted(grid, light, encoded).astype(int) - grid)
-    return None if int(moved.max()) <= SAME else (light, encoded)
+    moved = np.abs(_converted(grid, packed).astype(int) - grid)
+    return None if int(moved.max()) <= SAME else packed
 
 
 def _model(profile: bytes) -> tuple[Curve, npt.NDArray[np.float64]]:

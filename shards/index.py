@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from shards.errors import DamagedData, remedy
 from shards.manifest import ShardEntry
-from shards.tar import Member
 
 # what zipfile and numpy raise at a damaged file; RuntimeError is a flipped "encrypted" or "method"
 _DAMAGE = (
@@ -75,21 +74,21 @@ def encode_idx(starts: Sequence[int], end: int) -> bytes:
 
 
 def encode_npz(
-    members: Sequence[tuple[Member, Member, Member]],
+    keys: Sequence[int],
+    offsets: npt.NDArray[np.int64],
+    sizes: Sequence[Sequence[int]],
     crc32: Sequence[Sequence[int]],
     rows: Sequence[Row],
-    *,
-    length: int,
-    sha256: str,
+    entry: ShardEntry,
 ) -> bytes:
-    """The bytes of an `index/*.npz`; the same for the same shard."""
+    """The bytes of an `index/*.npz`, with the fields of `ShardIndex`; the same for the same shard."""
     src, src_id = np.unique(np.array([row.src for row in rows]), return_inverse=True)
     stream = io.BytesIO()
     np.savez_compressed(
         stream,
-        key=np.array([sample[0].key for sample in members], np.int64),
-        offset=np.array([[part.data_at for part in sample] for sample in members], np.uint64),
-        size=np.array([[part.size for part in sample] for sample in members], np.uint32),
+        key=np.array(keys, np.int64),
+        offset=offsets.astype(np.uint64),
+        size=np.array(sizes, np.uint32),
         crc32=np.array(crc32, np.uint32),
         src=src,
         src_id=src_id.astype(np.int32),
@@ -97,8 +96,8 @@ def encode_npz(
         y=np.array([row.y for row in rows], np.int32),
         luma_std=np.array([row.luma_std for row in rows], np.float32),
         gradient=np.array([row.gradient for row in rows], np.float32),
-        bytes=np.array(length, np.int64),
-        sha256=np.array(sha256),
+        bytes=np.array(entry.bytes, np.int64),
+        sha256=np.array(entry.sha256),
     )
     return stream.getvalue()
 

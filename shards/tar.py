@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -98,6 +98,36 @@ def headers(
         made[:, at + 124 : at + 135] = size_digits[:, number] + _ZERO
         made[:, at + 148 : at + 154] = sum_digits[:, number] + _ZERO
     return made
+
+
+def samples(
+    keys: Sequence[int],
+    names: tuple[str, str, str],
+    sizes: Sequence[Sequence[int]],
+    contents: Sequence[Sequence[bytes]],
+) -> Iterator[bytes]:
+    """The members of N samples as a tar has them, sample by sample.
+
+    Args:
+        keys: [N].
+        names: of the parts.
+        sizes: [N 3], of their data.
+        contents: [N 3], the data.
+    """
+    made = headers(np.array(keys), names, np.array(sizes)).tobytes()
+    at = 0
+    for each in contents:
+        pieces = []
+        for content in each:
+            pieces += (made[at : at + BLOCK], content, padding(len(content)))
+            at += BLOCK
+        yield b"".join(pieces)
+
+
+def offsets(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where the data [N 3] of a shard's members begins, if it is of these sizes [N 3]."""
+    whole = -(-sizes // BLOCK) * BLOCK
+    return np.cumsum(BLOCK + whole).reshape(sizes.shape) - whole
 
 
 @lru_cache(maxsize=8)

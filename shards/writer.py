@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 from isal import isal_zlib
 
 from shards import __version__, files, index, tar
@@ -23,7 +25,6 @@ from shards.manifest import (
     dataset_digest,
     encode_manifest,
 )
-from shards.tar import Member
 
 
 class Sample(NamedTuple):
@@ -51,41 +52,45 @@ def write_shard(
     if stale.exists():  # of another tar, which it would call finished
         files.remove(stale)
         files.sync_folder(stale.parent)
-    members: list[tuple[Member, Member, Member]] = []
+    keys: list[int] = []
+    sizes: list[list[int]] = []
     checksums: list[list[int]] = []
     rows: list[Row] = []
-    digest, at = hashlib.sha256(), 0
+    digest, length = hashlib.sha256(), 0
     named = tar.parts(extension)
     with files.replacing(folder / name) as stream:
-        for sample, row in samples:
-            assert not members or sample.key > members[-1][0].key, sample.key
-            contents = (sample.hr, sample.meta, sample.lr)
-            placed, pieces = [], []
-            for part, content in zip(named, contents, strict=True):
-                placed.append(Member(sample.key, part, at, len(content)))
-                pieces += [
-                    tar.header(sample.key, part, len(content)),
-                    content,
-                    tar.padding(len(content)),
-                ]
-                at = placed[-1].end
-            whole = b"".join(pieces)
-            digest.update(whole)
-            stream.write(whole)
-            members.append((placed[0], placed[1], placed[2]))
-            checksums.append([isal_zlib.crc32(content) for content in contents])
-            rows.append(row)
-        end = tar.trailer(at)
+        for block in _blocks(samples):
+            contents = [sample[1:] for sample, _ in block]
+            keys += [sample.key for sample, _ in block]
+            sizes += [[len(content) for content in each] for each in contents]
+            checksums += [[isal_zlib.crc32(content) for content in each] for each in contents]
+            rows += [row for _, row in block]
+            start = length
+            for whole in tar.samples(keys[-len(block) :], named, sizes[-len(block) :], contents):
+                digest.update(whole)
+                stream.write(whole)
+                length += len(whole)
+            files.write_behind(stream, start, length)
+        assert keys, f"{name}: an empty shard breaks readers"
+        assert (np.diff(keys) > 0).all(), f"{name}: keys do not ascend"
+        end = tar.trailer(length)
         digest.update(end)
         stream.write(end)
-    assert members, f"{name}: an empty shard breaks readers"
-    starts = [sample[0].header_at for sample in members]
-    files.write_file(index.idx_path(folder, name), index.encode_idx(starts, at))
+    offsets = tar.offsets(np.array(sizes))
+    starts = (offsets[:, 0] - tar.BLOCK).tolist()
+    files.write_file(index.idx_path(folder, name), index.encode_idx(starts, length))
     files.make_folder(folder / "index")
-    entry = ShardEntry(name, len(members), at + len(end), digest.hexdigest())
-    content = index.encode_npz(members, checksums, rows, length=entry.bytes, sha256=entry.sha256)
+    entry = ShardEntry(name, len(keys), length + len(end), digest.hexdigest())
+    content = index.encode_npz(keys, offsets, sizes, checksums, rows, entry)
     files.write_file(index.npz_path(folder, name), content)
     return entry
+
+
+def _blocks(samples: Iterable[tuple[Sample, Row]]) -> Iterator[list[tuple[Sample, Row]]]:
+    """So many at once that making their headers costs little, and holding them, too."""
+    found = iter(samples)
+    while block := list(itertools.islice(found, 64)):
+        yield block
 
 
 def finished_shard(folder: Path, name: str) -> ShardEntry | None:

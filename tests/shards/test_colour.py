@@ -16,6 +16,7 @@ STOCK_PILLOW = Path(sys.prefix) / "stock-pillow"
 IMAGE = np.random.default_rng(3).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 ADOBE = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
 P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
+PROPHOTO = ((0.79767, 0.28804, 0.0), (0.13518, 0.71188, 0.0), (0.03134, 0.00009, 0.82490))
 SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
 """D50 XYZ of red, green and blue, as those profiles store them."""
 IEC_61966 = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
@@ -28,6 +29,7 @@ PROFILES = {
     "adobe": (ADOBE, struct.pack(">4s4xIH", b"curv", 1, 563)),
     "p3": (P3, SRGB_CURVE),
     "table": (P3, TABLE_18),
+    "prophoto": (PROPHOTO, struct.pack(">4s4xIH", b"curv", 1, round(1.8 * 256))),
     "linear": (SRGB, struct.pack(">4s4xI", b"curv", 0)),
     "gamma": (ADOBE, struct.pack(">4s4xHxxi", b"para", 0, round(1.9 * 65536))),
     "grey": (None, GAMMA_22),
@@ -122,6 +124,7 @@ def test_what_cannot_be_applied_says_why():
         "without rTRC": good.replace(b"rTRC", b"A2B0"),
         "of CMYK values": good.replace(b"RGB ", b"CMYK"),
         "of unknown values": bytes(200),
+        "whose primaries are no colours": profile_of(((8.0, 0, 0), *P3[1:]), SRGB_CURVE),
     }
     for words, profile in broken.items():
         with pytest.raises(UnknownProfile, match=words):
