@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from typing import Literal
 
 import cv2
+import isal
 import msgspec
+import numpy as np
+import simplejpeg
 
 from shards import resize
 from shards.codec import Codec
@@ -145,9 +147,14 @@ def described(options: Options) -> dict[str, Option]:
 def libraries() -> dict[str, str]:
     """The versions that the written bytes depend on."""
     flavour, version = resize.implementation()
-    names = ("isal", "numpy", "simplejpeg")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return dict(sorted((found | {"opencv": cv2.__version__, flavour: version}).items()))
+    found = {
+        "isal": isal.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "simplejpeg": simplejpeg.__version__,
+        flavour: version,
+    }
+    return dict(sorted(found.items()))
 
 
 def differences(before: dict[str, Option], now: dict[str, Option]) -> str:

@@ -77,7 +77,7 @@ def _encoded() -> npt.NDArray[np.uint8]:
     """Values of sRGB [2**_FIELD] of linear light, which may be below 0 and above 1."""
     linear = np.clip((np.arange(1 << _FIELD) - 3 * _MOST) / _ONE, 0, 1)
     curved = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(255 * curved).astype(np.uint8)
+    return np.asarray(np.rint(255 * curved), np.uint8)
 
 
 @lru_cache(maxsize=64)

@@ -117,7 +117,7 @@ def samples(
     made = headers(np.array(keys), names, np.array(sizes)).tobytes()
     at = 0
     for each in contents:
-        pieces = []
+        pieces: list[bytes] = []
         for content in each:
             pieces += (made[at : at + BLOCK], content, padding(len(content)))
             at += BLOCK
