@@ -23,8 +23,6 @@ from typing import BinaryIO
 from shards.errors import UsageError, WriteFailed
 
 TEMP_SUFFIX = ".tmp"
-_AT_ONCE = 2**20
-"""Bytes: ext4 takes them in pieces of 30 kB at half the speed (docs/log.md)."""
 _operations = itertools.count(1)
 
 
@@ -45,7 +43,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}")
     try:
         operation("open", temp)
-        with temp.open("wb", buffering=_AT_ONCE) as stream:
+        with temp.open("wb") as stream:
             yield stream
             operation("write", temp)
             stream.flush()
