@@ -163,7 +163,7 @@ def _begin() -> None:
     """A worker leaves Ctrl-C to the parent, dies with it, and uses one core."""
     import cv2
 
-    gc.freeze()  # what the server imported stays
+    gc.freeze()  # what the server imported is never garbage
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     cv2.setNumThreads(1)

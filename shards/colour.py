@@ -88,7 +88,9 @@ def _tables(profile: bytes) -> npt.NDArray[np.int64] | None:
     light = np.rint(matrix[:, :, None] * curves[None] * _ONE).astype(np.int64)
     if np.abs(light).max() > _MOST:
         raise UnknownProfile("colour profile whose primaries are no colours")
-    packed = np.asarray(sum(each + _MOST << _FIELD * n for n, each in enumerate(light)), np.int64)
+    packed = np.asarray(
+        sum((each + _MOST) << (_FIELD * n) for n, each in enumerate(light)), np.int64
+    )
     steps = np.arange(0, 256, 15, dtype=np.uint8)
     grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
     if primaries.shape[1] == 3 and np.array_equal(curves[0], curves[1]) and _is_grey(profile):

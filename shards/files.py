@@ -69,7 +69,10 @@ def write_behind(stream: BinaryIO, start: int, stop: int) -> None:
     """
     stream.flush()
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(stream.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(
+            OSError
+        ):  # a hint; what cannot be written fails where it is written
+            os.posix_fadvise(stream.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
 
 
 def append_line(path: Path, line: str) -> None:

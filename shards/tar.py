@@ -101,20 +101,17 @@ def headers(
 
 
 def samples(
-    keys: Sequence[int],
-    names: tuple[str, str, str],
-    sizes: Sequence[Sequence[int]],
-    contents: Sequence[Sequence[bytes]],
+    keys: Sequence[int], names: tuple[str, str, str], contents: Sequence[Sequence[bytes]]
 ) -> Iterator[bytes]:
     """The members of N samples as a tar has them, sample by sample.
 
     Args:
         keys: [N].
         names: of the parts.
-        sizes: [N 3], of their data.
         contents: [N 3], the data.
     """
-    made = headers(np.array(keys), names, np.array(sizes)).tobytes()
+    sizes = np.array([[len(content) for content in each] for each in contents])
+    made = headers(np.array(keys), names, sizes).tobytes()
     at = 0
     for each in contents:
         pieces: list[bytes] = []

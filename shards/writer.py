@@ -66,7 +66,7 @@ def write_shard(
             checksums += [[isal_zlib.crc32(content) for content in each] for each in contents]
             rows += [row for _, row in block]
             start = length
-            for whole in tar.samples(keys[-len(block) :], named, sizes[-len(block) :], contents):
+            for whole in tar.samples(keys[-len(block) :], named, contents):
                 digest.update(whole)
                 stream.write(whole)
                 length += len(whole)

@@ -229,9 +229,8 @@ def _lines(
         for key, label in keys.items():
             line = series(own, key, times=times)
             lines.append([Point(epoch, value, label or f"stage {stage}") for epoch, value in line])
-    if (
-        max(map(len, lines), default=0) < 2
-    ):  # a point beside a line tells something, alone it does not
+    # a point beside a line tells something, alone it does not
+    if max(map(len, lines), default=0) < 2:
         return
     points = [point for line in lines for point in line]
     values = [point.y for point in points]
