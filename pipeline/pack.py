@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from isal import isal_zlib
 
 from pipeline import upload
@@ -18,12 +19,13 @@ from pipeline.options import Options
 from pipeline.patches import degradation_key
 from pipeline.plan import Plan, Shard, Source
 from pipeline.spill import Rows, spill_name
-from shards import files, writer
+from shards import files, index, writer
 from shards.codec import EXTENSIONS
 from shards.errors import DamagedData
-from shards.index import Row
 from shards.manifest import SampleInfo, ShardEntry, encode_info
-from shards.writer import Sample
+
+_PAIRS_AT_ONCE = 512
+"""Linux reads into at most 1 024 places at once (IOV_MAX)."""
 
 
 def save_plan(work: Path, plan: Plan) -> None:
@@ -78,48 +80,82 @@ def pack_shard(out: Path, shard: Shard, options: Options, url: str = "") -> Shar
     """
     entry = writer.finished_shard(out, shard.name)
     if entry is None:
-        samples = _samples(out / "_work", shard, options)
-        entry = writer.write_shard(out, shard.name, samples, extension=EXTENSIONS[options.codec])
+        entry = _write_shard(out, shard, options)
     if url:
         upload.send_shard(out, entry, url)
     return entry
 
 
-def _samples(work: Path, shard: Shard, options: Options) -> Iterator[tuple[Sample, Row]]:
+def _write_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
+    work = out / "_work"
     rows = np.load(work / "plan-rows.npy", mmap_mode="r")[shard.first : shard.last]
     photos = _photos(work / "plan-photos.json", (work / "plan-photos.json").stat().st_mtime_ns)
-    pairs = _read_pairs(work, rows)
+    origin = index.Origin(
+        [photos[source].name for source in rows["source"].tolist()],
+        *(rows[name] for name in ("x", "y", "luma_std", "gradient")),
+    )
+    return writer.write_shard(
+        out,
+        shard.name,
+        np.arange(shard.first, shard.last),
+        _metas(rows, photos, shard.split, options),
+        np.stack([rows["hr"], rows["lr"]], axis=1).astype(np.int64),
+        origin,
+        partial(_read_pairs, work, rows),
+        extension=EXTENSIONS[options.codec],
+    )
+
+
+def _metas(rows: Rows, photos: Sequence[Source], split: str, options: Options) -> list[bytes]:
+    """The JSON of every row."""
+    metas = []
     placed = rows[["source", "x", "y", "luma_std", "gradient"]].tolist()
-    for key, (source, x, y, spread, gradient), (hr, lr) in zip(
-        range(shard.first, shard.last), placed, pairs, strict=True
-    ):
+    for source, x, y, spread, gradient in placed:
         photo = photos[source]
-        info = SampleInfo(
-            gradient, spread, options.scale, shard.split, photo.name, photo.sha256, x, y
-        )
+        info = SampleInfo(gradient, spread, options.scale, split, photo.name, photo.sha256, x, y)
         if options.flags_blocks:
             info.blockiness, info.pre_scale = photo.blockiness, photo.pre_scale
         if options.degrade == "realesrgan":
             info.degradation = describe(degradation_key(options.seed, photo.pixels, x, y))
-        yield Sample(key, hr, encode_info(info), lr), Row(photo.name, x, y, spread, gradient)
+        metas.append(encode_info(info))
+    return metas
 
 
-def _read_pairs(work: Path, rows: Rows) -> list[tuple[bytes, bytes]]:
-    """HR and LR of every row; each spill is opened once and read forward."""
-    pairs = [(b"", b"")] * len(rows)
-    placed = rows[["offset", "hr", "lr", "crc32"]].tolist()
+def _read_pairs(
+    work: Path, rows: Rows, content: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint32]:
+    """Put HR and LR of every row at their offsets [N 2]; their checksums [N 2], which hold.
+
+    Each spill is opened once and read forward.
+    """
+    ends = offsets + np.stack([rows["hr"], rows["lr"]], axis=1)
+    spans = np.stack([offsets, ends], axis=2).tolist()
+    promised = np.stack([rows["hr_crc32"], rows["lr_crc32"]], axis=1)
+    checksums = promised.tolist()
+    starts = rows["offset"].tolist()
+    view = content.data
     for chunk in np.unique(rows["chunk"]):
         path = work / spill_name(chunk)
         with path.open("rb", buffering=0) as stream:
-            for number in np.flatnonzero(rows["chunk"] == chunk).tolist():
-                at, hr, lr, checksum = placed[number]
-                both = os.pread(stream.fileno(), hr + lr, at)
-                if isal_zlib.crc32(both) != checksum:
+            for run in _runs(rows, chunk):
+                pieces = [view[first:last] for row in run for first, last in spans[row]]
+                os.preadv(stream.fileno(), pieces, starts[run[0]])
+                expected = [checksum for row in run for checksum in checksums[row]]
+                if [isal_zlib.crc32(piece) for piece in pieces] != expected:
                     raise DamagedData(
                         f"{path}: was damaged on disk; run the same command with --repair"
                     )
-                pairs[number] = both[:hr], both[hr:]
-    return pairs
+    return promised
+
+
+def _runs(rows: Rows, chunk: int) -> Iterator[list[int]]:
+    """The rows that a spill holds, those together whose pairs lie behind one another there."""
+    ours = np.flatnonzero(rows["chunk"] == chunk)
+    starts = rows["offset"][ours]
+    ends = starts + rows["hr"][ours] + rows["lr"][ours]
+    for run in np.split(ours, np.flatnonzero(starts[1:] != ends[:-1]) + 1):
+        for at in range(0, len(run), _PAIRS_AT_ONCE):
+            yield run[at : at + _PAIRS_AT_ONCE].tolist()
 
 
 @lru_cache(maxsize=1)

@@ -123,7 +123,7 @@ def detail(luma: npt.NDArray[np.uint8]) -> tuple[float, float]:
 
     Sums of integers, so that every processor gets the same digits.
     """
-    total = int(cv2.sumElems(luma)[0])
+    total = int(cv2.norm(luma, cv2.NORM_L1))
     squares = int(cv2.norm(luma, cv2.NORM_L2SQR))  # exact below 2**53
     down = int(cv2.norm(luma[1:], luma[:-1], cv2.NORM_L1))
     across = int(cv2.norm(luma[:, 1:], luma[:, :-1], cv2.NORM_L1))

@@ -42,7 +42,7 @@ class Look(msgspec.Struct, frozen=True):
 
 def look_of(luma: Luma) -> Look:
     """Hash the luma [h w] of an upright photo."""
-    while min(luma.shape) >= 2 * 256:  # halving is ten times as fast as other factors
+    while min(luma.shape) >= 2 * 128:  # halving is ten times as fast as other factors
         height, width = luma.shape
         whole = luma[: height - height % 2, : width - width % 2]
         halved = cv2.resize(whole, (width // 2, height // 2), interpolation=cv2.INTER_AREA)

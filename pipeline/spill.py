@@ -39,7 +39,8 @@ ROW = np.dtype(
         ("offset", "<u8"),  # of hr in the file; lr follows it
         ("hr", "<u4"),  # bytes
         ("lr", "<u4"),
-        ("crc32", "<u4"),  # of both
+        ("hr_crc32", "<u4"),
+        ("lr_crc32", "<u4"),
     ]
 )
 Rows = npt.NDArray[np.void]
@@ -153,8 +154,8 @@ def _write_run(stream: BinaryIO, cuts: Sequence[tuple[int, Cut]], at: int) -> Ro
     pieces: list[bytes] = []
     for row, (number, cut) in enumerate(sorted(cuts, key=lambda each: each[1].rank)):
         hr, lr = cut.hr, cut.lr
-        checksum = isal_zlib.crc32(lr, isal_zlib.crc32(hr))
-        rows[row] = (cut.rank, number, *cut[1:5], at, len(hr), len(lr), checksum)
+        stored = len(hr), len(lr), isal_zlib.crc32(hr), isal_zlib.crc32(lr)
+        rows[row] = (cut.rank, number, *cut[1:5], at, *stored)
         pieces += (hr, lr)
         at += len(hr) + len(lr)
     stream.writelines(pieces)

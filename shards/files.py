@@ -23,6 +23,8 @@ from typing import BinaryIO
 from shards.errors import UsageError, WriteFailed
 
 TEMP_SUFFIX = ".tmp"
+_BUFFER = 2**16
+"""Bytes handed to the kernel at a time: a call costs as much as a few kilobytes."""
 _operations = itertools.count(1)
 
 
@@ -43,7 +45,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}")
     try:
         operation("open", temp)
-        with temp.open("wb") as stream:
+        with temp.open("wb", buffering=_BUFFER) as stream:
             yield stream
             operation("write", temp)
             stream.flush()

@@ -26,14 +26,14 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-class Row(NamedTuple):
-    """What the index says of one sample beside its place: where it was cut and how detailed it is."""
+class Origin(NamedTuple):
+    """What the index says of N samples beside their places: where each was cut and how detailed it is."""
 
-    src: str
-    x: int
-    y: int
-    luma_std: float
-    gradient: float
+    src: Sequence[str]
+    x: npt.ArrayLike
+    y: npt.ArrayLike
+    luma_std: npt.ArrayLike
+    gradient: npt.ArrayLike
 
 
 @dataclass(frozen=True)
@@ -74,28 +74,28 @@ def encode_idx(starts: Sequence[int], end: int) -> bytes:
 
 
 def encode_npz(
-    keys: Sequence[int],
+    keys: npt.NDArray[np.int64],
     offsets: npt.NDArray[np.int64],
-    sizes: Sequence[Sequence[int]],
-    crc32: Sequence[Sequence[int]],
-    rows: Sequence[Row],
+    sizes: npt.NDArray[np.int64],
+    crc32: npt.NDArray[np.uint32],
+    origin: Origin,
     entry: ShardEntry,
 ) -> bytes:
     """The bytes of an `index/*.npz`, with the fields of `ShardIndex`; the same for the same shard."""
-    src, src_id = np.unique(np.array([row.src for row in rows]), return_inverse=True)
+    src, src_id = np.unique(np.array(origin.src), return_inverse=True)
     stream = io.BytesIO()
     np.savez_compressed(
         stream,
-        key=np.array(keys, np.int64),
+        key=keys,
         offset=offsets.astype(np.uint64),
-        size=np.array(sizes, np.uint32),
-        crc32=np.array(crc32, np.uint32),
+        size=sizes.astype(np.uint32),
+        crc32=crc32,
         src=src,
         src_id=src_id.astype(np.int32),
-        x=np.array([row.x for row in rows], np.int32),
-        y=np.array([row.y for row in rows], np.int32),
-        luma_std=np.array([row.luma_std for row in rows], np.float32),
-        gradient=np.array([row.gradient for row in rows], np.float32),
+        x=np.asarray(origin.x, np.int32),
+        y=np.asarray(origin.y, np.int32),
+        luma_std=np.asarray(origin.luma_std, np.float32),
+        gradient=np.asarray(origin.gradient, np.float32),
         bytes=np.array(entry.bytes, np.int64),
         sha256=np.array(entry.sha256),
     )

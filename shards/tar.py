@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -100,31 +100,42 @@ def headers(
     return made
 
 
-def samples(
-    keys: Sequence[int], names: tuple[str, str, str], contents: Sequence[Sequence[bytes]]
-) -> Iterator[bytes]:
-    """The members of N samples as a tar has them, sample by sample.
+def length(sizes: npt.NDArray[np.int64]) -> int:
+    """Bytes of a tar whose members are of these sizes [N 3], up to a whole record."""
+    end = int((BLOCK + _padded(sizes)).sum()) + 2 * BLOCK
+    return -(-end // RECORD) * RECORD
+
+
+def lay_out(
+    content: npt.NDArray[np.uint8],
+    keys: npt.NDArray[np.int64],
+    names: tuple[str, str, str],
+    sizes: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Make a whole tar of N samples but for the members' data; returns the offsets [N 3] of that.
 
     Args:
+        content: [`length(sizes)`], whatever it holds.
         keys: [N].
         names: of the parts.
-        contents: [N 3], the data.
+        sizes: [N 3], of the data.
     """
-    sizes = np.array([[len(content) for content in each] for each in contents])
-    made = headers(np.array(keys), names, sizes).tobytes()
-    at = 0
-    for each in contents:
-        pieces: list[bytes] = []
-        for content in each:
-            pieces += (made[at : at + BLOCK], content, padding(len(content)))
-            at += BLOCK
-        yield b"".join(pieces)
+    places = offsets(sizes)
+    blocks = content.reshape(-1, BLOCK)
+    blocks[(places + sizes - 1) // BLOCK] = 0  # where data ends, zeros follow
+    blocks[(places[-1, 2] + sizes[-1, 2] - 1) // BLOCK :] = 0
+    blocks[places // BLOCK - 1] = headers(keys, names, sizes).reshape(-1, 3, BLOCK)
+    return places
 
 
 def offsets(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Where the data [N 3] of a shard's members begins, if it is of these sizes [N 3]."""
-    whole = -(-sizes // BLOCK) * BLOCK
+    whole = _padded(sizes)
     return np.cumsum(BLOCK + whole).reshape(sizes.shape) - whole
+
+
+def _padded(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return -(-sizes // BLOCK) * BLOCK
 
 
 @lru_cache(maxsize=8)
@@ -147,16 +158,6 @@ def _decimal(values: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]
 
 def _octal_digits(values: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
     return values[..., None] >> 3 * np.arange(count - 1, -1, -1, dtype=np.int64) & 7
-
-
-def padding(size: int) -> bytes:
-    """The zeros behind `size` bytes of data."""
-    return bytes(-size % BLOCK)
-
-
-def trailer(length: int) -> bytes:
-    """The zeros behind the last of `length` bytes of members: two blocks, and up to a whole record."""
-    return bytes(2 * BLOCK + -(length + 2 * BLOCK) % RECORD)
 
 
 def parse_member(content: memoryview, at: int, *, base: int = 0) -> Member:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from isal import isal_zlib
 
 from shards import __version__, files, index, tar
 from shards.codec import EXTENSIONS
 from shards.errors import DamagedData
-from shards.index import Row
+from shards.index import Origin
 from shards.manifest import (
     NAME,
     Manifest,
@@ -26,14 +26,12 @@ from shards.manifest import (
     encode_manifest,
 )
 
-
-class Sample(NamedTuple):
-    """The encoded members of one sample."""
-
-    key: int
-    hr: bytes
-    meta: bytes
-    lr: bytes
+PART, PARTS = 2**17, 16
+"""Bytes of a tar that are digested and written at a time, in the cache of a core, and how many of
+these parts are sent to the disk together."""
+Pictures = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], npt.NDArray[np.uint32]]
+"""`pictures(content, offsets)` puts the HR and LR of N samples at their offsets [N 2] in the bytes of a
+tar and returns their CRC-32s [N 2]."""
 
 
 def shard_name(split: str, number: int) -> str:
@@ -42,55 +40,70 @@ def shard_name(split: str, number: int) -> str:
 
 
 def write_shard(
-    folder: Path, name: str, samples: Iterable[tuple[Sample, Row]], *, extension: str = "png"
+    folder: Path,
+    name: str,
+    keys: npt.NDArray[np.int64],
+    metas: Sequence[bytes],
+    sizes: npt.NDArray[np.int64],
+    origin: Origin,
+    pictures: Pictures,
+    *,
+    extension: str = "png",
 ) -> ShardEntry:
     """Write NAME.tar, NAME.tar.idx and index/NAME.npz; the last one says that the shard is done.
 
-    Keys ascend. The same samples give the same bytes. `extension` is that of the images' codec.
+    The same samples give the same bytes. All of a tar is in memory before any of it is on disk.
+
+    Args:
+        folder: of the data set.
+        name: `train-000000.tar`.
+        keys: [N], ascending.
+        metas: the JSON of each sample.
+        sizes: [N 2], bytes of HR and LR.
+        origin: where the samples were cut.
+        pictures: fills in HR and LR.
+        extension: of the images' codec.
     """
+    assert len(keys), f"{name}: an empty shard breaks readers"
+    assert (np.diff(keys) > 0).all(), f"{name}: keys do not ascend"
     stale = index.npz_path(folder, name)
     if stale.exists():  # of another tar, which it would call finished
         files.remove(stale)
         files.sync_folder(stale.parent)
-    keys: list[int] = []
-    sizes: list[list[int]] = []
-    checksums: list[list[int]] = []
-    rows: list[Row] = []
-    digest, length = hashlib.sha256(), 0
-    named = tar.parts(extension)
+    lengths = np.stack([sizes[:, 0], [len(meta) for meta in metas], sizes[:, 1]], axis=1)
+    content = _memory(tar.length(lengths))
+    offsets = tar.lay_out(content, keys, tar.parts(extension), lengths)
+    view = content.data
+    for at, meta in zip(offsets[:, 1].tolist(), metas, strict=True):
+        view[at : at + len(meta)] = meta
+    hr, lr = pictures(content, offsets[:, ::2]).T
+    checksums = np.stack([hr, [isal_zlib.crc32(meta) for meta in metas], lr], axis=1)
+    digest = hashlib.sha256()
     with files.replacing(folder / name) as stream:
-        for block in _blocks(samples):
-            contents = [sample[1:] for sample, _ in block]
-            keys += [sample.key for sample, _ in block]
-            sizes += [[len(content) for content in each] for each in contents]
-            checksums += [[isal_zlib.crc32(content) for content in each] for each in contents]
-            rows += [row for _, row in block]
-            start = length
-            for whole in tar.samples(keys[-len(block) :], named, contents):
-                digest.update(whole)
-                stream.write(whole)
-                length += len(whole)
-            files.write_behind(stream, start, length)
-        assert keys, f"{name}: an empty shard breaks readers"
-        assert (np.diff(keys) > 0).all(), f"{name}: keys do not ascend"
-        end = tar.trailer(length)
-        digest.update(end)
-        stream.write(end)
-    offsets = tar.offsets(np.array(sizes))
+        for at in range(0, len(view), PART):
+            part = view[at : at + PART]
+            digest.update(part)
+            stream.write(part)
+            if at // PART % PARTS == PARTS - 1:
+                files.write_behind(stream, at + PART - PARTS * PART, at + PART)
     starts = (offsets[:, 0] - tar.BLOCK).tolist()
-    files.write_file(index.idx_path(folder, name), index.encode_idx(starts, length))
+    end = int(offsets[-1, 2]) + tar.padded(int(lengths[-1, 2]))
+    files.write_file(index.idx_path(folder, name), index.encode_idx(starts, end))
     files.make_folder(folder / "index")
-    entry = ShardEntry(name, len(keys), length + len(end), digest.hexdigest())
-    content = index.encode_npz(keys, offsets, sizes, checksums, rows, entry)
-    files.write_file(index.npz_path(folder, name), content)
+    entry = ShardEntry(name, len(keys), len(content), digest.hexdigest())
+    table = index.encode_npz(keys, offsets, lengths, checksums.astype(np.uint32), origin, entry)
+    files.write_file(index.npz_path(folder, name), table)
     return entry
 
 
-def _blocks(samples: Iterable[tuple[Sample, Row]]) -> Iterator[list[tuple[Sample, Row]]]:
-    """So many at once that making their headers costs little, and holding them, too."""
-    found = iter(samples)
-    while block := list(itertools.islice(found, 64)):
-        yield block
+def _memory(length: int) -> npt.NDArray[np.uint8]:
+    """So many bytes, those of the last shard where they suffice: fresh ones the kernel has to clear."""
+    return _steps_of_memory(-(-length // 2**25))[:length]
+
+
+@lru_cache(maxsize=1)
+def _steps_of_memory(count: int) -> npt.NDArray[np.uint8]:
+    return np.empty(count * 2**25, np.uint8)
 
 
 def finished_shard(folder: Path, name: str) -> ShardEntry | None:

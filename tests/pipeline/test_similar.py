@@ -50,7 +50,7 @@ def test_different_photos_do_not():
 
 
 def test_the_hashes_are_their_definitions():
-    image = PHOTOS[3]
+    image = PHOTOS[3][:250]  # small enough not to be halved before
     luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA).astype(int)
     dhash = int(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from shards import codec, resize, writer
-from shards.index import Row
-from shards.manifest import Manifest, Photos, Resize, SampleInfo, Split, encode_info
-from shards.writer import Sample
+from shards.index import Origin
+from shards.manifest import Manifest, Photos, Resize, SampleInfo, ShardEntry, Split, encode_info
 
 
 def make_patch(seed: int) -> np.ndarray:
@@ -21,16 +23,56 @@ def make_patch(seed: int) -> np.ndarray:
     return cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_LINEAR)
 
 
+class Sample(NamedTuple):
+    key: int
+    hr: bytes
+    meta: bytes
+    lr: bytes
+    src: str = "a.png"
+
+
+def write_samples(
+    folder: Path, name: str, found: Iterable[Sample], *, extension: str = "png"
+) -> ShardEntry:
+    """A shard of samples that are all at hand."""
+    listed = list(found)
+
+    def put(
+        content: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.uint32]:
+        for sample, places in zip(listed, offsets.tolist(), strict=True):
+            for at, data in zip(places, (sample.hr, sample.lr), strict=True):
+                content.data[at : at + len(data)] = data
+        return np.array([[zlib.crc32(each.hr), zlib.crc32(each.lr)] for each in listed], np.uint32)
+
+    count = len(listed)
+    return writer.write_shard(
+        folder,
+        name,
+        np.array([sample.key for sample in listed]),
+        [sample.meta for sample in listed],
+        np.array([[len(sample.hr), len(sample.lr)] for sample in listed]),
+        Origin(
+            [sample.src for sample in listed],
+            [4] * count,
+            [8] * count,
+            [2.0] * count,
+            [1.5] * count,
+        ),
+        put,
+        extension=extension,
+    )
+
+
 def samples(
     first: int, last: int, split: str, lr_side: int, codec_name: codec.Codec
-) -> Iterator[tuple[Sample, Row]]:
+) -> Iterator[Sample]:
     for key in range(first, last):
         hr = make_patch(key)
         lr = resize.downscale(hr, scale=64 // lr_side)
         info = SampleInfo(1.5, 2.0, 4, split, f"{key % 3}.png", "ab", 4, 8)
         stored = codec.encode(hr, codec_name), codec.encode(lr, codec_name)
-        sample = Sample(key, stored[0], encode_info(info), stored[1])
-        yield sample, Row(info.src, 4, 8, 2.0, 1.5)
+        yield Sample(key, stored[0], encode_info(info), stored[1], info.src)
 
 
 def make_dataset(folder: Path, *, lr_side: int = 16, codec_name: codec.Codec = "png") -> Path:
@@ -38,7 +80,7 @@ def make_dataset(folder: Path, *, lr_side: int = 16, codec_name: codec.Codec = "
     folder.mkdir()
     extension = codec.EXTENSIONS[codec_name]
     train = tuple(
-        writer.write_shard(
+        write_samples(
             folder,
             f"train-{n:06d}.tar",
             samples(10 * n, 10 * n + 10, "train", lr_side, codec_name),
@@ -46,7 +88,7 @@ def make_dataset(folder: Path, *, lr_side: int = 16, codec_name: codec.Codec = "
         )
         for n in range(2)
     )
-    val = writer.write_shard(
+    val = write_samples(
         folder,
         "val-000000.tar",
         samples(20, 25, "val", lr_side, codec_name),

@@ -9,9 +9,8 @@ import tarfile
 import numpy as np
 import webdataset
 
-from shards import tar, writer
-from shards.index import Row
-from shards.writer import Sample
+from shards import tar
+from tests.shards.conftest import Sample, write_samples
 
 
 def contents(rng: np.random.Generator) -> tuple[bytes, bytes, bytes]:
@@ -30,8 +29,8 @@ def test_shards_are_the_bytes_of_webdatasets_writer(tmp_path):
             for key, (hr, meta, lr) in keyed.items():
                 named = {"hr.png": hr, "json": meta, "lr.png": lr}
                 stream.write({"__key__": f"{key:012d}"} | named)
-        rows = [(Sample(key, *parts), Row("a.png", 0, 0, 1.0, 1.0)) for key, parts in keyed.items()]
-        entry = writer.write_shard(tmp_path, "train-000000.tar", rows)
+        found = [Sample(key, *parts) for key, parts in keyed.items()]
+        entry = write_samples(tmp_path, "train-000000.tar", found)
         ours = (tmp_path / "train-000000.tar").read_bytes()
         assert ours == theirs.getvalue()
         assert (entry.bytes, entry.sha256) == (len(ours), hashlib.sha256(ours).hexdigest())

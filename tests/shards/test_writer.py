@@ -7,12 +7,12 @@ import os
 
 from shards import codec, files, writer
 from shards.errors import WriteFailed
-from tests.shards.conftest import samples
+from tests.shards.conftest import samples, write_samples
 
 
 def _write(folder, first: int):
     made = samples(first, first + 5, "train", 16, "raw")
-    return writer.write_shard(folder, "train-000000.tar", made, extension=codec.EXTENSIONS["raw"])
+    return write_samples(folder, "train-000000.tar", made, extension=codec.EXTENSIONS["raw"])
 
 
 def test_a_stale_index_says_of_no_new_tar_that_it_is_finished(tmp_path, monkeypatch):

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from shards import png, resize, writer
-from shards.index import Row
 from shards.manifest import Manifest, Photos, Resize, SampleInfo, Split, encode_info
-from shards.writer import Sample
+from tests.shards.conftest import Sample, write_samples
 
 
 def make_patch(seed: int) -> np.ndarray:
@@ -21,12 +20,12 @@ def make_patch(seed: int) -> np.ndarray:
     return cv2.resize(coarse, (128, 128), interpolation=cv2.INTER_CUBIC)
 
 
-def samples(first: int, last: int, split: str) -> Iterator[tuple[Sample, Row]]:
+def samples(first: int, last: int, split: str) -> Iterator[Sample]:
     for key in range(first, last):
         hr = make_patch(key)
         lr = png.encode_rgb(resize.downscale(hr, scale=4))
         info = SampleInfo(1.0, 2.0, 4, split, f"{key % 5}.png", "00", 4, 8)
-        yield Sample(key, png.encode_rgb(hr), encode_info(info), lr), Row(info.src, 4, 8, 2.0, 1.0)
+        yield Sample(key, png.encode_rgb(hr), encode_info(info), lr, info.src)
 
 
 @pytest.fixture(scope="session")
@@ -34,10 +33,10 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 training pairs in two shards and 8 held-out pairs in one, 32x32 to 128x128."""
     folder = tmp_path_factory.mktemp("shards")
     train = tuple(
-        writer.write_shard(folder, f"train-{n:06d}.tar", samples(12 * n, 12 * n + 12, "train"))
+        write_samples(folder, f"train-{n:06d}.tar", samples(12 * n, 12 * n + 12, "train"))
         for n in range(2)
     )
-    val = writer.write_shard(folder, "val-000000.tar", samples(24, 32, "val"))
+    val = write_samples(folder, "val-000000.tar", samples(24, 32, "val"))
     writer.publish(
         folder,
         Manifest(
