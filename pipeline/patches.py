@@ -50,14 +50,14 @@ def cut_photo(photo: Admitted, options: Options) -> Iterator[Cut]:
         spread, gradient = detail(photo.luma[y : y + size, x : x + size])
         if not kept(spread, place, options):
             continue
-        patch = np.ascontiguousarray(hr[y : y + size, x : x + size])
+        patch = hr[y : y + size, x : x + size]
         if degraded:
             small = _degraded(hr, x, y, options, degradation_key(options.seed, pixels, x, y))
         elif lr is None:
             small = resize.downscale(patch, scale=scale, kernel=options.kernel)
         else:
             left, top, side = x // scale, y // scale, size // scale
-            small = np.ascontiguousarray(lr[top : top + side, left : left + side])
+            small = lr[top : top + side, left : left + side]
         yield Cut(
             place,
             x,
@@ -121,12 +121,13 @@ def rank(seed: int, pixels: str, x: int, y: int) -> int:
 def detail(luma: npt.NDArray[np.uint8]) -> tuple[float, float]:
     """Standard deviation and mean absolute neighbour difference of luma, grey levels.
 
-    Sums of integers, so that every processor gets the same digits.
+    Sums of integers, so that every processor gets the same digits; OpenCV gives some as the square of a
+    root, which may lie just below.
     """
-    total = int(cv2.norm(luma, cv2.NORM_L1))
-    squares = int(cv2.norm(luma, cv2.NORM_L2SQR))  # exact below 2**53
-    down = int(cv2.norm(luma[1:], luma[:-1], cv2.NORM_L1))
-    across = int(cv2.norm(luma[:, 1:], luma[:, :-1], cv2.NORM_L1))
+    total = round(cv2.norm(luma, cv2.NORM_L1))
+    squares = round(cv2.norm(luma, cv2.NORM_L2SQR))  # exact below 2**52
+    down = round(cv2.norm(luma[1:], luma[:-1], cv2.NORM_L1))
+    across = round(cv2.norm(luma[:, 1:], luma[:, :-1], cv2.NORM_L1))
     pairs = 2 * luma.size - sum(luma.shape)
     spread = (luma.size * squares - total * total) ** 0.5 / luma.size
     return round(spread, 3), round((down + across) / pairs, 3)

@@ -115,6 +115,17 @@ def test_detail_agrees_with_numpy():
     assert detail(np.full((16, 16), 77, np.uint8)) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("odd", [0, 1, 9])
+def test_detail_of_almost_flat_patches_is_of_exact_sums(odd):
+    around = np.zeros((140, 300), np.uint8)
+    patch = around[7:135, 30:158]
+    for grey in range(255):
+        patch[:] = grey
+        patch.flat[: 100 * odd : 100] += 1
+        variance = odd / patch.size * (1 - odd / patch.size)
+        assert detail(patch)[0] == round(variance**0.5, 3), grey
+
+
 def flat_photo() -> np.ndarray:
     """Detail on the left, a slope of one grey level on the right."""
     photo = make_photo(6, height=256, width=1024)
