@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -83,22 +83,28 @@ def encode_npz(
 ) -> bytes:
     """The bytes of an `index/*.npz`, with the fields of `ShardIndex`; the same for the same shard."""
     src, src_id = np.unique(np.array(origin.src), return_inverse=True)
+    fields: dict[str, npt.NDArray[Any]] = {
+        "key": keys,
+        "offset": offsets.astype(np.uint64),
+        "size": sizes.astype(np.uint32),
+        "crc32": crc32,
+        "src": src,
+        "src_id": src_id.astype(np.int32),
+        "x": np.asarray(origin.x, np.int32),
+        "y": np.asarray(origin.y, np.int32),
+        "luma_std": np.asarray(origin.luma_std, np.float32),
+        "gradient": np.asarray(origin.gradient, np.float32),
+        "bytes": np.array(entry.bytes, np.int64),
+        "sha256": np.array(entry.sha256),
+    }
     stream = io.BytesIO()
-    np.savez_compressed(
-        stream,
-        key=keys,
-        offset=offsets.astype(np.uint64),
-        size=sizes.astype(np.uint32),
-        crc32=crc32,
-        src=src,
-        src_id=src_id.astype(np.int32),
-        x=np.asarray(origin.x, np.int32),
-        y=np.asarray(origin.y, np.int32),
-        luma_std=np.asarray(origin.luma_std, np.float32),
-        gradient=np.asarray(origin.gradient, np.float32),
-        bytes=np.array(entry.bytes, np.int64),
-        sha256=np.array(entry.sha256),
-    )
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, values in fields.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, values, allow_pickle=False)
+            # numbers hardly shrink, and to try takes longer than all else here; names do, to a tenth
+            packing = zipfile.ZIP_DEFLATED if name == "src" else zipfile.ZIP_STORED
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), packing)
     return stream.getvalue()
 
 

@@ -53,7 +53,7 @@ def cut_of(photos: Path, shards: Path) -> tuple[Manifest, list[Patches]]:
 def crops(image: RGB8, corners: list[tuple[int, int]], size: int) -> Iterator[RGB8]:
     """The patches [size size 3] of an image."""
     for x, y in corners:
-        yield np.ascontiguousarray(image[y : y + size, x : x + size])
+        yield image[y : y + size, x : x + size]
 
 
 def spend(photos: Path, shards: Path) -> float:
