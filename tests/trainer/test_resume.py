@@ -87,7 +87,7 @@ def uninterrupted(tiny_shards, tmp_path_factory) -> Path:
     return run
 
 
-FEW = [15, 140]
+FEW = [140]
 ALL = [pytest.param(n, marks=pytest.mark.slow) for n in range(1, 180) if n not in FEW]
 
 
