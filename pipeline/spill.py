@@ -177,7 +177,8 @@ def load_spill(
         rows = np.frombuffer(marker.rows, ROW)
     except (OSError, OverflowError, ValueError, struct.error, msgspec.DecodeError):
         return None
-    whole = isal_zlib.crc32(stored) == checksum and marker.length + length == end
+    held = int(rows["hr"].sum() + rows["lr"].sum())  # other rows than ours do not add up
+    whole = isal_zlib.crc32(stored) == checksum and held == marker.length == end - length
     same = photos is None or marker.photos == _listing(photos)
     return (rows, marker.outcomes) if whole and same else None
 

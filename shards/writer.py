@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -71,7 +70,7 @@ def write_shard(
         files.remove(stale)
         files.sync_folder(stale.parent)
     lengths = np.stack([sizes[:, 0], [len(meta) for meta in metas], sizes[:, 1]], axis=1)
-    content = _memory(tar.length(lengths))
+    content = np.empty(tar.length(lengths), np.uint8)
     offsets = tar.lay_out(content, keys, tar.parts(extension), lengths)
     view = content.data
     for at, meta in zip(offsets[:, 1].tolist(), metas, strict=True):
@@ -94,16 +93,6 @@ def write_shard(
     table = index.encode_npz(keys, offsets, lengths, checksums.astype(np.uint32), origin, entry)
     files.write_file(index.npz_path(folder, name), table)
     return entry
-
-
-def _memory(length: int) -> npt.NDArray[np.uint8]:
-    """So many bytes, those of the last shard where they suffice: fresh ones the kernel has to clear."""
-    return _steps_of_memory(-(-length // 2**25))[:length]
-
-
-@lru_cache(maxsize=1)
-def _steps_of_memory(count: int) -> npt.NDArray[np.uint8]:
-    return np.empty(count * 2**25, np.uint8)
 
 
 def finished_shard(folder: Path, name: str) -> ShardEntry | None:

@@ -64,6 +64,17 @@ def test_any_number_of_workers_gives_the_same_bytes(photos, tmp_path):
     assert one["shards"] > 2
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 512])
+def test_spills_of_many_photos_and_short_reads_give_the_same_bytes(
+    photos, tmp_path, monkeypatch, at_once
+):
+    make(photos, tmp_path / "plain", "--workers", 0)
+    monkeypatch.setattr("pipeline.cut.CHUNKS", 2)  # training and held-out pairs in one spill
+    monkeypatch.setattr("pipeline.pack._PAIRS_AT_ONCE", at_once)
+    make(photos, tmp_path / "other", "--workers", 0)
+    assert tree(tmp_path / "other") == tree(tmp_path / "plain")
+
+
 def test_shards_hold_the_photos_and_verify(photos, tmp_path):
     report = make(photos, tmp_path / "out")
     manifest = load_manifest(tmp_path / "out")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from shards import codec, files, writer
 from shards.errors import WriteFailed
@@ -36,3 +38,24 @@ def test_a_stale_index_says_of_no_new_tar_that_it_is_finished(tmp_path, monkeypa
         untouched = operation == 1
         assert found in ((before,) if untouched else (None, after)), operation
     assert came_to == list(range(1, 18))
+
+
+def test_threads_of_one_process_write_shards_of_their_own(tmp_path):
+    """A Dask or Ray worker may pack several shards at once."""
+
+    def write(number: int) -> None:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        barrier.wait()
+        for _ in range(5):
+            _write(folder, 10 * number)
+
+    barrier = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    for number in range(4):
+        found = (tmp_path / f"{number}/train-000000.tar").read_bytes()
+        alone = tmp_path / f"alone-{number}"
+        alone.mkdir()
+        _write(alone, 10 * number)
+        assert found == (alone / "train-000000.tar").read_bytes()
