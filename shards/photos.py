@@ -100,7 +100,7 @@ def decode_photo(
     raw = (
         _decode_jpeg(content, header, notes) if header.kind == "JPEG" else _decode(content, header)
     )
-    depth = _bit_depth(raw)
+    depth = 8 * raw.dtype.itemsize
     grey = raw.ndim == 2 or raw.shape[2] == 1
     pixels = _to_rgb8(raw, alpha, notes)
     if header.moving:
@@ -182,15 +182,11 @@ def _decode(content: bytes, header: Header) -> npt.NDArray[Any]:
         decoded = None
     if decoded is None:
         raise RejectedPhoto("DAMAGED", f"is a damaged {header.kind}, or of a kind not understood")
+    if decoded.dtype not in (np.uint8, np.uint16):
+        raise RejectedPhoto("MODE", f"has {decoded.dtype} pixels; convert it to 8 or 16 bit RGB")
     if decoded.ndim == 3 and decoded.shape[2] in _RGB_ORDER:
         return np.asarray(cv2.cvtColor(decoded, _RGB_ORDER[decoded.shape[2]]))
     return np.asarray(decoded)
-
-
-def _bit_depth(raw: npt.NDArray[Any]) -> int:
-    if raw.dtype not in (np.uint8, np.uint16):
-        raise RejectedPhoto("MODE", f"has {raw.dtype} pixels; convert it to 8 or 16 bit RGB")
-    return 8 * raw.dtype.itemsize
 
 
 def _to_rgb8(raw: npt.NDArray[Any], alpha: Alpha, notes: list[str]) -> RGB8:

@@ -35,6 +35,29 @@ LOSSLESS = {
 JPEG = simplejpeg.encode_jpeg(IMAGE, quality=95)
 
 
+def tiff(image: np.ndarray, photometric: int, **more: int) -> bytes:
+    """Not compressed; `more` are SHORT tags by number, for each channel, such as t339=2."""
+    height, width, channels = image.shape
+    planes = channels if more.get("t284") == 2 else 1
+    tags = {256: [width], 257: [height], 258: [8 * image.itemsize] * channels, 259: [1]}
+    tags |= {262: [photometric], 277: [channels], 278: [height]}
+    tags |= {279: [image.nbytes // planes] * planes}
+    tags |= {
+        int(tag[1:]): [value] * (channels if tag == "t339" else 1) for tag, value in more.items()
+    }
+    start = 8 + 2 + 12 * (len(tags) + 1) + 4
+    tags[273] = [start + 64 + plane * (image.nbytes // planes) for plane in range(planes)]
+    directory, beside = b"", b""
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}H", *values)
+        if len(packed) > 4:
+            packed, beside = struct.pack("<I", start + len(beside)), beside + packed
+        directory += struct.pack("<HHI", tag, 3, len(values)) + packed.ljust(4, b"\0")
+    pixels = np.moveaxis(image, 2, 0) if planes > 1 else image
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4)
+    return head + beside.ljust(64, b"\0") + pixels.astype(image.dtype.newbyteorder("<")).tobytes()
+
+
 def refused(content: bytes, **options: object) -> str:
     with pytest.raises(RejectedPhoto) as caught:
         decode_photo(content, **options)
@@ -254,7 +277,8 @@ def test_the_limit_of_megapixels_is_the_callers():
         (b"", "EMPTY"), (b"hello", "NOT_IMAGE"), (b"<!doctype html><html>", "NOT_IMAGE"),
         (b"GIF89a" + bytes(60), "NOT_IMAGE"),
         (bytes(1000), "NOT_IMAGE"), (b"\xff\xd8\xff", "CUT_OFF"), (b"\x89PNG\r\n\x1a\n", "CUT_OFF"),
-        (encode(".tif", IMAGE.astype(np.float32)), "MODE"), (b"PK\3\4" + bytes(60), "NOT_IMAGE"),
+        (encode(".tif", IMAGE.astype(np.float32)), "MODE"), (tiff(IMAGE, 2, t339=2), "MODE"),
+        (b"PK\3\4" + bytes(60), "NOT_IMAGE"),
         (bytes(4) + b"ftypheic" + bytes(60), "NOT_IMAGE"),
     ],
 )  # fmt: skip
