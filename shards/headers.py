@@ -42,6 +42,8 @@ class Header:
     moving: bool = False
     """An animation; decoders give its first frame."""
     inverted_cmyk: bool = False
+    turned: bool = False
+    """A TIFF whose zero is white, or of one channel after the other: at 16 bits OpenCV overlooks that."""
 
 
 def read_header(content: bytes) -> Header:
@@ -60,7 +62,9 @@ def read_header(content: bytes) -> Header:
         if content[:4] in (b"II*\0", b"MM\0*"):
             tags = _tiff_tags(content)
             icc = _tiff_profile(content)
-            return Header("TIFF", tags.get(256, 0), tags.get(257, 0), _orientation(tags), icc)
+            turned = tags.get(262) == 0 or (tags.get(284) == 2 and tags.get(277, 1) > 1)
+            size = tags.get(256, 0), tags.get(257, 0)
+            return Header("TIFF", *size, _orientation(tags), icc, turned=turned)
         if content[:2] == b"BM" and len(content) >= 30:
             return _bmp(content)
     except (struct.error, IndexError):

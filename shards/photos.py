@@ -184,6 +184,10 @@ def _decode(content: bytes, header: Header) -> npt.NDArray[Any]:
         raise RejectedPhoto("DAMAGED", f"is a damaged {header.kind}, or of a kind not understood")
     if decoded.dtype not in (np.uint8, np.uint16):
         raise RejectedPhoto("MODE", f"has {decoded.dtype} pixels; convert it to 8 or 16 bit RGB")
+    if decoded.dtype == np.uint16 and header.turned:
+        raise RejectedPhoto(
+            "MODE", "is a 16-bit TIFF in planes or of white zero; convert it to PNG"
+        )
     if decoded.ndim == 3 and decoded.shape[2] in _RGB_ORDER:
         return np.asarray(cv2.cvtColor(decoded, _RGB_ORDER[decoded.shape[2]]))
     return np.asarray(decoded)

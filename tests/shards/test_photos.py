@@ -36,7 +36,7 @@ JPEG = simplejpeg.encode_jpeg(IMAGE, quality=95)
 
 
 def tiff(image: np.ndarray, photometric: int, **more: int) -> bytes:
-    """Not compressed; `more` are SHORT tags by number, for each channel, such as t339=2."""
+    """Not compressed; `more` are other tags by their numbers, such as t339=2."""
     height, width, channels = image.shape
     planes = channels if more.get("t284") == 2 else 1
     tags = {256: [width], 257: [height], 258: [8 * image.itemsize] * channels, 259: [1]}
@@ -137,6 +137,16 @@ def test_sixteen_bits_lose_the_low_byte_and_say_so():
 def test_sixteen_bits_of_a_tiff_keep_the_order_of_colours():
     deep = IMAGE.astype(np.uint16) * 256 + 77
     np.testing.assert_array_equal(decode_photo(encode(".tif", deep)).pixels, IMAGE)
+
+
+def test_a_tiff_in_planes_or_of_white_zero_is_turned_or_refused():
+    deep = IMAGE.astype(np.uint16) * 256 + 77
+    np.testing.assert_array_equal(decode_photo(tiff(deep, 2)).pixels, IMAGE)
+    np.testing.assert_array_equal(decode_photo(tiff(IMAGE, 2, t284=2)).pixels, IMAGE)
+    negative = decode_photo(tiff(IMAGE[..., :1], 0)).pixels
+    np.testing.assert_array_equal(negative, 255 - np.repeat(IMAGE[..., :1], 3, axis=2))
+    assert refused(tiff(deep, 2, t284=2)) == "MODE"
+    assert refused(tiff(deep[..., :1], 0)) == "MODE"
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
