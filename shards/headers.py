@@ -42,6 +42,8 @@ class Header:
     moving: bool = False
     """An animation; decoders give its first frame."""
     inverted_cmyk: bool = False
+    transparent: bool = False
+    """It says so beside its pixels: OpenCV leaves that out where they are grey."""
     turned: bool = False
     """A TIFF whose zero is white, or of one channel after the other: at 16 bits OpenCV overlooks that."""
 
@@ -64,7 +66,10 @@ def read_header(content: bytes) -> Header:
             icc = _tiff_profile(content)
             turned = tags.get(262) == 0 or (tags.get(284) == 2 and tags.get(277, 1) > 1)
             size = tags.get(256, 0), tags.get(257, 0)
-            return Header("TIFF", *size, _orientation(tags), icc, turned=turned)
+            transparent = tags.get(338) in (1, 2)
+            return Header(
+                "TIFF", *size, _orientation(tags), icc, transparent=transparent, turned=turned
+            )
         if content[:2] == b"BM" and len(content) >= 30:
             return _bmp(content)
     except (struct.error, IndexError):
@@ -103,7 +108,8 @@ def _jpeg(content: bytes) -> Header:
 
 
 def _png(content: bytes) -> Header:
-    size, orientation, icc, moving, pixels = None, 1, b"", False, False
+    size, orientation, icc = None, 1, b""
+    kinds = set()
     for kind, body in _png_chunks(content):
         if size is None:
             if kind != b"IHDR":
@@ -113,11 +119,11 @@ def _png(content: bytes) -> Header:
             orientation = _orientation(_tiff_tags(body))
         elif kind == b"iCCP":
             icc = _inflated(body.partition(b"\0")[2][1:])
-        moving |= kind == b"acTL"
-        pixels |= kind == b"IDAT"
-    if size is None or not pixels:
+        kinds.add(kind)
+    if size is None or b"IDAT" not in kinds:
         raise BadHeader("CUT_OFF", "ends before its pixels")
-    return Header("PNG", size[0], size[1], orientation, icc, moving)
+    moving, transparent = b"acTL" in kinds, b"tRNS" in kinds
+    return Header("PNG", size[0], size[1], orientation, icc, moving, transparent=transparent)
 
 
 def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -102,7 +102,7 @@ def decode_photo(
     )
     depth = 8 * raw.dtype.itemsize
     grey = raw.ndim == 2 or raw.shape[2] == 1
-    pixels = _to_rgb8(raw, alpha, notes)
+    pixels = _to_rgb8(raw, header, alpha, notes)
     if header.moving:
         notes.append("first frame of an animation")
     if header.orientation != 1:
@@ -193,21 +193,30 @@ def _decode(content: bytes, header: Header) -> npt.NDArray[Any]:
     return np.asarray(decoded)
 
 
-def _to_rgb8(raw: npt.NDArray[Any], alpha: Alpha, notes: list[str]) -> RGB8:
+def _to_rgb8(raw: npt.NDArray[Any], header: Header, alpha: Alpha, notes: list[str]) -> RGB8:
     if raw.dtype == np.uint16:
         notes.append("16 bit reduced to 8")
         raw = (raw >> 8).astype(np.uint8)
-    if raw.ndim == 2 or raw.shape[2] == 1:
+    grey = raw.ndim == 2 or raw.shape[2] == 1
+    if header.transparent if grey else raw.shape[2] == 4 and not (raw[..., 3] == 255).all():
+        _check_alpha(alpha, darkened=header.kind == "TIFF" and not grey)
+    if grey:
         notes.append("grey expanded to RGB")
         return np.repeat(raw.reshape(*raw.shape[:2], 1), 3, axis=2)
     if raw.shape[2] == 4:
-        if not (raw[..., 3] == 255).all() and alpha == "refuse":
-            raise RejectedPhoto("ALPHA", "has transparent pixels; flatten it or use --alpha drop")
         notes.append("alpha dropped")
         raw = raw[..., :3]
     if raw.shape[2] != 3:
         raise RejectedPhoto("MODE", f"has {raw.shape[2]} channels; convert it to RGB")
     return raw
+
+
+def _check_alpha(alpha: Alpha, *, darkened: bool) -> None:
+    """Whether transparent pixels are taken; not where decoding has multiplied colours by their alpha."""
+    if darkened:
+        raise RejectedPhoto("ALPHA", "is a TIFF with transparent pixels; flatten it")
+    if alpha == "refuse":
+        raise RejectedPhoto("ALPHA", "has transparent pixels; flatten it or use --alpha drop")
 
 
 def upright(pixels: RGB8, header: Header) -> RGB8:

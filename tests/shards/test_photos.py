@@ -195,6 +195,25 @@ def test_opaque_alpha_of_sixteen_bits_is_dropped():
     np.testing.assert_array_equal(decode_photo(encode(".png", deep)).pixels, IMAGE)
 
 
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_grey_with_transparent_pixels_is_refused_or_keeps_its_grey(kind):
+    grey = encode(".png", IMAGE[..., 0])
+    contents = {
+        "png": grey[:33] + chunk(b"tRNS", struct.pack(">H", IMAGE[0, 0, 0])) + grey[33:],
+        "tiff": tiff(np.ascontiguousarray(IMAGE[..., :2]), 1, t338=2),
+    }
+    assert refused(contents[kind]) == "ALPHA"
+    dropped = decode_photo(contents[kind], alpha="drop").pixels
+    np.testing.assert_array_equal(dropped, np.repeat(IMAGE[..., :1], 3, axis=2))
+
+
+def test_a_tiff_that_its_alpha_has_darkened_is_refused():
+    clear = np.dstack([IMAGE, np.full(IMAGE.shape[:2], 255, np.uint8)])
+    np.testing.assert_array_equal(decode_photo(tiff(clear, 2, t338=2)).pixels, IMAGE)
+    clear[3, 4, 3] = 100
+    assert refused(tiff(clear, 2, t338=2), alpha="drop") == "ALPHA"
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["png", "webp"])
 def test_png_and_webp_are_turned_once_as_exif_says(kind, orientation):
