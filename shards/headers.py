@@ -18,11 +18,12 @@ from shards.png import SIGNATURE
 
 Kind = Literal["JPEG", "PNG", "WebP", "TIFF", "BMP"]
 _NO_FRAME = {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC lie among the start-of-frame markers
+_BGR = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)  # where red, green and blue lie in a BMP's pixel
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
 
 
 class BadHeader(Exception):
-    """The file contradicts its format; `code` is CUT_OFF, DAMAGED or NOT_IMAGE."""
+    """The file contradicts its format; `code` is CUT_OFF, DAMAGED, MODE or NOT_IMAGE."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
@@ -183,6 +184,8 @@ def _bmp(content: bytes) -> Header:
     stride = (abs(width) * depth + 31) // 32 * 4
     if packing in (0, 3) and start + stride * abs(height) > len(content):
         raise BadHeader("CUT_OFF", f"ends after {len(content):,} bytes, before its last row")
+    if depth == 16 or (packing in (3, 6) and content[54:66] != _BGR):  # OpenCV takes no notice
+        raise BadHeader("MODE", "is a BMP with fields of bits; convert it to PNG")
     return Header("BMP", abs(width), abs(height))
 
 

@@ -195,6 +195,23 @@ def test_opaque_alpha_of_sixteen_bits_is_dropped():
     np.testing.assert_array_equal(decode_photo(encode(".png", deep)).pixels, IMAGE)
 
 
+def bmp(depth: int, *masks: int) -> bytes:
+    """IMAGE with 32 bits a pixel, blue first, that the header calls otherwise."""
+    pixels = np.dstack([IMAGE[::-1, :, ::-1], IMAGE[..., 0]]).tobytes()
+    head = struct.pack("<IiiHHI", 40, IMAGE.shape[1], IMAGE.shape[0], 1, depth, 3)
+    head += struct.pack("<I16x3I", len(pixels), *masks)
+    return (
+        b"BM" + struct.pack("<III", 14 + len(head) + len(pixels), 0, 14 + len(head)) + head + pixels
+    )
+
+
+def test_a_bmp_whose_colours_lie_elsewhere_is_refused():
+    usual = decode_photo(bmp(32, 0xFF0000, 0xFF00, 0xFF), alpha="drop")
+    np.testing.assert_array_equal(usual.pixels, IMAGE)
+    assert refused(bmp(32, 0xFF, 0xFF00, 0xFF0000), alpha="drop") == "MODE"
+    assert refused(bmp(16, 0xF800, 0x7E0, 0x1F), alpha="drop") == "MODE"
+
+
 @pytest.mark.parametrize("kind", ["png", "tiff"])
 def test_grey_with_transparent_pixels_is_refused_or_keeps_its_grey(kind):
     grey = encode(".png", IMAGE[..., 0])
