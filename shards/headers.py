@@ -79,7 +79,7 @@ def read_header(content: bytes) -> Header:
 
 
 def _jpeg(content: bytes) -> Header:
-    at, size, orientation, inverted = 2, None, 1, False
+    at, size, orientation, inverted = 2, None, None, False
     profile: dict[int, bytes] = {}
     while at + 4 <= len(content):
         if content[at] != 0xFF:
@@ -95,7 +95,7 @@ def _jpeg(content: bytes) -> Header:
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
             height, width = struct.unpack_from(">HH", body, 1)
             size = width, height
-        elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
+        elif marker == 0xE1 and body.startswith(b"Exif\0\0") and orientation is None:
             orientation = _orientation(_tiff_tags(body[6:]))
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14:
             profile[body[12]] = body[14:]
@@ -105,7 +105,7 @@ def _jpeg(content: bytes) -> Header:
     if size is None:
         raise BadHeader("CUT_OFF", "ends before its JPEG frame")
     icc = b"".join(profile[number] for number in sorted(profile))
-    return Header("JPEG", *size, orientation, icc, inverted_cmyk=inverted)
+    return Header("JPEG", *size, orientation or 1, icc, inverted_cmyk=inverted)
 
 
 def _png(content: bytes) -> Header:

@@ -245,6 +245,15 @@ def test_jpeg_is_turned_once_as_exif_says(orientation, order):
     np.testing.assert_array_equal(photo.pixels, turned(simplejpeg.decode_jpeg(JPEG), orientation))
 
 
+@pytest.mark.parametrize("second", [exif(1), bytes(range(200))], ids=["another", "rest"])
+def test_the_first_exif_block_of_a_jpeg_counts(second):
+    once = with_exif("jpeg", 6)
+    body = b"Exif\0\0" + second  # of an editor, or what did not fit into the first
+    at = 4 + int.from_bytes(once[4:6], "big")
+    twice = once[:at] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + once[at:]
+    np.testing.assert_array_equal(decode_photo(twice).pixels, decode_photo(once).pixels)
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 300])
 def test_an_orientation_that_means_nothing_is_ignored(orientation):
     np.testing.assert_array_equal(decode_photo(with_exif("png", orientation)).pixels, IMAGE)
