@@ -149,6 +149,18 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + length
 
 
+def bare_png(content: bytes) -> bytes:
+    """A PNG with no more than its pixels and what they mean: decoders grumble at the rest, or play it."""
+    at, kept = len(SIGNATURE), [SIGNATURE]
+    while at + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, at)
+        end = at + 12 + length
+        if kind[:1].isupper() or kind == b"tRNS":
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
+
+
 def _webp(content: bytes) -> Header:
     whole = 8 + int.from_bytes(content[4:8], "little")
     if whole > len(content):

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import simplejpeg
 
 from shards.errors import UsrganError
-from shards.headers import BadHeader, Header, read_header
+from shards.headers import BadHeader, Header, bare_png, read_header
 from shards.png import RGB8
 
 Alpha = Literal["refuse", "drop"]
@@ -176,6 +176,8 @@ _RGB_ORDER = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
 def _decode(content: bytes, header: Header) -> npt.NDArray[Any]:
     """PNG, WebP, TIFF and BMP by OpenCV, as stored: channels turned to RGB order."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    if header.kind == "PNG":
+        content = bare_png(content)
     try:
         decoded: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:

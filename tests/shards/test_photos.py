@@ -401,6 +401,20 @@ def test_bad_photos_leave_the_terminal_alone(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_else_is_in_a_png_changes_nothing_and_says_nothing(capfd):
+    """A frame that is no part of the picture, brightness, a profile and a comment that libpng warns of."""
+    content, frame = LOSSLESS["png"], struct.pack(">IIIIIHHBB", 0, 20, 12, 3, 5, 1, 10, 0, 0)
+    more = (
+        chunk(b"acTL", struct.pack(">II", 2, 0)) + chunk(b"fcTL", frame)
+        + chunk(b"gAMA", struct.pack(">I", 100000)) + chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(9)))
+        + chunk(b"sBIT", bytes(9)) + chunk(b"zTXt", b"Comment\0\0" + bytes(9))
+    )  # fmt: skip
+    photo = decode_photo(content[:33] + more + content[33:])
+    np.testing.assert_array_equal(photo.pixels, IMAGE)
+    assert photo.icc == bytes(9)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_real_photos_are_read():
     folder = Path(__file__).resolve().parents[2] / "../shared/data/photos"
     if not folder.is_dir():
