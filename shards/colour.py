@@ -117,7 +117,7 @@ def _model(profile: bytes) -> tuple[Curve, npt.NDArray[np.float64]]:
         raise UnknownProfile(
             f"colour profile without {missing.args[0].decode()}: one of look-up tables"
         ) from None
-    except (struct.error, IndexError, ValueError):
+    except (struct.error, IndexError, ValueError, ArithmeticError):
         raise UnknownProfile("broken colour profile") from None
 
 
@@ -156,7 +156,8 @@ def _curve(tag: bytes) -> Curve:
     (kind,) = struct.unpack_from(">H", tag, 8)
     lengths = (1, 3, 4, 5, 7)
     given = [number / 65536 for number in struct.unpack_from(f">{lengths[kind]}i", tag, 12)]
-    return np.clip(_parametric(values, kind, given), 0, 1)
+    with np.errstate(divide="raise", over="raise"):
+        return np.clip(_parametric(values, kind, given), 0, 1)
 
 
 def _parametric(x: Curve, kind: int, p: list[float]) -> Curve:

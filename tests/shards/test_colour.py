@@ -129,3 +129,15 @@ def test_what_cannot_be_applied_says_why():
     for words, profile in broken.items():
         with pytest.raises(UnknownProfile, match=words):
             to_srgb(IMAGE, profile)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [(1, (2.2, 0, 1)), (2, (2.2, 0, 0, 0)), (0, (-1,)), (3, (9999, 9999, 0, 1, 0))],
+)
+def test_a_curve_that_cannot_be_computed_is_a_broken_profile(kind, values):
+    curve = struct.pack(
+        f">4s4xHxx{len(values)}i", b"para", kind, *(round(65536 * v) for v in values)
+    )
+    with pytest.raises(UnknownProfile, match="broken"):
+        to_srgb(IMAGE, profile_of(P3, curve))
