@@ -219,11 +219,12 @@ def main(
         from pipeline.job import Job, Watch
         from pipeline.options import Options
         from pipeline.prepare import prepare, rehearse
+        from pipeline.scan import plain_name
         from pipeline.upload import local_folder
 
     settings["patches_per_image"] = 0 if grid else patches_per_image or 200
     settings["grid"] = grid or 0
-    settings["val_list"] = _names(val_list) if val_list else ()
+    settings["val_list"] = tuple(map(plain_name, _names(val_list))) if val_list else ()
     job = Job(
         sources=sources,
         out=local_folder(out, work_dir) if isinstance(out, str) else out,
@@ -244,6 +245,7 @@ def main(
         return
     with console.stop_requests() as stopping:
         report = prepare(job, Watch(say=console.say, progress=progress, stopping=stopping))
+    report = msgspec.structs.replace(report, out=console.printable(report.out))
     if as_json:
         console.print_json(report)
     else:

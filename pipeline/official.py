@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from pipeline.options import Options
-from pipeline.scan import Found, Scan, unreadable
+from pipeline.scan import Found, Scan, plain_name, stamp, unreadable
 from shards import resize
 from shards.errors import UsageError
 from shards.photos import RejectedPhoto, looks_like_photo, read_photo
@@ -55,8 +55,9 @@ def listing_sha256(found: Scan) -> str:
     """Digest of the partners' names and sizes."""
     digest = hashlib.sha256()
     for photo in found.photos:
-        size = photo.lr.stat().st_size if photo.lr else -1
-        digest.update(f"{photo.name}\0{photo.lr.name if photo.lr else ''}\0{size}\n".encode())
+        size = stamp(photo.lr)[0] if photo.lr else -1
+        name = plain_name(photo.lr.name) if photo.lr else ""
+        digest.update(f"{photo.name}\0{name}\0{size}\n".encode())
     return digest.hexdigest()
 
 
@@ -98,13 +99,14 @@ def _coarse(image: RGB8) -> RGB8:
 def _partners(folder: Path, scale: int) -> dict[str, Path]:
     """Paths by the stem of the photo that they are of."""
     form = re.compile(
-        rf"(.+?)(?:[_-]SRF[_-]{scale})?(?:[_-]?LR)?(?:[_-]?x{scale}[a-z]?\d?)?(?:[_-]LR)?"
+        rf"(.+?)(?:[_-]SRF[_-]{scale})?(?:[_-]?LR)?(?:[_-]?x{scale}[a-z]?\d?)?(?:[_-]LR)?",
+        re.DOTALL,  # of a name with a line feed
     )
     found: dict[str, Path] = {}
     for place, folders, names in os.walk(folder, onerror=unreadable("--lr-dir"), followlinks=True):
         folders.sort()
         for name in sorted(filter(looks_like_photo, names)):
-            match = form.fullmatch(os.path.splitext(name)[0])  # noqa: PTH122
+            match = form.fullmatch(os.path.splitext(plain_name(name))[0])  # noqa: PTH122
             assert match, name
             path = Path(place, name)
             if (other := found.setdefault(match[1], path)) != path:

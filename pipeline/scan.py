@@ -72,7 +72,7 @@ def scan(sources: Sequence[Location]) -> Scan:
         for parts, file in _files(source, skipped):
             here = [_parts(source)[-1], *parts]
             layouts.update(_layouts(here))
-            name = _printable("/".join((*prefix, *parts, file.name)))
+            name = plain_name("/".join((*prefix, *parts, file.name)))
             photos.append(Found(file.path, name, file.size, file.mtime_ns, _is_val(here)))
     if not photos:
         raise UsageError(_nothing_found(sources, skipped))
@@ -197,7 +197,8 @@ def stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _printable(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A file name in UTF-8: bytes that are not stand as %XX."""
     raw = os.fsencode(name)
     try:
         return raw.decode()

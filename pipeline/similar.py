@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.admit import Luma, luma_of
-from pipeline.scan import unreadable
+from pipeline.scan import plain_name, unreadable
 from shards.errors import UsageError
 from shards.photos import RejectedPhoto, looks_like_photo, read_photo
 
@@ -70,9 +70,8 @@ def looks_below(folders: Sequence[Path]) -> list[tuple[str, Look]]:
                 photo = read_photo(path, alpha="drop")
             except RejectedPhoto as refused:
                 raise UsageError(f"--exclude-like {path}: {refused.reason}") from None
-            found.append(
-                (f"{folder.name}/{path.relative_to(folder)}", look_of(luma_of(photo.pixels)))
-            )
+            name = plain_name(f"{folder.name}/{path.relative_to(folder)}")
+            found.append((name, look_of(luma_of(photo.pixels))))
     return sorted(found, key=lambda each: each[0])
 
 

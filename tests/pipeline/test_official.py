@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.official import with_partners
+from pipeline.official import listing_sha256, with_partners
 from pipeline.scan import scan
 from shards import png, resize
 from shards.dataset import open_dataset
@@ -58,6 +59,18 @@ def test_known_names_are_found(name, tmp_path):
     assert [photo.lr.name for photo in found.photos] == [
         name.format(stem) for stem in ("0801", "img_001")
     ]
+
+
+@pytest.mark.parametrize("stem", [b"caf\xe9", b"two\nlines", "\u3042\u2028".encode()])
+def test_partners_of_any_name_are_found_even_where_they_are_gone(stem, tmp_path):
+    for folder in ("hr", "lr"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "hr" / os.fsdecode(stem + b".png")).write_bytes(b"x")
+    partner = tmp_path / "lr" / os.fsdecode(stem + b"x4.png")
+    partner.symlink_to(tmp_path / "nowhere")
+    found = with_partners(scan([tmp_path / "hr"]), tmp_path / "lr", 4)
+    assert [photo.lr for photo in found.photos] == [partner]
+    assert listing_sha256(found)
 
 
 def test_lr_patches_come_out_of_the_official_images(div2k, tmp_path):

@@ -227,6 +227,15 @@ def test_patterns_choose_the_photos_that_validate(photos, tmp_path, given):
     assert held == wanted.get(given, {"a.png", "more/c.png"})
 
 
+def test_names_of_any_bytes_may_be_listed_and_reported(photos, tmp_path):
+    (photos / "a.png").rename(photos / os.fsdecode(b"caf\xe9.png"))
+    (tmp_path / "list").write_bytes(b"caf\xe9.png\n")
+    out = tmp_path / os.fsdecode(b"out\xff")
+    report = make(photos, out, "--val-list", tmp_path / "list")
+    assert report["out"] == f"{tmp_path}/out\\xff"
+    assert {pair.info.src for pair in open_dataset(out).split("val")} == {"caf%E9.png"}
+
+
 def test_a_second_run_finds_the_work_done(photos, tmp_path):
     first = make(photos, tmp_path / "out")
     before = tree(tmp_path / "out")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import time
 
 import cv2
@@ -135,6 +136,15 @@ def test_photos_like_a_test_picture_are_left_out(photos, tmp_path):
     assert "Set5/HR/bird.png" in json.loads(line)["reason"]
     other = prep("--src", photos, "--out", tmp_path / "out", *SMALL, "--workers", 0, code=2)
     assert "exclude-like" in other.stderr
+
+
+def test_a_test_picture_may_have_a_name_of_any_bytes(photos, tmp_path):
+    (tmp_path / "test").mkdir()
+    content = (photos / "b.png").read_bytes()
+    (tmp_path / "test" / os.fsdecode(b"caf\xe9.png")).write_bytes(content)
+    report = make(photos, tmp_path / "out", "--exclude-like", tmp_path / "test")
+    assert report["rejects"] == {"EXCLUDED": 1}
+    assert "test/caf%E9.png" in (tmp_path / "out/rejects.jsonl").read_text()
 
 
 def test_a_test_set_that_cannot_be_read_is_an_error(tmp_path):
