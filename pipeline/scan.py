@@ -125,12 +125,12 @@ def matching(result: Scan, names: Sequence[str]) -> set[str]:
             index.setdefault(alias, set()).add(photo.name)
     chosen: set[str] = set()
     for name in names:
-        like = fnmatch.filter(index, name) if set(name) & set("*?[") else []
-        if name not in index and not like:
+        like = [name] if name in index else fnmatch.filter(index, name)  # `photo[1].jpg` is a name
+        if not like:
             raise UsageError(
                 f"--val-list: {name!r} is none of the {len(result.photos)} photos; give file names, one a line"
             )
-        chosen.update(*(index[alias] for alias in like or [name]))
+        chosen.update(*(index[alias] for alias in like))
     return chosen
 
 

@@ -106,6 +106,12 @@ def test_a_list_names_photos_by_path_file_or_stem(tmp_path):
         matching(found, ["c"])
 
 
+def test_a_name_that_is_there_is_no_pattern(tmp_path):
+    found = scan([touch(tmp_path, "a[1].jpg", "a1.jpg", "b[1].jpg")])
+    assert matching(found, ["a[1].jpg"]) == {"a[1].jpg"}
+    assert matching(found, ["a?.jpg"]) == {"a1.jpg"}
+
+
 def test_the_listing_digest_notices_a_new_photo(tmp_path):
     before = listing_sha256(scan([touch(tmp_path, "a.png")]))
     assert listing_sha256(scan([tmp_path])) == before
