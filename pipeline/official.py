@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 
 from pipeline.options import Options
-from pipeline.scan import Found, Scan, plain_name, stamp, unreadable
+from pipeline.scan import Found, Scan, plain_name, stamp, walk
 from shards import resize
 from shards.errors import UsageError
-from shards.photos import RejectedPhoto, looks_like_photo, read_photo
+from shards.photos import RejectedPhoto, read_photo
 from shards.png import RGB8
 
 FARTHEST = 16.0
@@ -103,12 +103,11 @@ def _partners(folder: Path, scale: int) -> dict[str, Path]:
         re.DOTALL,  # of a name with a line feed
     )
     found: dict[str, Path] = {}
-    for place, folders, names in os.walk(folder, onerror=unreadable("--lr-dir"), followlinks=True):
-        folders.sort()
-        for name in sorted(filter(looks_like_photo, names)):
+    for place, _, names in walk(folder, "--lr-dir"):
+        for name in names:
             match = form.fullmatch(os.path.splitext(plain_name(name))[0])  # noqa: PTH122
             assert match, name
-            path = Path(place, name)
+            path = place / name
             if (other := found.setdefault(match[1], path)) != path:
                 raise UsageError(
                     f"--lr-dir {folder}: {other.relative_to(folder)} and {path.relative_to(folder)}"

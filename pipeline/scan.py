@@ -147,23 +147,35 @@ def _files(source: Location, skipped: list[str]) -> Iterator[tuple[tuple[str, ..
 
 
 def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], _File]]:
-    """Links are followed, but no loop; what cannot be listed is no folder without photos."""
+    for folder, folders, names in walk(source, "--src"):
+        skipped += [name for name in folders if _LR.search(name)]
+        folders[:] = [n for n in folders if not _LR.search(n) and not _HIDDEN.match(n)]
+        parts = folder.relative_to(source).parts
+        for name in names:
+            path = folder / name
+            yield parts, _File(path, name, *stamp(path))
+
+
+def walk(top: Path, option: str) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Each folder below `top`, the names of its folders and of its photo-like files, in order.
+
+    What is taken out of the names of folders is left out. Links are followed, but no loop.
+
+    Raises:
+        UsageError: naming the option: what cannot be listed is no folder without photos.
+    """
     seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(source, onerror=unreadable("--src"), followlinks=True):
+    for folder, folders, names in os.walk(top, onerror=_unreadable(option), followlinks=True):
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        skipped += sorted(name for name in folders if _LR.search(name))
-        folders[:] = sorted(n for n in folders if not _LR.search(n) and not _HIDDEN.match(n))
-        parts = Path(folder).relative_to(source).parts
-        for name in sorted(name for name in names if looks_like_photo(name)):
-            path = Path(folder) / name
-            yield parts, _File(path, name, *stamp(path))
+        folders.sort()
+        yield Path(folder), folders, sorted(filter(looks_like_photo, names))
 
 
-def unreadable(option: str) -> Callable[[OSError], NoReturn]:
+def _unreadable(option: str) -> Callable[[OSError], NoReturn]:
     """For `os.walk`, which by itself passes over what it cannot list."""
 
     def refuse(error: OSError) -> NoReturn:

@@ -9,7 +9,6 @@ computes the same bits.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.admit import Luma, luma_of
-from pipeline.scan import plain_name, unreadable
+from pipeline.scan import plain_name, walk
 from shards.errors import UsageError
-from shards.photos import RejectedPhoto, looks_like_photo, read_photo
+from shards.photos import RejectedPhoto, read_photo
 
 CLOSE = 3
 """Bits in which one of the two hashes may differ; four bands of 16 bits find all such pairs."""
@@ -60,9 +59,8 @@ def looks_below(folders: Sequence[Path]) -> list[tuple[str, Look]]:
     """
     found = []
     for folder in folders:
-        walked = os.walk(folder, onerror=unreadable("--exclude-like"))
-        names = (Path(place, name) for place, _, names in walked for name in names)
-        paths = sorted(path for path in names if looks_like_photo(path.name))
+        walked = walk(folder, "--exclude-like")
+        paths = [place / name for place, _, names in walked for name in names]
         if not paths:
             raise UsageError(f"--exclude-like {folder}: holds no pictures; name a test set")
         for path in paths:

@@ -61,6 +61,12 @@ def test_known_names_are_found(name, tmp_path):
     ]
 
 
+def test_a_link_loop_gives_no_second_partner(div2k):
+    hr, lr = div2k
+    (lr / "again").symlink_to(lr)
+    assert all(photo.lr.parent == lr for photo in with_partners(scan([hr]), lr, 4).photos)
+
+
 @pytest.mark.parametrize("stem", [b"caf\xe9", b"two\nlines", "\u3042\u2028".encode()])
 def test_partners_of_any_name_are_found_even_where_they_are_gone(stem, tmp_path):
     for folder in ("hr", "lr"):

@@ -147,6 +147,16 @@ def test_a_test_picture_may_have_a_name_of_any_bytes(photos, tmp_path):
     assert "test/caf%E9.png" in (tmp_path / "out/rejects.jsonl").read_text()
 
 
+def test_links_to_test_pictures_are_followed_but_no_loop(photos, tmp_path):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/Set5").symlink_to(photos)
+    (photos / "again").symlink_to(tmp_path / "test")
+    found = [name for name, _ in looks_below([tmp_path / "test"])]
+    assert found == [
+        f"test/Set5/{name}" for name in ("a.png", "b.png", "d.jpg", "e.webp", "more/c.png")
+    ]
+
+
 def test_a_test_set_that_cannot_be_read_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="holds no pictures"):
         looks_below([tmp_path])
