@@ -83,7 +83,7 @@ def _print_listing(folder: Path, manifest: Manifest) -> None:
         for shard in split.shards:
             size = f"{shard.bytes / 2**20:,.1f}"
             table.add_row(shard.name, name, f"{shard.samples:,}", size, shard.sha256[:16])
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     out.print(table)
     lr = manifest.hr_size // manifest.scale
     photos = manifest.photos

@@ -349,6 +349,11 @@ def test_ls_lists_shards_and_prints_the_manifest_as_json(dataset):
     assert json.loads(inspect("ls", dataset, "--json").stdout)["splits"]["train"]["samples"] == 20
 
 
+def test_the_name_of_a_folder_is_no_markup(dataset_copy, tmp_path):
+    folder = dataset_copy.rename(tmp_path / "x[red] [")
+    assert f"{folder}: ×4" in inspect("ls", folder).stdout
+
+
 def test_verify_exits_0_or_1_and_names_the_shard(dataset_copy):
     assert "25 pairs in 3 shards are whole" in inspect("verify", "--deep", dataset_copy).stdout
     path = dataset_copy / "val-000000.tar"
