@@ -12,7 +12,8 @@ from shards.dataset import Dataset
 from trainer import telemetry
 from trainer.config import Config, Stage
 from trainer.deviations import deviations
-from trainer.run import describe_device, describe_precision
+from trainer.run import describe_device, describe_precision, use_bf16
+from trainer.speed import missing_kernels
 from trainer.state import COUNTED, TrainState
 from trainer.validate import validate_bicubic
 
@@ -39,6 +40,8 @@ def header(
     if len(val):
         bicubic = validate_bicubic(val, patches=config.validation.patches)
         yield f"  to beat: bicubic {bicubic['psnr_y']:.2f} dB / {bicubic['ssim_y']:.4f} on Y"
+    if device.type == "cpu" and use_bf16(config, device) and (reason := missing_kernels()):
+        yield f"  a step takes a third longer than it could: {reason}"
     if state.patches_seen:
         yield f"  going on at {state.patches_seen:,} patches"
     elif start is not None:

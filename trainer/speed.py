@@ -5,8 +5,8 @@
     graph      the whole step as one CUDA graph (`trainer.graph`)
     content    the frozen VGG-19's weights kept in bf16, which autocast would make of them in every step
     allocator  freed memory kept for the next step instead of being returned to the system
-    convolutions  cuDNN tries its algorithms on each shape; which wins may differ from start to start, so "first"
-               is for runs on a GPU that have to repeat to the bit
+    convolutions  on a GPU: cuDNN tries its algorithms on each shape; which wins may differ from start to start, so
+               "first" is for runs that have to repeat to the bit; on a CPU: Winograd's algorithm
 
 "auto" is what was measured to be fastest (docs/log.md). No GPU has been at hand: there "auto" takes
 what cannot fail, and the rungs above it wait for `docs/gpu-runbook.md`.
@@ -25,8 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from shards.errors import ConfigError
+from trainer.native import NotHere
 from trainer.networks.dense import Form
+from trainer.networks.planes import kernels
 from trainer.networks.rrdb import RRDB, DenseBlock
+from trainer.networks.winograd import Conv3x3
 
 if TYPE_CHECKING:  # both know the configuration, which knows this module
     from trainer.config import Config
@@ -49,8 +52,9 @@ class SpeedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """"step" needs a GPU."""
     content: Literal["auto", "fp32", "bf16"] = "auto"
     allocator: Literal["auto", "system", "keep"] = "auto"
-    convolutions: Literal["auto", "first", "fastest"] = "auto"
-    """Which of cuDNN's algorithms: its first guess, or the one that is fastest when tried on each shape."""
+    convolutions: Literal["auto", "first", "fastest", "winograd"] = "auto"
+    """Which of cuDNN's algorithms: its first guess, or the one that is fastest when tried on each shape;
+    or `networks.winograd`, for bf16 on a CPU, where the others are oneDNN's direct algorithm."""
 
 
 PLAIN = SpeedConfig(
@@ -64,6 +68,7 @@ PLAIN = SpeedConfig(
 IMPLEMENTATIONS: dict[str, SpeedConfig] = {
     "auto": SpeedConfig(),
     "plain": PLAIN,
+    "winograd": SpeedConfig(convolutions="winograd"),
     "push": SpeedConfig(dense="push"),
     "hybrid": SpeedConfig(dense="hybrid"),
     "compile": SpeedConfig(compile="blocks"),
@@ -105,6 +110,10 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
         raise ConfigError(
             "speed.content: bf16 weights need bf16 steps; use precision=bf16 or speed.content=auto"
         )
+    if speed.convolutions == "winograd" and (reason := _no_winograd(speed, device, bf16)):
+        raise ConfigError(
+            f"speed.convolutions: cannot be Winograd's here: {reason}; use speed.convolutions=auto"
+        )
     glibc = device.type == "cpu" and sys.platform == "linux"
     best = {
         "dense": "plain",
@@ -112,7 +121,7 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
         "graph": "none",
         "content": "bf16" if bf16 else "fp32",
         "allocator": "keep" if glibc else "system",
-        "convolutions": "fastest",
+        "convolutions": "fastest" if _no_winograd(speed, device, bf16) else "winograd",
     }
     asked = {
         name: value for name, value in msgspec.structs.asdict(speed).items() if value != "auto"
@@ -120,13 +129,42 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
     return msgspec.convert(best | asked, SpeedConfig)
 
 
+def _no_winograd(speed: SpeedConfig, device: torch.device, bf16: bool) -> str:
+    """Why 3x3 convolutions are not to be Winograd's; empty if they are."""
+    if device.type != "cpu" or not bf16:
+        return "it is for steps in bf16 on a CPU"
+    if speed.compile == "blocks":
+        return "torch.compile cannot see into it"
+    if torch.cpu.get_capabilities().get("amx_bf16"):
+        return "this processor multiplies matrices in hardware (AMX), which makes oneDNN's way the faster one"
+    return missing_kernels()
+
+
+def missing_kernels() -> str:
+    """Why this machine cannot have the kernels of `networks.planes`; empty if it can."""
+    try:
+        kernels()
+    except NotHere as reason:
+        return str(reason)
+    return ""
+
+
 def prepare(state: TrainState, speed: SpeedConfig) -> None:
     """Give a state's networks the form of resolved settings; their weights and names stay as they are."""
     torch.backends.cudnn.benchmark = speed.convolutions == "fastest"
+    winograd = speed.convolutions == "winograd"
     form: Form = "plain" if speed.dense == "auto" else speed.dense
+    networks = [state.generator]
+    if state.adversary is not None:
+        networks += [state.adversary.discriminator, state.adversary.content]
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, Conv3x3):
+                module.winograd = winograd
     for module in state.generator.modules():
         if isinstance(module, DenseBlock):
-            module.form = form
+            chained = winograd and form == "plain" and not module.normalised
+            module.form = "winograd" if chained else form
         if isinstance(module, RRDB) and speed.compile == "blocks":
             module.compile()
     if state.adversary is not None and speed.content == "bf16":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 import torch
@@ -12,20 +14,31 @@ from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of
 from trainer.config import load_config
 from trainer.content import build_content_features
+from trainer.networks.winograd import Conv3x3
 from trainer.ranks import ALONE
-from trainer.speed import PLAIN, SpeedConfig, build_step, prepare, resolve
+from trainer.speed import PLAIN, SpeedConfig, build_step, missing_kernels, prepare, resolve
 from trainer.state import build_state
 
 CPU = torch.device("cpu")
 SMALL = ["generator.features=12", "generator.blocks=1", "discriminator.features=4"]
 SMALL += ["content.layer=conv2_2", "ema.halflife_patches=0", "optim.lr=2e-4"]
+WIDE = [*SMALL, "generator.features=32", "generator.growth=16", "discriminator.features=16"]
+"""Channels enough for Winograd's algorithm."""
 BRANCHES = 8.0
 
 
-def losses(speed: SpeedConfig, *, stage: str, bf16: bool, norm: str = "none", steps: int = 20):
+def losses(
+    speed: SpeedConfig,
+    *,
+    stage: str,
+    bf16: bool,
+    norm: str = "none",
+    steps: int = 20,
+    small: Sequence[str] = SMALL,
+):
     precision = f"precision={'bf16' if bf16 else 'fp32'}"
     config = load_config(
-        "tiny", stage=stage, overrides=[*SMALL, f"generator.norm={norm}", precision]
+        "tiny", stage=stage, overrides=[*small, f"generator.norm={norm}", precision]
     )
     config = msgspec.structs.replace(config, speed=speed)
     state = build_state(config, stage=stage, scale=4, device=CPU, content_weights=None)
@@ -70,6 +83,23 @@ def test_twenty_steps_in_bf16_lose_as_in_float32_within_noise(form):
     assert max(abs(ours - plain) / plain for ours, plain in pairs) < 0.03
 
 
+@pytest.mark.skipif(bool(missing_kernels()), reason=missing_kernels())
+@pytest.mark.parametrize(("stage", "norm"), [("psnr", "none"), ("psnr", "batch"), ("gan", "none")])
+def test_twenty_steps_by_winograds_algorithm_lose_as_in_float32_within_noise(stage, norm):
+    given = {"stage": stage, "norm": norm, "small": WIDE}
+    wanted, _ = losses(PLAIN, bf16=False, **given)
+    direct, _ = losses(PLAIN, bf16=True, **given)
+    found, _ = losses(with_(convolutions="winograd"), bf16=True, **given)
+    assert found != direct
+
+    def apart(rows, loss):
+        return max(abs(row[loss] / true[loss] - 1) for row, true in zip(rows, wanted, strict=True))
+
+    for loss in ("pixel", *(("content", "discriminator") if stage == "gan" else ())):
+        assert apart(found, loss) < max(2 * apart(direct, loss), 0.03)
+    assert wanted[-1]["pixel"] < wanted[0]["pixel"]
+
+
 @pytest.mark.parametrize("settings", [{"content": "bf16"}, {"allocator": "keep"}])
 def test_kept_weights_and_kept_memory_change_no_bit(settings):
     wanted = losses(PLAIN, stage="gan", bf16=True, steps=3)
@@ -78,10 +108,16 @@ def test_kept_weights_and_kept_memory_change_no_bit(settings):
     assert all(torch.equal(found[1][name], value) for name, value in wanted[1].items())
 
 
-def test_the_content_gradient_in_bf16_points_where_that_in_float32_does():
+@pytest.mark.parametrize("winograd", [False, True])
+def test_the_content_gradient_in_bf16_points_where_that_in_float32_does(winograd):
+    if winograd and missing_kernels():
+        pytest.skip(missing_kernels())
     config = load_config("tiny", stage="gan", overrides=["content.layer=conv3_4 + conv5_4"])
     network = build_content_features(config.content, weights=None)
     lr, hr = (each[..., : each.shape[-1] // 2, : each.shape[-1] // 2] for each in batch_of(1, CPU))
+    for module in network.modules():
+        if isinstance(module, Conv3x3):
+            module.winograd = winograd
     gradients = []
     for bf16 in (False, True):
         sr = F.interpolate(lr, scale_factor=4.0, mode="bicubic").requires_grad_()
@@ -91,8 +127,8 @@ def test_the_content_gradient_in_bf16_points_where_that_in_float32_does():
         found = [torch.autograd.grad(loss, sr, retain_graph=True)[0] for loss in losses]
         gradients.append(torch.stack(found).flatten(1))
     conv3_4, conv5_4 = F.cosine_similarity(*gradients, dim=1)
-    assert conv3_4 > 0.985
-    assert conv5_4 > 0.95  # docs/log.md says why not .999
+    assert conv3_4 > (0.98 if winograd else 0.985)
+    assert conv5_4 > (0.93 if winograd else 0.95)  # docs/log.md says why not .999
 
 
 def test_auto_is_decided_for_the_device_and_nothing_else_is():
@@ -103,6 +139,31 @@ def test_auto_is_decided_for_the_device_and_nothing_else_is():
     assert resolve(config, device=CPU, bf16=False).content == "fp32"
     asked = msgspec.structs.replace(config, speed=with_(dense="push"))
     assert resolve(asked, device=CPU, bf16=True) == with_(dense="push")
+
+
+def test_winograds_algorithm_is_for_bf16_on_a_cpu_that_gains_by_it(monkeypatch):
+    config = load_config("usrgan", stage="gan")
+
+    def chosen(speed: SpeedConfig = config.speed, **given) -> str:
+        asked = msgspec.structs.replace(config, speed=speed)
+        return resolve(asked, **({"device": CPU, "bf16": True} | given)).convolutions
+
+    monkeypatch.setattr("trainer.speed.missing_kernels", str)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert chosen() == "winograd"
+    assert chosen(bf16=False) == chosen(device=torch.device("cuda")) == "fastest"
+    assert chosen(SpeedConfig(compile="blocks")) == "fastest"
+    with pytest.raises(ConfigError, match=r"speed.convolutions: .* torch.compile cannot see into"):
+        chosen(SpeedConfig(compile="blocks", convolutions="winograd"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert chosen() == "fastest"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr("trainer.speed.missing_kernels", lambda: "there is no C compiler")
+    assert chosen() == "fastest"
+    with pytest.raises(
+        ConfigError, match=r"cannot be Winograd's here: there is no C compiler; use"
+    ):
+        chosen(SpeedConfig(convolutions="winograd"))
 
 
 @pytest.mark.parametrize(

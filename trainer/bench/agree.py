@@ -43,6 +43,9 @@ ROUNDED = Bounds(1e-2, 0.8, 1.2)
 PEER, OTHER_PEER = Bounds(1e-2, 0.5, 2.0), Bounds(0.1, 0.5, 2.0)
 """A peer in the same precision and in another: bf16 moves each weight and each activation by up to 0.4 %,
 which sixteen layers of VGG-19 turn into 5.5 % of a content loss (docs/log.md)."""
+MOVED_BY_ROUNDING = {"content": 3.0, "generator": 3.0}
+"""Losses that may be further apart where factors are rounded: VGG-19's small differences were seen 1.9 % apart
+between Winograd's and the direct algorithm, both in bf16."""
 ANYWHERE = -1.0
 """Cosine of a discriminator that learns from another loss: 0.2 to 0.55 between relativistic and not."""
 
@@ -88,7 +91,8 @@ def check_same_work(contestants: Mapping[str, Contestant], *, steps: int = STEPS
             for loss in _comparable(reference, each, ours.keys() & theirs.keys()):
                 apart = abs(theirs[loss] - ours[loss]) / max(abs(ours[loss]), 1e-12)
                 worst = max(worst, apart)
-                if not apart <= bounds.losses:
+                more = MOVED_BY_ROUNDING.get(loss, 1.0) if bounds is not EXACT else 1.0
+                if not apart <= bounds.losses * more:
                     what = f"{loss} of step {number} is {theirs[loss]:.6g} and not {ours[loss]:.6g}"
                     raise refuse(name, what)
         for network, way in ways.items():

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from trainer.networks.rrdb import SLOPE
+from trainer.networks.winograd import Conv3x3
 
 
 class VGGDiscriminator(nn.Module):
@@ -31,13 +32,13 @@ class VGGDiscriminator(nn.Module):
         f1, f2, f4, f8 = features, features * 2, features * 4, features * 8
         self.conv0_0 = spectral_norm(nn.Conv2d(3, f1, 3, padding=1))
         self.conv0_1 = spectral_norm(nn.Conv2d(f1, f1, 4, stride=2, padding=1))
-        self.conv1_0 = spectral_norm(nn.Conv2d(f1, f2, 3, padding=1))
+        self.conv1_0 = spectral_norm(Conv3x3(f1, f2))
         self.conv1_1 = spectral_norm(nn.Conv2d(f2, f2, 4, stride=2, padding=1))
-        self.conv2_0 = spectral_norm(nn.Conv2d(f2, f4, 3, padding=1))
+        self.conv2_0 = spectral_norm(Conv3x3(f2, f4))
         self.conv2_1 = spectral_norm(nn.Conv2d(f4, f4, 4, stride=2, padding=1))
-        self.conv3_0 = spectral_norm(nn.Conv2d(f4, f8, 3, padding=1))
+        self.conv3_0 = spectral_norm(Conv3x3(f4, f8))
         self.conv3_1 = spectral_norm(nn.Conv2d(f8, f8, 4, stride=2, padding=1))
-        self.conv4_0 = spectral_norm(nn.Conv2d(f8, f8, 3, padding=1))
+        self.conv4_0 = spectral_norm(Conv3x3(f8, f8))
         self.conv4_1 = spectral_norm(nn.Conv2d(f8, f8, 4, stride=2, padding=1))
         self.linear1 = spectral_norm(nn.Linear(f8 * 4 * 4, dense))
         self.linear2 = spectral_norm(nn.Linear(dense, 1))

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from trainer.networks.dense import RESIDUAL, SLOPE, Form, dense_block
 from trainer.networks.last import unrounded
 from trainer.networks.start import pass_colours
+from trainer.networks.winograd import Conv3x3, chain, fits, shuffled
 
 __all__ = ["RESIDUAL", "SLOPE", "RRDBNet", "to_pixelshuffle"]
 Upsampler = Literal["pixelshuffle", "nearest_conv"]
@@ -33,6 +34,7 @@ class DenseBlock(nn.Module):
 
     def __init__(self, *, features: int, growth: int, norm: Norm) -> None:
         super().__init__()
+        self.normalised = norm != "none"
         self.conv1, self.norm1 = _small_conv(features, growth, norm)
         self.conv2, self.norm2 = _small_conv(features + growth, growth, norm)
         self.conv3, self.norm3 = _small_conv(features + 2 * growth, growth, norm)
@@ -40,8 +42,11 @@ class DenseBlock(nn.Module):
         self.conv5, self.norm5 = _small_conv(features + 4 * growth, features, norm)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        if self.training and self.form != "plain":
-            convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
+        convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
+        if self.form == "winograd" and fits(x, [conv.weight for conv in convs]):
+            weights, biases = zip(*((conv.weight, conv.bias) for conv in convs), strict=True)
+            return x + RESIDUAL * chain(x, weights, biases, slope=SLOPE)
+        if self.training and self.form in ("push", "hybrid"):
             norms = (self.norm1, self.norm2, self.norm3, self.norm4, self.norm5)
             return dense_block(x, convs, norms, form=self.form)
         x1 = F.leaky_relu(self.norm1(self.conv1(x)), SLOPE)
@@ -55,7 +60,7 @@ class DenseBlock(nn.Module):
 
 def _small_conv(inputs: int, outputs: int, norm: Norm) -> tuple[nn.Conv2d, nn.Module]:
     """A convolution that starts small, so that 23 blocks of residuals are stable (ESRGAN §3.1)."""
-    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+    conv = Conv3x3(inputs, outputs)
     nn.init.kaiming_normal_(conv.weight).data.mul_(0.1)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
@@ -101,16 +106,16 @@ class RRDBNet(nn.Module):
         self.body = nn.Sequential(
             *(RRDB(features=features, growth=growth, norm=norm) for _ in range(blocks))
         )
-        self.conv_body = nn.Conv2d(features, features, 3, padding=1)
+        self.conv_body = Conv3x3(features, features)
         for number, factor in enumerate(STAGES[scale], start=1):
             outputs = features * factor**2 if upsampler == "pixelshuffle" else features
-            conv = nn.Conv2d(features, outputs, 3, padding=1)
+            conv = Conv3x3(features, outputs)
             pass_colours(conv, phases=outputs // features)
             self.add_module(f"conv_up{number}", conv)
-        self.conv_hr = nn.Conv2d(features, features, 3, padding=1)
+        self.conv_hr = Conv3x3(features, features)
         self.conv_last = nn.Conv2d(features, 3, 3, padding=1)
-        for conv in (self.conv_first, self.conv_hr, self.conv_last):
-            pass_colours(conv)
+        for each in (self.conv_first, self.conv_hr, self.conv_last):
+            pass_colours(each)
         self.conv_body.weight.data.mul_(0.1)
 
     def forward(self, lr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 sh sw"]:
@@ -118,8 +123,9 @@ class RRDBNet(nn.Module):
         x = first + self.conv_body(self.body(first))
         for number, factor in enumerate(STAGES[self.scale], start=1):
             conv = self.get_submodule(f"conv_up{number}")
+            assert isinstance(conv, Conv3x3)
             if self.upsampler == "pixelshuffle":
-                x = F.pixel_shuffle(conv(x), factor)
+                x = shuffled(conv, x, factor)
             else:
                 x = conv(F.interpolate(x, scale_factor=factor, mode="nearest"))
             x = F.leaky_relu(x, SLOPE)

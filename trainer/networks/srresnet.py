@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from trainer.networks.last import unrounded
 from trainer.networks.rrdb import STAGES, Norm
 from trainer.networks.start import pass_colours
+from trainer.networks.winograd import Conv3x3, shuffled
 
 QUIET = 0.1
 """What the last layer of a residual branch starts multiplied with, so that a fresh trunk is quiet."""
@@ -19,10 +19,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, *, features: int, norm: Norm) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv1 = Conv3x3(features, features)
         self.norm1 = _norm(features, norm)
         self.act = nn.PReLU()
-        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv2 = Conv3x3(features, features)
         self.norm2 = _norm(features, norm)
         _quieten(self.conv2, self.norm2)
 
@@ -49,27 +49,25 @@ class SRResNet(nn.Module):
         self.body = nn.Sequential(
             *(ResidualBlock(features=features, norm=norm) for _ in range(blocks))
         )
-        self.conv_body = nn.Conv2d(features, features, 3, padding=1)
+        self.conv_body = Conv3x3(features, features)
         self.norm_body = _norm(features, norm)
         _quieten(self.conv_body, self.norm_body)
         for number, factor in enumerate(STAGES[scale], start=1):
-            conv = nn.Conv2d(features, features * factor**2, 3, padding=1)
+            conv = Conv3x3(features, features * factor**2)
             pass_colours(conv, phases=factor**2)
             self.add_module(f"conv_up{number}", conv)
             self.add_module(f"act_up{number}", nn.PReLU())
         self.conv_last = nn.Conv2d(features, 3, 9, padding=4)
-        for conv in (self.conv_first, self.conv_last):
-            pass_colours(conv)
+        for each in (self.conv_first, self.conv_last):
+            pass_colours(each)
 
     def forward(self, lr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 sh sw"]:
         first = self.act_first(self.conv_first(lr))
         x = first + self.norm_body(self.conv_body(self.body(first)))
         for number, factor in enumerate(STAGES[self.scale], start=1):
-            conv, act = (
-                self.get_submodule(f"conv_up{number}"),
-                self.get_submodule(f"act_up{number}"),
-            )
-            x = act(F.pixel_shuffle(conv(x), factor))
+            conv = self.get_submodule(f"conv_up{number}")
+            assert isinstance(conv, Conv3x3)
+            x = self.get_submodule(f"act_up{number}")(shuffled(conv, x, factor))
         return unrounded(self.conv_last, x)
 
 

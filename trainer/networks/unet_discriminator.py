@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from trainer.networks.rrdb import SLOPE
+from trainer.networks.winograd import Conv3x3
 
 
 class UNetDiscriminator(nn.Module):
@@ -46,9 +47,9 @@ class UNetDiscriminator(nn.Module):
 
 
 def _normalised_conv(inputs: int, outputs: int, *, stride: int = 1) -> nn.Module:
-    kernel = 4 if stride == 2 else 3
-    conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=1, bias=False)
-    return spectral_norm(conv)
+    if stride == 1:
+        return spectral_norm(Conv3x3(inputs, outputs, bias=False))
+    return spectral_norm(nn.Conv2d(inputs, outputs, 4, stride=stride, padding=1, bias=False))
 
 
 def _as_large_as(wanted: Tensor, x: Tensor) -> Tensor:

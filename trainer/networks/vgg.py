@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trainer.networks.winograd import Conv3x3
+
 InputRange = Literal["imagenet", "unit"]
 Activation = Literal["before", "after"]
 
@@ -53,7 +55,7 @@ class VGGFeatures(nn.Module):
             if level > 1 and number == 1:
                 built.append(nn.MaxPool2d(2))
             width = min(64 * 2 ** (level - 1), 512)
-            built += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
+            built += [Conv3x3(inputs, width), nn.ReLU()]
             inputs = width
             if name in layers:
                 taps[name] = len(built) - (2 if activation == "before" else 1)

@@ -1,0 +1,208 @@
+/* Winograd's F(2x2, 3x3) for bf16 pictures, around the matrix products (Lavin & Gray, arXiv:1509.09308).
+
+   A picture is cut into tiles: 2x2 pixels of the output need 4x4 of the input, which stand one pixel
+   further up and left. In one dimension, for input d, kernel g and output y of a tile:
+
+       y = At [(G g) * (Bt d)]       Bt = 1  0 -1  0     G = 1    0    0     At = 1  1  1  0
+                                          0  1  1  0         1/2  1/2  1/2        0  1 -1 -1
+                                          0 -1  1  0         1/2 -1/2  1/2
+                                          0  1  0 -1         0    0    1
+
+   and likewise down the columns. Here are Bt (tiles_in), At (tiles_out) and their adjoints for the gradients
+   (grads_out, grads_in); the products in between are sixteen matrix products of [tiles inputs] and
+   [inputs outputs], one for each place of the 4x4: a *plane*.
+
+   Pictures are [images height width channels], sides even, channels a multiple of 16. Planes are
+   [16][tiles + 1][row]; the row past the last tile is zero, because sixteen planes at a distance
+   that is a multiple of 4 KiB would share the same few lines of the cache. Sums are in float32. */
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+typedef __m512 lanes;
+#define LANES 16
+#define ADD _mm512_add_ps
+#define SUB _mm512_sub_ps
+#define ZERO _mm512_setzero_ps()
+
+struct pictures {
+    long images, height, width, channels;
+};
+
+/* Some columns of planes: the first of them in the first row, and how many columns a row has. */
+struct planes {
+    bf16 *at;
+    long row;
+};
+
+static inline lanes load(const bf16 *from) {
+    const __m256i halves = _mm256_loadu_si256((const __m256i *)from);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+static inline __m256i rounded(lanes value) { return (__m256i)_mm512_cvtneps_pbh(value); }
+
+static inline void store(bf16 *to, lanes value) { _mm256_storeu_si256((__m256i *)to, rounded(value)); }
+
+static inline lanes leaky(lanes value, lanes sign, lanes slope) {
+    return _mm512_mask_mul_ps(value, _mm512_cmp_ps_mask(sign, ZERO, _CMP_LE_OQ), value, slope);
+}
+
+static inline long tiles_of(struct pictures p) { return p.images * (p.height / 2) * (p.width / 2); }
+
+static void end_with_zeros(struct planes to, long tiles, long channels) {
+    for (long plane = 0; plane < 16; plane++)
+        memset(to.at + (plane * (tiles + 1) + tiles) * to.row, 0, channels * sizeof(bf16));
+}
+
+/* Bt d B of pictures. */
+void tiles_in(const bf16 *from, struct planes to, struct pictures p, int threads) {
+    const long high = p.height / 2, wide = p.width / 2, tiles = tiles_of(p), c = p.channels;
+    const long plane = (tiles + 1) * to.row;
+#pragma omp parallel for num_threads(threads)
+    for (long line = 0; line < p.images * high; line++) {
+        for (long column = 0; column < wide; column++) {
+            const bf16 *pixel[4][4];
+            for (int i = 0; i < 4; i++)
+                for (int j = 0; j < 4; j++) {
+                    const long y = line % high * 2 - 1 + i, x = column * 2 - 1 + j;
+                    const int inside = y >= 0 && y < p.height && x >= 0 && x < p.width;
+                    pixel[i][j] = inside ? from + ((line / high * p.height + y) * p.width + x) * c : 0;
+                }
+            for (long k = 0; k < c; k += LANES) {
+                lanes d[4][4];
+                for (int i = 0; i < 4; i++) {
+                    lanes r[4];
+                    for (int j = 0; j < 4; j++) r[j] = pixel[i][j] ? load(pixel[i][j] + k) : ZERO;
+                    d[i][0] = SUB(r[0], r[2]);
+                    d[i][1] = ADD(r[1], r[2]);
+                    d[i][2] = SUB(r[2], r[1]);
+                    d[i][3] = SUB(r[1], r[3]);
+                }
+                bf16 *at = to.at + (line * wide + column) * to.row + k;
+                for (int j = 0; j < 4; j++, at += plane) {
+                    store(at, SUB(d[0][j], d[2][j]));
+                    store(at + 4 * plane, ADD(d[1][j], d[2][j]));
+                    store(at + 8 * plane, SUB(d[2][j], d[1][j]));
+                    store(at + 12 * plane, SUB(d[1][j], d[3][j]));
+                }
+            }
+        }
+    }
+    end_with_zeros(to, tiles, c);
+}
+
+/* At m A of planes with as many columns as there are channels, plus bias (or none), through LeakyReLU. */
+void tiles_out(const bf16 *from, const float *bias, float slope, bf16 *to, struct pictures p, int threads) {
+    const long high = p.height / 2, wide = p.width / 2, c = p.channels, plane = (tiles_of(p) + 1) * c;
+    const lanes slopes = _mm512_set1_ps(slope);
+#pragma omp parallel for num_threads(threads)
+    for (long line = 0; line < p.images * high; line++) {
+        for (long column = 0; column < wide; column++) {
+            bf16 *pixel = to + (line * 2 * p.width + column * 2) * c;
+            for (long k = 0; k < c; k += LANES) {
+                const bf16 *at = from + (line * wide + column) * c + k;
+                const lanes base = bias ? _mm512_loadu_ps(bias + k) : ZERO;
+                lanes m[4][2];
+                for (int i = 0; i < 4; i++) {
+                    lanes r[4];
+                    for (int j = 0; j < 4; j++) r[j] = load(at + (4 * i + j) * plane);
+                    m[i][0] = ADD(ADD(r[0], r[1]), r[2]);
+                    m[i][1] = SUB(SUB(r[1], r[2]), r[3]);
+                }
+                for (int j = 0; j < 2; j++) {
+                    const lanes upper = ADD(ADD(ADD(m[0][j], m[1][j]), m[2][j]), base);
+                    const lanes lower = ADD(SUB(SUB(m[1][j], m[2][j]), m[3][j]), base);
+                    store(pixel + j * c + k, leaky(upper, upper, slopes));
+                    store(pixel + (p.width + j) * c + k, leaky(lower, lower, slopes));
+                }
+            }
+        }
+    }
+}
+
+/* A g At of one tile of gradients. */
+static inline void spread(const lanes g[2][2], bf16 *to, long plane) {
+    lanes m[4][2];
+    for (int j = 0; j < 2; j++) {
+        m[0][j] = g[0][j];
+        m[1][j] = ADD(g[0][j], g[1][j]);
+        m[2][j] = SUB(g[0][j], g[1][j]);
+        m[3][j] = SUB(ZERO, g[1][j]);
+    }
+    for (int i = 0; i < 4; i++, to += 4 * plane) {
+        store(to, m[i][0]);
+        store(to + plane, ADD(m[i][0], m[i][1]));
+        store(to + 2 * plane, SUB(m[i][0], m[i][1]));
+        store(to + 3 * plane, SUB(ZERO, m[i][1]));
+    }
+}
+
+/* Adjoint of tiles_out, for gradients of pictures. */
+void grads_in(const bf16 *from, struct planes to, struct pictures p, int threads) {
+    const long high = p.height / 2, wide = p.width / 2, tiles = tiles_of(p), c = p.channels;
+#pragma omp parallel for num_threads(threads)
+    for (long line = 0; line < p.images * high; line++) {
+        for (long column = 0; column < wide; column++) {
+            const bf16 *pixel = from + (line * 2 * p.width + column * 2) * c;
+            for (long k = 0; k < c; k += LANES) {
+                lanes g[2][2];
+                for (int i = 0; i < 2; i++)
+                    for (int j = 0; j < 2; j++) g[i][j] = load(pixel + (i * p.width + j) * c + k);
+                spread(g, to.at + (line * wide + column) * to.row + k, (tiles + 1) * to.row);
+            }
+        }
+    }
+    end_with_zeros(to, tiles, c);
+}
+
+/* Adjoint of tiles_in: B v Bt of planes, each pixel the sum over the tiles that see it.
+
+   Into pictures `to`; or, without them, on through the LeakyReLU that made the pictures `seen` and into
+   the planes `next`. Within a tile its four places give g = B v; at its ends come v3 of the tile
+   before and v0 of the one behind. */
+void grads_out(const bf16 *from, bf16 *to, const bf16 *seen, float slope, struct planes next,
+               struct pictures p, int threads) {
+    const long high = p.height / 2, wide = p.width / 2, tiles = tiles_of(p), c = p.channels, plane = (tiles + 1) * c;
+    const lanes slopes = _mm512_set1_ps(slope);
+#pragma omp parallel for num_threads(threads)
+    for (long line = 0; line < p.images * high; line++) {
+        const int first = line % high == 0, last = line % high == high - 1;
+        for (long column = 0; column < wide; column++) {
+            const long tile = line * wide + column, pixel = (line * 2 * p.width + column * 2) * c;
+            for (long k = 0; k < c; k += LANES) {
+                lanes r[6][2];
+                for (int i = 0; i < 6; i++) {
+                    const bf16 *at = from + tile * c + k;
+                    if (i == 0) at += 12 * plane - wide * c;
+                    else if (i == 5) at += wide * c;
+                    else at += 4 * (i - 1) * plane;
+                    if ((i == 0 && first) || (i == 5 && last)) {
+                        r[i][0] = r[i][1] = ZERO;
+                        continue;
+                    }
+                    const lanes v0 = load(at), v1 = load(at + plane), v2 = load(at + 2 * plane), v3 = load(at + 3 * plane);
+                    const lanes before = column > 0 ? load(at + 3 * plane - c) : ZERO;
+                    const lanes behind = column < wide - 1 ? load(at + c) : ZERO;
+                    r[i][0] = SUB(ADD(SUB(v1, v2), v3), before);
+                    r[i][1] = ADD(SUB(ADD(v1, v2), v0), behind);
+                }
+                lanes g[2][2];
+                for (int j = 0; j < 2; j++) {
+                    g[0][j] = SUB(ADD(SUB(r[2][j], r[3][j]), r[4][j]), r[0][j]);
+                    g[1][j] = ADD(SUB(ADD(r[2][j], r[3][j]), r[1][j]), r[5][j]);
+                }
+                for (int i = 0; i < 2; i++)
+                    for (int j = 0; j < 2; j++) {
+                        const long at = pixel + (i * p.width + j) * c + k;
+                        if (seen) g[i][j] = leaky(g[i][j], load(seen + at), slopes);
+                        if (to) store(to + at, g[i][j]);
+                    }
+                if (next.at) spread(g, next.at + tile * next.row + k, (tiles + 1) * next.row);
+            }
+        }
+    }
+    if (next.at) end_with_zeros(next, tiles, c);
+}
