@@ -23,6 +23,8 @@ Run = Callable[[Callable[..., Any], Sequence[Arguments]], Iterator[Done[Any] | D
 _ASK_EVERY_SECONDS = 0.2
 _WAIT_SECONDS = 60
 """So long a cluster may take to show a first worker, or may be without any later on."""
+_NODE_SECONDS = 900
+"""The same for Ray, where nodes come when units wait for them: its autoscaler gives each so long to start."""
 
 
 @contextlib.contextmanager
@@ -144,12 +146,25 @@ def _run_ray(
     function: Callable[..., Result],
     units: Sequence[Arguments],
 ) -> Iterator[Done[Result] | Died]:
+    """A unit that killed several workers has died.
+
+    Raises:
+        UsrganError: no node can run a unit, and none came for a while.
+    """
     remote = ray.remote(max_retries=pool.ALONE)(function)
     waiting = list(reversed(units))
     under_way: dict[Any, Arguments] = {}
+    seen = time.monotonic()
     while waiting or under_way:
         _ask(stopping)
-        width = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        places = _ray_places(ray)
+        seen = time.monotonic() if places else seen
+        if time.monotonic() - seen > _NODE_SECONDS:
+            raise UsrganError(
+                "--engine ray: no node of the cluster has a CPU for units (did their job reach its time limit?);"
+                " add some and run the same command again to go on"
+            )
+        width = 2 * max(1, places)  # also where no node is: an autoscaler looks at what waits
         while waiting and len(under_way) < width:
             unit = waiting.pop()
             under_way[remote.remote(*unit)] = unit
@@ -162,6 +177,11 @@ def _run_ray(
                 raise error.cause from error
             except ray.exceptions.WorkerCrashedError:
                 yield Died(unit)
+
+
+def _ray_places(ray: Any) -> int:  # noqa: ANN401  imported where it is used
+    """How many units the living nodes can run at once, each on a CPU of one node, be they free or not."""
+    return sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
 
 
 def _ask(stopping: Callable[[], bool]) -> None:

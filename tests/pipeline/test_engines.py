@@ -32,9 +32,11 @@ def many(photos) -> Path:
     return photos
 
 
-def start(engine: str, photos: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+def start(
+    engine: str, photos: Path, out: Path, *more: str, main: str = MAIN
+) -> subprocess.Popen[str]:
     script = out.with_suffix(".py")  # Dask's processes import the main module again
-    script.write_text(MAIN)
+    script.write_text(main)
     command = [sys.executable, str(script), "--src", str(photos), "--out", str(out), *OPTIONS]
     return subprocess.Popen(
         [*command, "--engine", engine, "--workers", "2", *more], text=True, start_new_session=True,
@@ -154,3 +156,29 @@ def test_a_cluster_whose_workers_have_gone_ends_the_run(monkeypatch):
         cluster.scale(0)
         with pytest.raises(UsrganError, match="has no workers any more"):
             list(ended)
+
+
+def test_a_ray_cluster_whose_nodes_have_gone_ends_the_run_and_it_goes_on(many, tmp_path):
+    from ray.cluster_utils import Cluster
+
+    make(many, tmp_path / "local")
+    impatient = MAIN.replace("\n", "\nfrom pipeline import engines\nengines._NODE_SECONDS = 3\n")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        worker = cluster.add_node(num_cpus=1)
+        address = ["--scheduler", cluster.address]
+        run = start("ray", many, tmp_path / "out", *address, main=impatient)
+        limit = time.monotonic() + 90
+        while len(list(tmp_path.glob("out/_work/chunk-*.spill"))) < 3 and time.monotonic() < limit:
+            time.sleep(0.005)
+        cluster.remove_node(worker)
+        _, errors = finish(run, code=1)
+        assert errors.splitlines()[-1].startswith("error: --engine ray: no node of the cluster")
+        assert "Traceback" not in errors
+        assert (tmp_path / "out" / "_work").is_dir()
+        again = start("ray", many, tmp_path / "out", *address, main=impatient)
+        cluster.add_node(num_cpus=1)
+        finish(again)
+    finally:
+        cluster.shutdown()
+    assert tree(tmp_path / "out") == tree(tmp_path / "local")

@@ -1,8 +1,9 @@
-"""A cluster whose workers are gone ends the run; a real one, and the rest of Dask, are in test_engines."""
+"""A cluster whose workers are gone ends the run; real ones, and all else of Dask and Ray, are in test_engines."""
 
 from __future__ import annotations
 
 import sys
+import time
 import types
 
 import pytest
@@ -45,6 +46,7 @@ def distributed(monkeypatch):
     module = types.SimpleNamespace(wait=lambda *_, **__: None, KilledWorker=KeyError)
     monkeypatch.setitem(sys.modules, "distributed", module)
     monkeypatch.setattr(engines, "_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(engines, "_NODE_SECONDS", 0.05)
 
 
 def test_a_cluster_without_workers_ends_the_run(monkeypatch):
@@ -58,3 +60,62 @@ def test_a_cluster_without_workers_ends_the_run(monkeypatch):
 def test_workers_that_come_back_go_on():
     ended = engines._run_dask(Client(0, 1, 0, 1), lambda: False, abs, [(-n,) for n in range(5)])
     assert sorted(each.result for each in ended if isinstance(each, Done)) == list(range(5))
+
+
+class Ray:
+    """Of a cluster that has such nodes when it is asked at these times, in order, and the last of them later on."""
+
+    exceptions = types.SimpleNamespace(RayTaskError=KeyError, WorkerCrashedError=BrokenPipeError)
+
+    def __init__(self, *nodes: list[dict[str, object]], busy: int = 0) -> None:
+        self.seen = list(nodes)
+        self.busy = busy
+
+    def nodes(self) -> list[dict[str, object]]:
+        return self.seen.pop(0) if len(self.seen) > 1 else self.seen[0]
+
+    def remote(self, **_):
+        return lambda function: types.SimpleNamespace(remote=lambda *unit: (function, unit))
+
+    def wait(self, references, timeout):
+        time.sleep(0.01)
+        self.busy -= 1
+        alive = any(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in self.seen[0])
+        return (references[:1] if alive and self.busy < 0 else []), references
+
+    def get(self, reference):
+        function, unit = reference
+        return function(*unit)
+
+
+def node(*, alive: bool = True, **resources: float) -> dict[str, object]:
+    return {"Alive": alive, "Resources": {"memory": 1e9, **resources}}
+
+
+NUMBERS = [(-n,) for n in range(5)]
+
+
+def numbers(ended) -> list[int]:
+    return sorted(each.result for each in ended if isinstance(each, Done))
+
+
+@pytest.mark.parametrize(
+    "left",
+    [[], [node()], [node(alive=False, CPU=4)], [node(CPU=0.5), node(CPU=0.5)]],
+    ids=["none", "head", "dead", "small"],
+)
+def test_a_ray_cluster_without_nodes_for_units_ends_the_run(left):
+    ended = engines._run_ray(Ray([node(CPU=1)], left), lambda: False, abs, NUMBERS)
+    with pytest.raises(UsrganError, match="no node of the cluster has a CPU"):
+        list(ended)
+
+
+def test_a_ray_cluster_that_has_no_nodes_yet_is_given_units_and_goes_on():
+    later = [[node()]] * 3 + [[node(), node(CPU=2)], [node()], [node(), node(CPU=1)]]
+    ended = engines._run_ray(Ray(*later), lambda: False, abs, NUMBERS)
+    assert numbers(ended) == list(range(5))
+
+
+def test_a_ray_cluster_that_is_busy_with_other_work_is_waited_for():
+    ended = engines._run_ray(Ray([node(CPU=1)], busy=12), lambda: False, abs, NUMBERS)
+    assert numbers(ended) == list(range(5))
