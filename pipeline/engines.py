@@ -146,11 +146,16 @@ def _run_ray(
     function: Callable[..., Result],
     units: Sequence[Arguments],
 ) -> Iterator[Done[Result] | Died]:
-    """A unit that killed several workers has died.
+    """A unit that killed several workers, or the nodes they were on, has died.
 
     Raises:
         UsrganError: no node can run a unit, and none came for a while.
     """
+    killed = (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.OutOfMemoryError,
+    )
     remote = ray.remote(max_retries=pool.ALONE)(function)
     waiting = list(reversed(units))
     under_way: dict[Any, Arguments] = {}
@@ -175,7 +180,7 @@ def _run_ray(
                 yield Done(unit, ray.get(reference))
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
-            except ray.exceptions.WorkerCrashedError:
+            except killed:
                 yield Died(unit)
 
 

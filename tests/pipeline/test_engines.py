@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import engines
+from pipeline.pool import Died, Done
 from shards import png
 from shards.errors import UsrganError
 from tests.pipeline.conftest import make_photo
@@ -182,3 +183,31 @@ def test_a_ray_cluster_whose_nodes_have_gone_ends_the_run_and_it_goes_on(many, t
     finally:
         cluster.shutdown()
     assert tree(tmp_path / "out") == tree(tmp_path / "local")
+
+
+def test_a_unit_whose_ray_node_goes_again_and_again_has_died_and_the_rest_is_done(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    def unit(started: str, seconds: int) -> None:
+        with open(started, "a") as stream:
+            stream.write(".")
+        time.sleep(seconds)
+
+    slow, fast = (str(tmp_path / "slow"), 600), (str(tmp_path / "fast"), 0)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1)]
+
+    def take_the_node_of_each_start() -> bool:
+        if (tmp_path / "slow").exists() and len((tmp_path / "slow").read_text()) == len(nodes):
+            cluster.remove_node(nodes[-1])
+            nodes.append(cluster.add_node(num_cpus=1))
+        return False
+
+    try:
+        with engines._ray(0, cluster.address) as ray:
+            ended = list(engines._run_ray(ray, take_the_node_of_each_start, unit, [slow, fast]))
+    finally:
+        cluster.shutdown()
+    assert sorted(each.unit for each in ended if isinstance(each, Died)) == [slow]
+    assert sorted(each.unit for each in ended if isinstance(each, Done)) == [fast]
+    assert len(nodes) == 1 + 1 + 2  # the first try and two more

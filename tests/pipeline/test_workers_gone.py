@@ -9,7 +9,7 @@ import types
 import pytest
 
 from pipeline import engines
-from pipeline.pool import Done
+from pipeline.pool import Died, Done
 from shards.errors import UsrganError
 
 
@@ -65,7 +65,12 @@ def test_workers_that_come_back_go_on():
 class Ray:
     """Of a cluster that has such nodes when it is asked at these times, in order, and the last of them later on."""
 
-    exceptions = types.SimpleNamespace(RayTaskError=KeyError, WorkerCrashedError=BrokenPipeError)
+    exceptions = types.SimpleNamespace(
+        RayTaskError=KeyError,
+        WorkerCrashedError=ChildProcessError,
+        NodeDiedError=ConnectionError,
+        OutOfMemoryError=MemoryError,
+    )
 
     def __init__(self, *nodes: list[dict[str, object]], busy: int = 0) -> None:
         self.seen = list(nodes)
@@ -119,3 +124,15 @@ def test_a_ray_cluster_that_has_no_nodes_yet_is_given_units_and_goes_on():
 def test_a_ray_cluster_that_is_busy_with_other_work_is_waited_for():
     ended = engines._run_ray(Ray([node(CPU=1)], busy=12), lambda: False, abs, NUMBERS)
     assert numbers(ended) == list(range(5))
+
+
+@pytest.mark.parametrize("name", ["WorkerCrashedError", "NodeDiedError", "OutOfMemoryError"])
+def test_a_unit_that_takes_ray_workers_or_nodes_along_has_died(name):
+    def kill(number: int) -> int:
+        if number == 2:
+            raise getattr(Ray.exceptions, name)
+        return number
+
+    ended = list(engines._run_ray(Ray([node(CPU=1)]), lambda: False, kill, [(1,), (2,), (3,)]))
+    assert numbers(ended) == [1, 3]
+    assert Died((2,)) in ended
