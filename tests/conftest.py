@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 
 import numpy as np
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""For torch, here and in processes that tests start: with networks so small, threads wait for each other."""
 
 
 @pytest.fixture(autouse=True)

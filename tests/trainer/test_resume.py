@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from trainer.cli import train_main
@@ -153,9 +154,16 @@ def test_sigterm_saves_exits_75_and_resumes_bit_equal(tiny_shards, tmp_path, uni
     assert weights(run) == weights(uninterrupted)
 
 
-def test_two_runs_are_bit_equal(tiny_shards, tmp_path, uninterrupted):
-    train(tiny_shards, tmp_path / "run", "--stage", "both")
-    assert weights(tmp_path / "run") == weights(uninterrupted)
+def test_two_runs_of_several_threads_are_bit_equal(tiny_shards, tmp_path):
+    """All else here is of one thread."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for name in ("run", "again"):
+            train(tiny_shards, tmp_path / name, "--stage", "both", "--set", "epochs=1")
+    finally:
+        torch.set_num_threads(threads)
+    assert weights(tmp_path / "run") == weights(tmp_path / "again")
 
 
 def test_stages_one_by_one_equal_both_at_once(tiny_shards, tmp_path, uninterrupted):
