@@ -100,17 +100,18 @@ def test_the_same_bits_every_time_and_on_two_threads():
     torch.manual_seed(2)
     weights = [torch.randn(n, c, 3, 3) / 20 for c, n in DENSE]
     biases = [torch.randn(n) for _, n in DENSE]
-    x = last_inside(torch.randn(3, 32, 16, 16))
+    x, wanted = (last_inside(torch.randn(3, 32, 32, 16).to(HALF)) for _ in range(2))
     threads, found = torch.get_num_threads(), []
     try:
-        for count in (1, 1, 2):
+        for count in (1, 1, 2, 2):
             torch.set_num_threads(count)
-            with torch.no_grad():
-                found.append(chain(x, weights, biases, slope=SLOPE))
+            given = x, weights, biases, wanted
+            found.append(gradients(chain, *given, slope=SLOPE, dtype=torch.float32))
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    for once, again in (found[:2], found[2:]):
+        assert all(torch.equal(*pair) for pair in zip(once, again, strict=True))
+    assert torch.equal(found[0][0], found[2][0])
 
 
 @needs_kernels
