@@ -13,7 +13,7 @@ from trainer import telemetry
 from trainer.config import Config, Stage
 from trainer.deviations import deviations
 from trainer.run import describe_device, describe_precision, use_bf16
-from trainer.speed import missing_kernels
+from trainer.speed import held_up_by
 from trainer.state import COUNTED, TrainState
 from trainer.validate import validate_bicubic
 
@@ -40,7 +40,7 @@ def header(
     if len(val):
         bicubic = validate_bicubic(val, patches=config.validation.patches)
         yield f"  to beat: bicubic {bicubic['psnr_y']:.2f} dB / {bicubic['ssim_y']:.4f} on Y"
-    if device.type == "cpu" and use_bf16(config, device) and (reason := missing_kernels()):
+    if reason := held_up_by(config, device=device, bf16=use_bf16(config, device)):
         yield f"  a step takes a third longer than it could: {reason}"
     if state.patches_seen:
         yield f"  going on at {state.patches_seen:,} patches"

@@ -131,12 +131,27 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
 
 def _no_winograd(speed: SpeedConfig, device: torch.device, bf16: bool) -> str:
     """Why 3x3 convolutions are not to be Winograd's; empty if they are."""
+    return _unwanted_winograd(speed, device, bf16) or missing_kernels()
+
+
+def _unwanted_winograd(speed: SpeedConfig, device: torch.device, bf16: bool) -> str:
     if device.type != "cpu" or not bf16:
         return "it is for steps in bf16 on a CPU"
     if speed.compile == "blocks":
         return "torch.compile cannot see into it"
-    if torch.cpu.get_capabilities().get("amx_bf16"):
+    capabilities = torch.cpu.get_capabilities()
+    if capabilities.get("amx_bf16"):
         return "this processor multiplies matrices in hardware (AMX), which makes oneDNN's way the faster one"
+    if not capabilities.get("avx512_bf16"):
+        return "this processor has no AVX512-BF16"
+    return ""
+
+
+def held_up_by(config: Config, *, device: torch.device, bf16: bool) -> str:
+    """What keeps steps from being as fast as this machine allows, and how to have it; empty if nothing does."""
+    speed = config.speed
+    if speed.convolutions != "auto" or _unwanted_winograd(speed, device, bf16):
+        return ""
     return missing_kernels()
 
 

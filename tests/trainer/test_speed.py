@@ -16,7 +16,15 @@ from trainer.config import load_config
 from trainer.content import build_content_features
 from trainer.networks.winograd import Conv3x3
 from trainer.ranks import ALONE
-from trainer.speed import PLAIN, SpeedConfig, build_step, missing_kernels, prepare, resolve
+from trainer.speed import (
+    PLAIN,
+    SpeedConfig,
+    build_step,
+    held_up_by,
+    missing_kernels,
+    prepare,
+    resolve,
+)
 from trainer.state import build_state
 
 CPU = torch.device("cpu")
@@ -155,11 +163,16 @@ def test_winograds_algorithm_is_for_bf16_on_a_cpu_that_gains_by_it(monkeypatch):
     assert chosen(SpeedConfig(compile="blocks")) == "fastest"
     with pytest.raises(ConfigError, match=r"speed.convolutions: .* torch.compile cannot see into"):
         chosen(SpeedConfig(compile="blocks", convolutions="winograd"))
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert chosen() == "fastest"
+    assert not held_up_by(config, device=CPU, bf16=True)
+    for others in ({"avx512_bf16": True, "amx_bf16": True}, {"avx2": True}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", others.copy)
+        assert chosen() == "fastest"
+        assert not held_up_by(config, device=CPU, bf16=True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     monkeypatch.setattr("trainer.speed.missing_kernels", lambda: "there is no C compiler")
     assert chosen() == "fastest"
+    assert held_up_by(config, device=CPU, bf16=True) == "there is no C compiler"
+    assert not held_up_by(config, device=CPU, bf16=False)
     with pytest.raises(
         ConfigError, match=r"cannot be Winograd's here: there is no C compiler; use"
     ):
