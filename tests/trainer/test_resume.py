@@ -156,11 +156,12 @@ def test_sigterm_saves_exits_75_and_resumes_bit_equal(tiny_shards, tmp_path, uni
 
 def test_two_runs_of_several_threads_are_bit_equal(tiny_shards, tmp_path):
     """All else here is of one thread."""
+    short = ["--stage", "both", "--set", "epochs=1", "--set", "epoch_patches=8"]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         for name in ("run", "again"):
-            train(tiny_shards, tmp_path / name, "--stage", "both", "--set", "epochs=1")
+            train(tiny_shards, tmp_path / name, *short)
     finally:
         torch.set_num_threads(threads)
     assert weights(tmp_path / "run") == weights(tmp_path / "again")
