@@ -9,6 +9,7 @@ computes the same bits.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,10 +25,20 @@ from shards.errors import UsageError
 from shards.photos import RejectedPhoto, read_photo
 
 CLOSE = 3
-"""Bits in which one of the two hashes may differ; four bands of 16 bits find all such pairs."""
+"""Bits in which one of the two hashes may differ."""
 BOTH = 10
 """Bits in which the other one may differ."""
-_BANDS = range(0, 64, 16)
+_FIFTHS = [np.uint64(sum(1 << bit for bit in range(low, 64, 5))) for low in range(5)]
+_MASKS = [one | other for one, other in itertools.combinations(_FIFTHS, 2)]
+"""Two hashes that differ in CLOSE bits agree in two fifths of their bits, and others seldom do. Each fifth has
+bits of all rows and columns: a plain sky or margin, which sets a whole row, leaves the others to tell."""
+_QUARTERS = [np.uint64(0xFFFF << low) for low in range(0, 64, 16)]
+_AT_ONCE = 1 << 18
+"""Pairs that are compared at once."""
+
+Hashes = npt.NDArray[np.uint64]
+"""One hash of N photos, [N], or their dHashes and pHashes, [2 N]."""
+Numbers = npt.NDArray[np.intp]
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -75,55 +86,114 @@ def looks_below(folders: Sequence[Path]) -> list[tuple[str, Look]]:
 
 def alike(one: Look, other: Look) -> bool:
     """Whether two photos show the same, one of them mirrored or not."""
-    return _near(one.dhash ^ other.dhash, one.phash ^ other.phash) or _near(
-        one.mirrored_dhash ^ other.dhash, one.mirrored_phash ^ other.phash
-    )
+    return bool(resembling([one], [other]))
 
 
 def groups(looks: Sequence[Look]) -> list[list[int]]:
     """The sets of two and more photos that are alike, directly or through others."""
-    parent = list(range(len(looks)))
-
-    def root(number: int) -> int:
-        while parent[number] != number:
-            parent[number] = parent[parent[number]]
-            number = parent[number]
-        return number
-
-    for one, other in _candidates(looks, looks):
-        if one != other and root(one) != root(other) and alike(looks[one], looks[other]):
-            parent[root(one)] = root(other)
+    distinct: dict[Look, int] = {}
+    places = [distinct.setdefault(look, len(distinct)) for look in looks]
+    plain, mirrored = _hashes(list(distinct))
+    leaders = np.arange(len(distinct))
+    for one, other in _alike(plain, mirrored, leaders, plain, leaders):
+        _join(leaders, one, other)
     members: dict[int, list[int]] = defaultdict(list)
-    for number in range(len(looks)):
-        members[root(number)].append(number)
+    for number, leader in enumerate(leaders[places].tolist()):
+        members[leader].append(number)
     return [group for group in members.values() if len(group) > 1]
 
 
 def resembling(looks: Sequence[Look], others: Sequence[Look]) -> dict[int, int]:
-    """For each photo that is like one of `others`: which."""
-    found: dict[int, int] = {}
-    for one, other in _candidates(looks, others):
-        if one not in found and alike(looks[one], others[other]):
-            found[one] = other
-    return found
+    """For each photo that is like one of `others`: which.
+
+    Of several, the one that agrees in the foremost quarter of a hash, dHash before pHash; then the first.
+    """
+    plain, mirrored = _hashes(looks)
+    tests, _ = _hashes(others)
+    photo, test = np.zeros(len(looks), np.intp), np.ones(len(others), np.intp)
+    none = np.iinfo(np.intp).max
+    best = np.full(len(looks), none)
+    for one, other in _alike(plain, mirrored, photo, tests, test):
+        agree = [
+            (shown[which, one] ^ tests[which, other]) & quarter == 0
+            for which, quarter, shown in itertools.product((0, 1), _QUARTERS, (plain, mirrored))
+        ]
+        np.minimum.at(best, one, np.argmax(agree, axis=0) * len(others) + other)
+    return {int(one): int(best[one]) % len(others) for one in np.flatnonzero(best < none)}
 
 
-def _near(dhash: int, phash: int) -> bool:
-    bits = dhash.bit_count(), phash.bit_count()
-    return min(bits) <= CLOSE and max(bits) <= BOTH
+def _hashes(looks: Sequence[Look]) -> tuple[Hashes, Hashes]:
+    """Of the photos as they are, and mirrored."""
+    plain = [[look.dhash for look in looks], [look.phash for look in looks]]
+    mirrored = [[look.mirrored_dhash for look in looks], [look.mirrored_phash for look in looks]]
+    return np.array(plain, np.uint64), np.array(mirrored, np.uint64)
 
 
-def _candidates(looks: Sequence[Look], others: Sequence[Look]) -> Iterator[tuple[int, int]]:
-    """Pairs that agree in a band of 16 bits: among them all whose hash differs in CLOSE bits."""
-    for name in ("dhash", "phash"):
-        for band in _BANDS:
-            index: dict[int, list[int]] = defaultdict(list)
-            for number, other in enumerate(others):
-                index[getattr(other, name) >> band & 0xFFFF].append(number)
-            for number, look in enumerate(looks):
-                for hashed in (getattr(look, name), getattr(look, f"mirrored_{name}")):
-                    for other_number in index.get(hashed >> band & 0xFFFF, ()):
-                        yield number, other_number
+def _alike(
+    plain: Hashes, mirrored: Hashes, groups: Numbers, others: Hashes, other_groups: Numbers
+) -> Iterator[tuple[Numbers, Numbers]]:
+    """All pairs that are alike and of two groups, in blocks, some pairs several times.
+
+    Groups that are joined meanwhile are not compared any more from the next mask on.
+    """
+    hashes = (0, 1), (1, 0)
+    for (this, that), mask, shown in itertools.product(hashes, _MASKS, (plain, mirrored)):
+        one, other, ranges = _ranges(shown[this] & mask, groups, others[this] & mask, other_groups)
+        left, right = shown[:, one], others[:, other]
+        for place, rank in itertools.chain.from_iterable(itertools.starmap(_spread, ranges)):
+            differ = left[this][place] ^ right[this][rank]
+            met = np.bitwise_count(differ) <= CLOSE
+            if mask != _MASKS[0]:
+                met &= differ != 0  # equal hashes have met at the first mask
+            place, rank = place[met], rank[met]
+            near = np.bitwise_count(left[that][place] ^ right[that][rank]) <= BOTH
+            yield one[place[near]], other[rank[near]]
+
+
+def _ranges(
+    keys: Hashes, groups: Numbers, other_keys: Hashes, other_groups: Numbers
+) -> tuple[Numbers, Numbers, list[tuple[Numbers, Numbers]]]:
+    """Whom to compare with whom: all pairs of one key and two groups.
+
+    Returns:
+        photos and others, both sorted, and, for each of these photos, from which to which
+        it meets the others, once for lower groups than its own, once for higher ones.
+    """
+    one, other = np.lexsort((groups, keys)), np.lexsort((other_groups, other_keys))
+    ordered = other_keys[other]
+    first = np.searchsorted(ordered, keys[one])
+    last = np.searchsorted(ordered, keys[one], "right")
+    shared = first < last
+    one, first, last = one[shared], first[shared], last[shared]
+    # a key and a group in one number
+    count = 1 + max(groups.max(initial=0), other_groups.max(initial=0))
+    own = first * count + groups[one]
+    ranks = np.searchsorted(ordered, ordered) * count + other_groups[other]
+    lower = first, np.searchsorted(ranks, own)
+    higher = np.searchsorted(ranks, own, "right"), last
+    return one, other, [lower, higher]
+
+
+def _spread(first: Numbers, last: Numbers) -> Iterator[tuple[Numbers, Numbers]]:
+    """Each place of some ranges together with each number in its range, in blocks."""
+    ends = np.cumsum(last - first)
+    total, shift = int(ends[-1]) if len(ends) else 0, last - ends
+    for start in range(0, total, _AT_ONCE):
+        stop = min(start + _AT_ONCE, total)
+        places = np.arange(np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop) + 1)
+        begins = ends[places] - last[places] + first[places]
+        place = np.repeat(places, ends[places].clip(max=stop) - begins.clip(min=start))
+        yield place, np.arange(start, stop) + shift[place]
+
+
+def _join(leaders: Numbers, one: Numbers, other: Numbers) -> None:
+    """Make groups of some pairs one, led by their first photo."""
+    while np.any(apart := leaders[one] != leaders[other]):
+        one, other = one[apart], other[apart]
+        pair = leaders[one], leaders[other]
+        np.minimum.at(leaders, np.maximum(*pair), np.minimum(*pair))
+        while np.any(leaders != (above := leaders[leaders])):
+            leaders[:] = above
 
 
 def _dhash(small: npt.NDArray[np.int64]) -> int:

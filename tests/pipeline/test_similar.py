@@ -13,7 +13,7 @@ import simplejpeg
 from pipeline.admit import luma_of
 from pipeline.options import Options
 from pipeline.plan import _split
-from pipeline.similar import Look, alike, groups, look_of, looks_below, resembling
+from pipeline.similar import Look, _join, alike, groups, look_of, looks_below, resembling
 from pipeline.spill import Outcome
 from shards import png
 from shards.dataset import open_dataset
@@ -65,6 +65,116 @@ def test_the_hashes_are_their_definitions():
     bits = (spectrum > np.median(spectrum.flatten()[1:])).flatten()
     phash = int("".join(str(int(bit)) for bit in bits), 2)
     assert (look_of(luma).phash ^ phash).bit_count() <= 1
+
+
+def flipped(look: Look, bits: tuple[int, int], rng: np.random.Generator) -> Look:
+    """Some bits of the dHashes and of the pHashes are others; the mirror image has others than the picture."""
+    flips = [
+        sum(1 << int(bit) for bit in rng.choice(64, count, replace=False)) for count in bits * 2
+    ]
+    hashes = look.dhash, look.phash, look.mirrored_dhash, look.mirrored_phash
+    return Look(*(value ^ flip for value, flip in zip(hashes, flips, strict=True)))
+
+
+def mirrored(look: Look) -> Look:
+    return Look(look.mirrored_dhash, look.mirrored_phash, look.dhash, look.phash)
+
+
+def some_looks(seed: int, count: int) -> list[Look]:
+    """Strangers, plain ones, and copies of copies: equal, close, just too far, mirrored."""
+    rng = np.random.default_rng(seed)
+    looks: list[Look] = []
+    while len(looks) < count:
+        values = rng.integers(0, 2**64, 4, dtype=np.uint64)
+        if rng.random() < 0.3:
+            values[::2] &= ~np.uint64(0xFFFF << int(rng.integers(0, 49)))
+        look = Look(*map(int, values))
+        for _ in range(int(rng.geometric(0.2)) - 1):
+            looks.append(look)
+            few, many = int(rng.integers(0, 5)), int(rng.integers(0, 12))
+            look = flipped(looks[-1], (few, many) if rng.random() < 0.5 else (many, few), rng)
+            look = mirrored(look) if rng.random() < 0.3 else look
+        looks.append(look)
+    return [looks[number] for number in rng.permutation(len(looks))]
+
+
+def differ(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    bits = sorted((a ^ b).bit_count() for a, b in zip(one, other, strict=True))
+    return bits[0] > 3 or bits[1] > 10
+
+
+def both(look: Look) -> list[tuple[int, int]]:
+    return [(look.dhash, look.phash), (look.mirrored_dhash, look.mirrored_phash)]
+
+
+def groups_of_all_pairs(looks: list[Look]) -> list[list[int]]:
+    group = list(range(len(looks)))
+    for (one, a), (other, b) in itertools.permutations(enumerate(looks), 2):
+        if not all(differ(shown, both(b)[0]) for shown in both(a)):
+            former = max(group[one], group[other])
+            group = [min(group[one], group[other]) if g == former else g for g in group]
+    found = [[n for n, g in enumerate(group) if g == leader] for leader in sorted(set(group))]
+    return [members for members in found if len(members) > 1]
+
+
+def resembling_of_all_pairs(looks: list[Look], others: list[Look]) -> dict[int, int]:
+    def turn(look: Look, other: Look) -> tuple[int, int, int]:
+        """When these two meet who share 16 bits: of which hash, which quarter, mirrored or not."""
+        return min(
+            (which, quarter, side)
+            for which, quarter, side in itertools.product(range(2), range(4), range(2))
+            if (both(look)[side][which] ^ both(other)[0][which]) >> 16 * quarter & 0xFFFF == 0
+        )
+
+    found = {}
+    for number, look in enumerate(looks):
+        like = [
+            (*turn(look, other), which)
+            for which, other in enumerate(others)
+            if not all(differ(shown, both(other)[0]) for shown in both(look))
+        ]
+        if like:
+            found[number] = min(like)[-1]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 18])
+def test_what_is_alike_is_that_of_all_pairs(seed, at_once, monkeypatch):
+    monkeypatch.setattr("pipeline.similar._AT_ONCE", at_once)
+    looks = some_looks(seed, 120)
+    assert any(len(group) > 2 for group in groups(looks))
+    assert groups(looks) == groups_of_all_pairs(looks)
+    photos, tests = looks[:80], looks[60:]
+    assert len(set(resembling(photos, tests).values())) > 5
+    assert resembling(photos, tests) == resembling_of_all_pairs(photos, tests)
+
+
+def test_pairs_are_joined_all_at_once():
+    leaders = np.arange(100)
+    one, other = np.random.default_rng(0).integers(0, 50, (2, 40)) * 2
+    _join(leaders, one, other)
+    assert np.array_equal(leaders[one], leaders[other])
+    assert np.array_equal(leaders[leaders], leaders)
+    untouched = np.setdiff1d(np.arange(100), np.concatenate([one, other]))
+    assert np.array_equal(leaders[untouched], untouched)
+
+
+def test_of_no_looks_none_are_alike():
+    looks = some_looks(0, 3)
+    assert groups([]) == []
+    assert resembling(looks, []) == resembling([], looks) == {}
+
+
+def test_pictures_with_plain_skies_take_no_time():
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, (20_000, 4), dtype=np.uint64)
+    hashes[:6000, ::2] &= ~np.uint64(0xFFFF)  # two rows of eight
+    looks = [Look(*map(int, row)) for row in hashes]
+    start = time.process_time()
+    assert groups(looks) == []
+    assert len(resembling(looks, looks[:2000])) == 2000
+    assert time.process_time() - start < 5  # each with each took a minute
 
 
 def test_bands_find_every_close_pair():
