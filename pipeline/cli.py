@@ -257,7 +257,7 @@ def _names(given: str) -> tuple[str, ...]:
     if not path.exists() and any(sign in given for sign in "*?["):
         return (given,)
     try:
-        lines = path.read_text("utf-8", "surrogateescape").splitlines()
+        lines = path.read_text("utf-8-sig", "surrogateescape").splitlines()
     except OSError as error:
         raise UsageError(f"--val-list {path}: cannot be read ({error.strerror})") from None
     names = tuple(sorted({line.strip() for line in lines if line.strip()}))

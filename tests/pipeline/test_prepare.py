@@ -227,6 +227,12 @@ def test_patterns_choose_the_photos_that_validate(photos, tmp_path, given):
     assert held == wanted.get(given, {"a.png", "more/c.png"})
 
 
+def test_a_list_may_begin_with_a_byte_order_mark(photos, tmp_path):
+    (tmp_path / "list").write_text("d\n", "utf-8-sig")
+    make(photos, tmp_path / "out", "--val-list", tmp_path / "list")
+    assert {pair.info.src for pair in open_dataset(tmp_path / "out").split("val")} == {"d.jpg"}
+
+
 def test_names_of_any_bytes_may_be_listed_and_reported(photos, tmp_path):
     (photos / "a.png").rename(photos / os.fsdecode(b"caf\xe9.png"))
     (tmp_path / "list").write_bytes(b"caf\xe9.png\n")
