@@ -158,7 +158,7 @@ def cores() -> int:
     help="Fail if more of the photos cannot be used.",
 )  # fmt: skip
 @click.option(
-    "--workers", type=click.IntRange(0), default=None, metavar="N", show_default="cores",
+    "--workers", type=click.IntRange(0, 4096), default=None, metavar="N", show_default="cores",
     help="Processes; the shards are the same for any number. 0 works in this one.",
 )  # fmt: skip
 @click.option(

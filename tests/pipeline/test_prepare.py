@@ -326,6 +326,7 @@ def test_dry_run_writes_nothing(photos, tmp_path):
         (["--max-rejects", "many"], "write 5% or 0.05"),
         (["--scale", "5"], "--scale"),
         (["--min-detail", "-1"], "--min-detail"),
+        (["--workers", str(10**22)], "--workers"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(photos, tmp_path, arguments, words):
