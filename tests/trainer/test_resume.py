@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -42,8 +44,11 @@ def arguments(shards: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-def train(shards: Path, out: Path, *more: str, code: int = 0):
-    result = CliRunner().invoke(train_main, arguments(shards, out, *more))
+def train(shards: Path, out: Path, *more: str, code: int = 0, figures: bool = False):
+    """Run the command in this process; without `figures` as where the `[report]` extra is not installed."""
+    drawn = contextlib.nullcontext() if figures else mock.patch("trainer.charts.available", bool)
+    with drawn:
+        result = CliRunner().invoke(train_main, arguments(shards, out, *more))
     assert result.exit_code == code, result.output
     return result
 
@@ -84,7 +89,7 @@ def logged(run: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_shards, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "whole"
-    train(tiny_shards, run, "--stage", "both")
+    train(tiny_shards, run, "--stage", "both", figures=True)
     return run
 
 
@@ -261,6 +266,7 @@ def test_the_run_folder_holds_what_is_promised(uninterrupted):
     assert {
         "config.toml", "run.json", "metrics.jsonl", "report.html",
         "checkpoints/best-psnr_y/psnr.safetensors", "checkpoints/best-ssim_y/gan.safetensors",
+        "figures/figure-5-psnr.svg", "figures/sigma-gan.png",
     } <= held  # fmt: skip
     assert "http" not in "".join(
         part
