@@ -4,8 +4,8 @@ Two 64-bit perceptual hashes: dHash (signs of neighbour differences on a 9x8 thu
 (signs of the low DCT coefficients of a 32x32 one). Measured on photos: recompression and halving
 move a hash by 0 or 1 bits, a gamma of 1.2 by up to 4, different photos lie around 32 apart. A crop
 of more than a few percent is out of their reach. Pictures that only vary from top to bottom (stripes,
-a gradient) are all alike: their dHash is 0, and but seven bits of the pHash tell them apart. All arithmetic is on integers, so every machine
-computes the same bits.
+a gradient) are all alike: their dHash is 0, and but seven bits of the pHash tell them apart. All
+arithmetic is on integers, so every machine computes the same bits.
 """
 
 from __future__ import annotations
