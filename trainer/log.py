@@ -41,7 +41,7 @@ def header(
         bicubic = validate_bicubic(val, patches=config.validation.patches)
         yield f"  to beat: bicubic {bicubic['psnr_y']:.2f} dB / {bicubic['ssim_y']:.4f} on Y"
     if reason := held_up_by(config, device=device, bf16=use_bf16(config, device)):
-        yield f"  a step takes a third longer than it could: {reason}"
+        yield f"  a step may take a third longer than it could: {reason}"
     if state.patches_seen:
         yield f"  going on at {state.patches_seen:,} patches"
     elif start is not None:

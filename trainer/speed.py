@@ -178,8 +178,7 @@ def prepare(state: TrainState, speed: SpeedConfig) -> None:
                 module.winograd = winograd
     for module in state.generator.modules():
         if isinstance(module, DenseBlock):
-            chained = winograd and form == "plain" and not module.normalised
-            module.form = "winograd" if chained else form
+            module.form = form
         if isinstance(module, RRDB) and speed.compile == "blocks":
             module.compile()
     if state.adversary is not None and speed.content == "bf16":

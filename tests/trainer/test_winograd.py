@@ -161,7 +161,8 @@ def test_a_dense_block_is_one_chain_and_is_what_it_was():
         if isinstance(conv, nn.Conv2d):
             nn.init.kaiming_normal_(conv.weight)
     exact = block.double()(x.double())
-    block.float().form = "winograd"
+    for conv in block.float().children():
+        conv.winograd = isinstance(conv, Conv3x3)
     with autocast():
         out = block(last_inside(x))
     assert type(out.grad_fn).__name__ == "AddBackward0"
@@ -201,8 +202,11 @@ def test_kept_kernels_follow_their_weights():
         conv.weight.mul_(2)
         conv.bias.mul_(2)
         after = conv(x)
+        conv.weight.data, conv.bias.data = conv.weight.data / 2, conv.bias.data / 2
+        replaced = conv(x)
     assert torch.equal(before, again)
     assert torch.equal(after, 2 * before)
+    assert torch.equal(replaced, before)
 
 
 @needs_kernels
@@ -251,6 +255,29 @@ def test_kernels_are_compiled_once_and_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "_compiled", None)
     assert native.load.__wrapped__(source).tiles_in
     assert kept.stat().st_mtime_ns == made
+
+
+@needs_kernels
+def test_kept_kernels_that_are_damaged_are_compiled_anew(monkeypatch, tmp_path):
+    source = native.Path(planes.__file__).with_suffix(".c")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with monkeypatch.context() as once:  # what is loaded must not be written over
+        once.setattr(native.ctypes, "CDLL", lambda path: native.Path(path).resolve(strict=True))
+        kept = native.load.__wrapped__(source)
+    whole = kept.stat().st_size
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert native.load.__wrapped__(source).tiles_in
+    assert kept.stat().st_size == whole
+
+
+@needs_kernels
+def test_an_account_without_a_home_compiles_for_itself(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(native.Path, "home", homeless)
+    assert native.load.__wrapped__(native.Path(planes.__file__).with_suffix(".c")).tiles_in
 
 
 @needs_kernels

@@ -43,12 +43,12 @@ class DenseBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
-        if self.form == "winograd" and fits(x, [conv.weight for conv in convs]):
-            weights, biases = zip(*((conv.weight, conv.bias) for conv in convs), strict=True)
-            return x + RESIDUAL * chain(x, weights, biases, slope=SLOPE)
-        if self.training and self.form in ("push", "hybrid"):
+        if self.training and self.form != "plain":
             norms = (self.norm1, self.norm2, self.norm3, self.norm4, self.norm5)
             return dense_block(x, convs, norms, form=self.form)
+        weights = [conv.weight for conv in convs]
+        if self.conv1.winograd and not self.normalised and fits(x, weights):
+            return x + RESIDUAL * chain(x, weights, [conv.bias for conv in convs], slope=SLOPE)
         x1 = F.leaky_relu(self.norm1(self.conv1(x)), SLOPE)
         x2 = F.leaky_relu(self.norm2(self.conv2(torch.cat((x, x1), 1))), SLOPE)
         x3 = F.leaky_relu(self.norm3(self.conv3(torch.cat((x, x1, x2), 1))), SLOPE)
@@ -58,7 +58,7 @@ class DenseBlock(nn.Module):
         return out
 
 
-def _small_conv(inputs: int, outputs: int, norm: Norm) -> tuple[nn.Conv2d, nn.Module]:
+def _small_conv(inputs: int, outputs: int, norm: Norm) -> tuple[Conv3x3, nn.Module]:
     """A convolution that starts small, so that 23 blocks of residuals are stable (ESRGAN §3.1)."""
     conv = Conv3x3(inputs, outputs)
     nn.init.kaiming_normal_(conv.weight).data.mul_(0.1)

@@ -183,15 +183,16 @@ def _by_convolution(by_map: Sequence[Tensor], ends: Sequence[int]) -> list[Tenso
 
 def _transformed(weight: Tensor) -> Kernels:
     """G g Gt of [outputs inputs 3 3]: [16 outputs inputs]; kept with weights that are not learnt."""
-    version, kept = getattr(weight, "_winograd", (-1, None))
-    if kept is not None and version == weight._version:
+    state = weight._version, weight.data_ptr(), weight.dtype  # a change in place, and one of `data`
+    known, kept = getattr(weight, "_winograd", (None, None))
+    if kept is not None and known == state:
         out: Tensor = kept
         return out
     outputs, inputs = weight.shape[:2]
     flat = weight.detach().float().permute(2, 3, 0, 1).reshape(9, -1)
     made = (_G @ flat).view(16, outputs, inputs).to(torch.bfloat16)
     if not weight.requires_grad:
-        weight._winograd = (weight._version, made)  # type: ignore[attr-defined]  # see above
+        weight._winograd = (state, made)  # type: ignore[attr-defined]  # see above
     return made
 
 
