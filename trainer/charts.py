@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 290, 190
 INK, GRID, PAPER = "#30343a", "#e4e6ea", "#ffffff"
 COLOURS = ("#3f7fd0", "#e07a2c", "#2f9e74", "#b05cc6")
 STAR = "#d62839"
-HOW_TO_GET_IT = "charts need pip install 'usrgan[report]'"
+HOW_TO_GET_IT = "charts need pip install 'usrgan[report]' and an account with a home ($HOME)"
 _POINTS_SHOWN = 40
 _CONFIG: dict[str, Any] = {
     "background": PAPER,
@@ -38,11 +38,11 @@ _CONFIG: dict[str, Any] = {
 
 
 def available() -> bool:
-    """Whether the `[report]` extra is installed."""
+    """Whether the `[report]` extra is installed, and can be used by this account."""
     try:
         import altair  # noqa: F401
         import vl_convert  # noqa: F401
-    except ImportError:
+    except (ImportError, RuntimeError):  # altair wants to know where the home is
         return False
     return True
 

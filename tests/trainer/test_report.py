@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import re
+import subprocess
+import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -226,6 +228,22 @@ def test_without_the_extra_the_page_says_how_to_get_charts(tmp_path, monkeypatch
     assert "pip install &#x27;usrgan[report]&#x27;" in text
     assert "<svg" not in text
     assert not (run / "figures").exists()
+
+
+def test_an_account_without_a_home_gets_a_page_without_charts(tmp_path):
+    """As a container's bare user id, where altair cannot be imported."""
+    pytest.importorskip("altair")
+    code = (
+        "import pathlib, sys\n"
+        "def homeless(cls): raise RuntimeError('Could not determine home directory.')\n"
+        "pathlib.Path.home = classmethod(homeless)\n"
+        "from trainer.report import write_report\n"
+        "print(write_report(pathlib.Path(sys.argv[1])).read_text())\n"
+    )
+    run = write_run(tmp_path / "run", run_of("psnr", 5))
+    ran = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "an account with a home" in ran.stdout
 
 
 def test_the_command_makes_the_page_anew(tmp_path):
