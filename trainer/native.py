@@ -18,11 +18,28 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from shards import files
 from shards.errors import UsrganError, WriteFailed
 
 _FLAGS = ("-O3", "-fPIC", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16")
+
+
+class Pictures(ctypes.Structure):
+    """The shape of bf16 pictures as C knows it."""
+
+    _fields_ = tuple((name, ctypes.c_long) for name in ("images", "height", "width", "channels"))
+
+
+PICTURES = (Pictures, ctypes.c_int)
+"""The last arguments of every kernel: the shape, and how many threads."""
+
+
+def pictures(x: Tensor) -> tuple[Pictures, int]:
+    """The last arguments for maps [b c h w] with the channels of a pixel side by side."""
+    b, c, h, w = x.shape
+    return Pictures(b, h, w, c), torch.get_num_threads()
 
 
 class NotHere(UsrganError):
@@ -31,7 +48,7 @@ class NotHere(UsrganError):
 
 @cache
 def load(source: Path) -> ctypes.CDLL:
-    """The kernels of a C file.
+    """The kernels of a C file, which may include the headers beside it.
 
     Raises:
         NotHere: the processor has no AVX512-BF16, or there is no compiler that makes them.
@@ -41,8 +58,8 @@ def load(source: Path) -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CC", "gcc"))
     if compiler is None:
         raise NotHere("there is no C compiler; install gcc, or name one in $CC")
-    content = source.read_bytes()
-    key = hashlib.sha256(b"\0".join([content, compiler.encode(), *map(str.encode, _FLAGS)]))
+    content = [each.read_bytes() for each in (source, *sorted(source.parent.glob("*.h")))]
+    key = hashlib.sha256(b"\0".join([*content, compiler.encode(), *map(str.encode, _FLAGS)]))
     kept = _cached(f"{source.stem}-{key.hexdigest()[:16]}.so")
     if kept is not None:
         with contextlib.suppress(OSError):  # not there yet, or damaged

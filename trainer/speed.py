@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from shards.errors import ConfigError
 from trainer.native import NotHere
 from trainer.networks.dense import Form
+from trainer.networks.last import LastConv
 from trainer.networks.planes import kernels
 from trainer.networks.rrdb import RRDB, DenseBlock
 from trainer.networks.winograd import Conv3x3
@@ -176,6 +177,8 @@ def prepare(state: TrainState, speed: SpeedConfig) -> None:
         for module in network.modules():
             if isinstance(module, Conv3x3):
                 module.winograd = winograd
+            elif isinstance(module, LastConv):
+                module.native = winograd
     for module in state.generator.modules():
         if isinstance(module, DenseBlock):
             module.form = form

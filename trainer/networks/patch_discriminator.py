@@ -5,9 +5,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import spectral_norm
 
 from trainer.networks.rrdb import SLOPE
+from trainer.networks.spectral import spectral_norm
 
 
 class PatchDiscriminator(nn.Module):

@@ -12,43 +12,16 @@
    (grads_out, grads_in); the products in between are sixteen matrix products of [tiles inputs] and
    [inputs outputs], one for each place of the 4x4: a *plane*.
 
-   Pictures are [images height width channels], sides even, channels a multiple of 16. Planes are
-   [16][tiles + 1][row]; the row past the last tile is zero, because sixteen planes at a distance
+   The sides of pictures are even. Planes are [16][tiles + 1][row]; the row past the last tile is zero, because sixteen planes at a distance
    that is a multiple of 4 KiB would share the same few lines of the cache. Sums are in float32. */
 
-#include <immintrin.h>
-#include <stdint.h>
-#include <string.h>
-
-typedef uint16_t bf16;
-typedef __m512 lanes;
-#define LANES 16
-#define ADD _mm512_add_ps
-#define SUB _mm512_sub_ps
-#define ZERO _mm512_setzero_ps()
-
-struct pictures {
-    long images, height, width, channels;
-};
+#include "lanes.h"
 
 /* Some columns of planes: the first of them in the first row, and how many columns a row has. */
 struct planes {
     bf16 *at;
     long row;
 };
-
-static inline lanes load(const bf16 *from) {
-    const __m256i halves = _mm256_loadu_si256((const __m256i *)from);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
-
-static inline __m256i rounded(lanes value) { return (__m256i)_mm512_cvtneps_pbh(value); }
-
-static inline void store(bf16 *to, lanes value) { _mm256_storeu_si256((__m256i *)to, rounded(value)); }
-
-static inline lanes leaky(lanes value, lanes sign, lanes slope) {
-    return _mm512_mask_mul_ps(value, _mm512_cmp_ps_mask(sign, ZERO, _CMP_LE_OQ), value, slope);
-}
 
 static inline long tiles_of(struct pictures p) { return p.images * (p.height / 2) * (p.width / 2); }
 

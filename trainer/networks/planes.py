@@ -37,10 +37,6 @@ class _Planes(ctypes.Structure):
     _fields_ = (("at", ctypes.c_void_p), ("row", ctypes.c_long))
 
 
-class _Pictures(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_long) for name in ("images", "height", "width", "channels"))
-
-
 @cache
 def kernels() -> ctypes.CDLL:
     """The compiled kernels.
@@ -49,7 +45,7 @@ def kernels() -> ctypes.CDLL:
         NotHere: this machine cannot have them.
     """
     library = native.load(Path(__file__).with_suffix(".c"))
-    pointer, slope, ending = ctypes.c_void_p, ctypes.c_float, [_Pictures, ctypes.c_int]
+    pointer, slope, ending = ctypes.c_void_p, ctypes.c_float, native.PICTURES
     library.tiles_in.argtypes = library.grads_in.argtypes = [pointer, _Planes, *ending]
     library.tiles_out.argtypes = [pointer, pointer, slope, pointer, *ending]
     library.grads_out.argtypes = [pointer, pointer, pointer, slope, _Planes, *ending]
@@ -60,37 +56,33 @@ def kernels() -> ctypes.CDLL:
 
 def tiles_in(x: Maps, to: Planes, column: int) -> None:
     """Cut `x`, into the columns from `column` on."""
-    kernels().tiles_in(x.data_ptr(), _from(to, column), *_pictures(x))
+    kernels().tiles_in(x.data_ptr(), _from(to, column), *native.pictures(x))
 
 
 def tiles_out(products: Planes, bias: Tensor | None, slope: float, out: Maps) -> None:
     """Put `out` together, add the bias [c], and apply LeakyReLU."""
     base = None if bias is None else bias.float()
     at = None if base is None else base.data_ptr()
-    kernels().tiles_out(products.data_ptr(), at, slope, out.data_ptr(), *_pictures(out))
+    kernels().tiles_out(products.data_ptr(), at, slope, out.data_ptr(), *native.pictures(out))
 
 
 def grads_in(gradient: Maps, to: Planes, column: int) -> None:
     """Backward through `tiles_out`, without its LeakyReLU."""
-    kernels().grads_in(gradient.data_ptr(), _from(to, column), *_pictures(gradient))
+    kernels().grads_in(gradient.data_ptr(), _from(to, column), *native.pictures(gradient))
 
 
 def grads_out(products: Planes, out: Maps) -> None:
     """Backward through `tiles_in`."""
-    kernels().grads_out(products.data_ptr(), out.data_ptr(), None, 1.0, _Planes(), *_pictures(out))
+    kernels().grads_out(
+        products.data_ptr(), out.data_ptr(), None, 1.0, _Planes(), *native.pictures(out)
+    )
 
 
 def grads_out_and_in(products: Planes, seen: Maps, slope: float, to: Planes, column: int) -> None:
     """Backward through `tiles_in`, and on through the `tiles_out` that made `seen` by LeakyReLU."""
     kernels().grads_out(
-        products.data_ptr(), None, seen.data_ptr(), slope, _from(to, column), *_pictures(seen)
+        products.data_ptr(), None, seen.data_ptr(), slope, _from(to, column), *native.pictures(seen)
     )
-
-
-def _pictures(x: Maps) -> tuple[_Pictures, int]:
-    """Their shape as C knows it, and the threads to use."""
-    b, c, h, w = x.shape
-    return _Pictures(b, h, w, c), torch.get_num_threads()
 
 
 def _from(planes: Planes, column: int) -> _Planes:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.networks.dense import RESIDUAL, SLOPE, Form, dense_block
-from trainer.networks.last import unrounded
+from trainer.networks.last import LastConv
 from trainer.networks.start import pass_colours
 from trainer.networks.winograd import Conv3x3, chain, fits, shuffled
 
@@ -113,7 +113,7 @@ class RRDBNet(nn.Module):
             pass_colours(conv, phases=outputs // features)
             self.add_module(f"conv_up{number}", conv)
         self.conv_hr = Conv3x3(features, features)
-        self.conv_last = nn.Conv2d(features, 3, 3, padding=1)
+        self.conv_last = LastConv(features, 3)
         for each in (self.conv_first, self.conv_hr, self.conv_last):
             pass_colours(each)
         self.conv_body.weight.data.mul_(0.1)
@@ -129,7 +129,8 @@ class RRDBNet(nn.Module):
             else:
                 x = conv(F.interpolate(x, scale_factor=factor, mode="nearest"))
             x = F.leaky_relu(x, SLOPE)
-        return unrounded(self.conv_last, F.leaky_relu(self.conv_hr(x), SLOPE))
+        out: Tensor = self.conv_last(F.leaky_relu(self.conv_hr(x), SLOPE))
+        return out
 
 
 def to_pixelshuffle(weights: dict[str, Tensor], *, scale: int) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.networks.last import unrounded
+from trainer.networks.last import LastConv
 from trainer.networks.start import pass_colours
 
 
@@ -27,7 +27,7 @@ class SRCNN(nn.Module):
         self.scale = scale
         self.conv1 = nn.Conv2d(3, features, 9, padding=4, padding_mode="replicate")
         self.conv2 = nn.Conv2d(features, features // 2, 5, padding=2, padding_mode="replicate")
-        self.conv3 = nn.Conv2d(features // 2, 3, 5, padding=2, padding_mode="replicate")
+        self.conv3 = LastConv(features // 2, 5, padding_mode="replicate")
         for conv in (self.conv1, self.conv2, self.conv3):
             pass_colours(conv)
 
@@ -35,4 +35,5 @@ class SRCNN(nn.Module):
         # antialias is what makes torch's cubic that of PIL and MATLAB, a = -0.5
         size = (lr.shape[2] * self.scale, lr.shape[3] * self.scale)
         x = F.interpolate(lr, size=size, mode="bicubic", align_corners=False, antialias=True)
-        return unrounded(self.conv3, F.relu(self.conv2(F.relu(self.conv1(x)))))
+        out: Tensor = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
+        return out

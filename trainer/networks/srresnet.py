@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainer.networks.last import unrounded
+from trainer.networks.last import LastConv
 from trainer.networks.rrdb import STAGES, Norm
 from trainer.networks.start import pass_colours
 from trainer.networks.winograd import Conv3x3, shuffled
@@ -57,7 +57,7 @@ class SRResNet(nn.Module):
             pass_colours(conv, phases=factor**2)
             self.add_module(f"conv_up{number}", conv)
             self.add_module(f"act_up{number}", nn.PReLU())
-        self.conv_last = nn.Conv2d(features, 3, 9, padding=4)
+        self.conv_last = LastConv(features, 9)
         for each in (self.conv_first, self.conv_last):
             pass_colours(each)
 
@@ -68,7 +68,8 @@ class SRResNet(nn.Module):
             conv = self.get_submodule(f"conv_up{number}")
             assert isinstance(conv, Conv3x3)
             x = self.get_submodule(f"act_up{number}")(shuffled(conv, x, factor))
-        return unrounded(self.conv_last, x)
+        out: Tensor = self.conv_last(x)
+        return out
 
 
 def _norm(features: int, norm: Norm) -> nn.Module:
