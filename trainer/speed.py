@@ -28,9 +28,9 @@ from shards.errors import ConfigError
 from trainer.native import NotHere
 from trainer.networks.dense import Form
 from trainer.networks.last import LastConv
-from trainer.networks.planes import kernels
+from trainer.networks.planes import HALVING, KEEPING, kernels
 from trainer.networks.rrdb import RRDB, DenseBlock
-from trainer.networks.winograd import Conv3x3
+from trainer.networks.winograd import Conv3x3, Conv4x4
 
 if TYPE_CHECKING:  # both know the configuration, which knows this module
     from trainer.config import Config
@@ -159,7 +159,8 @@ def held_up_by(config: Config, *, device: torch.device, bf16: bool) -> str:
 def missing_kernels() -> str:
     """Why this machine cannot have the kernels of `networks.planes`; empty if it can."""
     try:
-        kernels()
+        for tiling in (KEEPING, HALVING):
+            kernels(tiling)
     except NotHere as reason:
         return str(reason)
     return ""
@@ -175,7 +176,7 @@ def prepare(state: TrainState, speed: SpeedConfig) -> None:
         networks += [state.adversary.discriminator, state.adversary.content]
     for network in networks:
         for module in network.modules():
-            if isinstance(module, Conv3x3):
+            if isinstance(module, Conv3x3 | Conv4x4):
                 module.winograd = winograd
             elif isinstance(module, LastConv):
                 module.native = winograd

@@ -115,9 +115,10 @@ def build_state(
 
 
 def place(module: M, device: torch.device) -> M:
-    """Move a network to the device, weights channels last."""
+    """Move a network to the device; weights channels last on a GPU, where convolutions want them so."""
     module.to(device)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
+    if device.type != "cpu":
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
     return module
 
 

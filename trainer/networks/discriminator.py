@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from trainer.networks.rrdb import SLOPE
 from trainer.networks.spectral import spectral_norm
-from trainer.networks.winograd import Conv3x3
+from trainer.networks.winograd import Conv3x3, Conv4x4
 
 
 class VGGDiscriminator(nn.Module):
@@ -31,24 +31,24 @@ class VGGDiscriminator(nn.Module):
         super().__init__()
         f1, f2, f4, f8 = features, features * 2, features * 4, features * 8
         self.conv0_0 = spectral_norm(nn.Conv2d(3, f1, 3, padding=1))
-        self.conv0_1 = spectral_norm(nn.Conv2d(f1, f1, 4, stride=2, padding=1))
+        self.conv0_1 = spectral_norm(Conv4x4(f1, f1))
         self.conv1_0 = spectral_norm(Conv3x3(f1, f2))
-        self.conv1_1 = spectral_norm(nn.Conv2d(f2, f2, 4, stride=2, padding=1))
+        self.conv1_1 = spectral_norm(Conv4x4(f2, f2))
         self.conv2_0 = spectral_norm(Conv3x3(f2, f4))
-        self.conv2_1 = spectral_norm(nn.Conv2d(f4, f4, 4, stride=2, padding=1))
+        self.conv2_1 = spectral_norm(Conv4x4(f4, f4))
         self.conv3_0 = spectral_norm(Conv3x3(f4, f8))
-        self.conv3_1 = spectral_norm(nn.Conv2d(f8, f8, 4, stride=2, padding=1))
+        self.conv3_1 = spectral_norm(Conv4x4(f8, f8))
         self.conv4_0 = spectral_norm(Conv3x3(f8, f8))
-        self.conv4_1 = spectral_norm(nn.Conv2d(f8, f8, 4, stride=2, padding=1))
+        self.conv4_1 = spectral_norm(Conv4x4(f8, f8))
         self.linear1 = spectral_norm(nn.Linear(f8 * 4 * 4, dense))
         self.linear2 = spectral_norm(nn.Linear(dense, 1))
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-        x = F.leaky_relu(self.conv0_1(F.leaky_relu(self.conv0_0(image), SLOPE)), SLOPE)
-        x = F.leaky_relu(self.conv1_1(F.leaky_relu(self.conv1_0(x), SLOPE)), SLOPE)
-        x = F.leaky_relu(self.conv2_1(F.leaky_relu(self.conv2_0(x), SLOPE)), SLOPE)
-        x = F.leaky_relu(self.conv3_1(F.leaky_relu(self.conv3_0(x), SLOPE)), SLOPE)
-        x = F.leaky_relu(self.conv4_1(F.leaky_relu(self.conv4_0(x), SLOPE)), SLOPE)
+        x = self.conv0_1(F.leaky_relu(self.conv0_0(image), SLOPE), SLOPE)
+        x = self.conv1_1(self.conv1_0(x, SLOPE), SLOPE)
+        x = self.conv2_1(self.conv2_0(x, SLOPE), SLOPE)
+        x = self.conv3_1(self.conv3_0(x, SLOPE), SLOPE)
+        x = self.conv4_1(self.conv4_0(x, SLOPE), SLOPE)
         x = F.adaptive_avg_pool2d(x, 4).flatten(1)
         logits: Tensor = self.linear2(F.leaky_relu(self.linear1(x), SLOPE))
         return logits.flatten()

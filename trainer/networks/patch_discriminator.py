@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from trainer.networks.rrdb import SLOPE
 from trainer.networks.spectral import spectral_norm
+from trainer.networks.winograd import Conv4x4
 
 
 class PatchDiscriminator(nn.Module):
@@ -22,8 +23,8 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         f1, f2, f4, f8 = features, features * 2, features * 4, features * 8
         self.conv0 = spectral_norm(nn.Conv2d(3, f1, 4, stride=2, padding=1))
-        self.conv1 = spectral_norm(nn.Conv2d(f1, f2, 4, stride=2, padding=1))
-        self.conv2 = spectral_norm(nn.Conv2d(f2, f4, 4, stride=2, padding=1))
+        self.conv1 = spectral_norm(Conv4x4(f1, f2))
+        self.conv2 = spectral_norm(Conv4x4(f2, f4))
         self.conv3 = spectral_norm(nn.Conv2d(f4, f8, 4, padding=1))
         self.conv4 = spectral_norm(nn.Conv2d(f8, 1, 4, padding=1))
 

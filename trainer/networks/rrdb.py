@@ -125,11 +125,10 @@ class RRDBNet(nn.Module):
             conv = self.get_submodule(f"conv_up{number}")
             assert isinstance(conv, Conv3x3)
             if self.upsampler == "pixelshuffle":
-                x = shuffled(conv, x, factor)
+                x = shuffled(conv, x, factor, SLOPE)
             else:
-                x = conv(F.interpolate(x, scale_factor=factor, mode="nearest"))
-            x = F.leaky_relu(x, SLOPE)
-        out: Tensor = self.conv_last(F.leaky_relu(self.conv_hr(x), SLOPE))
+                x = conv(F.interpolate(x, scale_factor=factor, mode="nearest"), SLOPE)
+        out: Tensor = self.conv_last(self.conv_hr(x, SLOPE))
         return out
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from trainer.networks.rrdb import SLOPE
 from trainer.networks.spectral import spectral_norm
-from trainer.networks.winograd import Conv3x3
+from trainer.networks.winograd import Conv3x3, Conv4x4
 
 
 class UNetDiscriminator(nn.Module):
@@ -35,13 +35,13 @@ class UNetDiscriminator(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
         x0 = F.leaky_relu(self.conv0(image), SLOPE)
-        x1 = F.leaky_relu(self.conv1(x0), SLOPE)
-        x2 = F.leaky_relu(self.conv2(x1), SLOPE)
-        x3 = F.leaky_relu(self.conv3(x2), SLOPE)
-        x = F.leaky_relu(self.conv4(_as_large_as(x2, x3)), SLOPE) + x2
-        x = F.leaky_relu(self.conv5(_as_large_as(x1, x)), SLOPE) + x1
-        x = F.leaky_relu(self.conv6(_as_large_as(x0, x)), SLOPE) + x0
-        x = F.leaky_relu(self.conv8(F.leaky_relu(self.conv7(x), SLOPE)), SLOPE)
+        x1 = self.conv1(x0, SLOPE)
+        x2 = self.conv2(x1, SLOPE)
+        x3 = self.conv3(x2, SLOPE)
+        x = self.conv4(_as_large_as(x2, x3), SLOPE) + x2
+        x = self.conv5(_as_large_as(x1, x), SLOPE) + x1
+        x = self.conv6(_as_large_as(x0, x), SLOPE) + x0
+        x = self.conv8(self.conv7(x, SLOPE), SLOPE)
         logits: Tensor = self.conv9(x)
         return logits
 
@@ -49,7 +49,7 @@ class UNetDiscriminator(nn.Module):
 def _normalised_conv(inputs: int, outputs: int, *, stride: int = 1) -> nn.Module:
     if stride == 1:
         return spectral_norm(Conv3x3(inputs, outputs, bias=False))
-    return spectral_norm(nn.Conv2d(inputs, outputs, 4, stride=stride, padding=1, bias=False))
+    return spectral_norm(Conv4x4(inputs, outputs, bias=False))
 
 
 def _as_large_as(wanted: Tensor, x: Tensor) -> Tensor:

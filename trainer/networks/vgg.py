@@ -69,7 +69,10 @@ class VGGFeatures(nn.Module):
             image = (image - self.mean) / self.std
         found: dict[int, Tensor] = {}
         for number, layer in enumerate(self.features):
-            image = layer(image)
+            if isinstance(layer, Conv3x3) and number not in self.taps:
+                image = layer(image, 0.0)  # with the ReLU that follows
+            elif not (isinstance(layer, nn.ReLU) and number - 1 not in self.taps):
+                image = layer(image)
             if number in self.taps:
                 found[number] = image
         return [found[tap] for tap in self.taps]

@@ -12,23 +12,13 @@
    (grads_out, grads_in); the products in between are sixteen matrix products of [tiles inputs] and
    [inputs outputs], one for each place of the 4x4: a *plane*.
 
-   The sides of pictures are even. Planes are [16][tiles + 1][row]; the row past the last tile is zero, because sixteen planes at a distance
-   that is a multiple of 4 KiB would share the same few lines of the cache. Sums are in float32. */
+   The sides of pictures are even. Planes are [16][tiles + 1][row]; the row past the last tile is zero,
+   because sixteen planes at a distance that is a multiple of 4 KiB would share the same few lines of the
+   cache. Sums are in float32. */
 
 #include "lanes.h"
 
-/* Some columns of planes: the first of them in the first row, and how many columns a row has. */
-struct planes {
-    bf16 *at;
-    long row;
-};
-
 static inline long tiles_of(struct pictures p) { return p.images * (p.height / 2) * (p.width / 2); }
-
-static void end_with_zeros(struct planes to, long tiles, long channels) {
-    for (long plane = 0; plane < 16; plane++)
-        memset(to.at + (plane * (tiles + 1) + tiles) * to.row, 0, channels * sizeof(bf16));
-}
 
 /* Bt d B of pictures. */
 void tiles_in(const bf16 *from, struct planes to, struct pictures p, int threads) {
@@ -64,7 +54,7 @@ void tiles_in(const bf16 *from, struct planes to, struct pictures p, int threads
             }
         }
     }
-    end_with_zeros(to, tiles, c);
+    end_with_zeros(to, 16, tiles, c);
 }
 
 /* At m A of planes with as many columns as there are channels, plus bias (or none), through LeakyReLU. */
@@ -113,31 +103,36 @@ static inline void spread(const lanes g[2][2], bf16 *to, long plane) {
     }
 }
 
-/* Adjoint of tiles_out, for gradients of pictures. */
-void grads_in(const bf16 *from, struct planes to, struct pictures p, int threads) {
+/* Adjoint of tiles_out, for gradients of the pictures `seen` that it made. */
+void grads_in(const bf16 *from, const bf16 *seen, float slope, struct planes to, struct pictures p, int threads) {
     const long high = p.height / 2, wide = p.width / 2, tiles = tiles_of(p), c = p.channels;
+    const lanes slopes = _mm512_set1_ps(slope);
 #pragma omp parallel for num_threads(threads)
     for (long line = 0; line < p.images * high; line++) {
         for (long column = 0; column < wide; column++) {
-            const bf16 *pixel = from + (line * 2 * p.width + column * 2) * c;
+            const long pixel = (line * 2 * p.width + column * 2) * c;
             for (long k = 0; k < c; k += LANES) {
                 lanes g[2][2];
                 for (int i = 0; i < 2; i++)
-                    for (int j = 0; j < 2; j++) g[i][j] = load(pixel + (i * p.width + j) * c + k);
+                    for (int j = 0; j < 2; j++) {
+                        const long at = pixel + (i * p.width + j) * c + k;
+                        g[i][j] = load(from + at);
+                        if (slope != 1) g[i][j] = leaky(g[i][j], load(seen + at), slopes);
+                    }
                 spread(g, to.at + (line * wide + column) * to.row + k, (tiles + 1) * to.row);
             }
         }
     }
-    end_with_zeros(to, tiles, c);
+    end_with_zeros(to, 16, tiles, c);
 }
 
 /* Adjoint of tiles_in: B v Bt of planes, each pixel the sum over the tiles that see it.
 
-   Into pictures `to`; or, without them, on through the LeakyReLU that made the pictures `seen` and into
-   the planes `next`. Within a tile its four places give g = B v; at its ends come v3 of the tile
+   Into the pictures `to`; or on through the LeakyReLU that made the pictures `seen`, and into the planes
+   `next`. Within a tile its four places give g = B v; at its ends come v3 of the tile
    before and v0 of the one behind. */
-void grads_out(const bf16 *from, bf16 *to, const bf16 *seen, float slope, struct planes next,
-               struct pictures p, int threads) {
+static inline void backward(const bf16 *from, bf16 *to, const bf16 *seen, float slope, struct planes next,
+                            struct pictures p, int threads) {
     const long high = p.height / 2, wide = p.width / 2, tiles = tiles_of(p), c = p.channels, plane = (tiles + 1) * c;
     const lanes slopes = _mm512_set1_ps(slope);
 #pragma omp parallel for num_threads(threads)
@@ -170,12 +165,76 @@ void grads_out(const bf16 *from, bf16 *to, const bf16 *seen, float slope, struct
                 for (int i = 0; i < 2; i++)
                     for (int j = 0; j < 2; j++) {
                         const long at = pixel + (i * p.width + j) * c + k;
-                        if (seen) g[i][j] = leaky(g[i][j], load(seen + at), slopes);
                         if (to) store(to + at, g[i][j]);
+                        else g[i][j] = leaky(g[i][j], load(seen + at), slopes);
                     }
-                if (next.at) spread(g, next.at + tile * next.row + k, (tiles + 1) * next.row);
+                if (!to) spread(g, next.at + tile * next.row + k, (tiles + 1) * next.row);
             }
         }
     }
-    if (next.at) end_with_zeros(next, tiles, c);
+    if (!to) end_with_zeros(next, 16, tiles, c);
+}
+
+void grads_out(const bf16 *from, bf16 *to, struct pictures p, int threads) {
+    backward(from, to, 0, 1, (struct planes){0, 0}, p, threads);
+}
+
+void grads_through(const bf16 *from, const bf16 *seen, float slope, struct planes next, struct pictures p, int threads) {
+    backward(from, 0, seen, slope, next, p, threads);
+}
+
+/* G g Gt of kernels [outputs inputs 3 3] in float32. */
+void kernels_in(const float *weight, bf16 *to, long outputs, long inputs, int threads) {
+    const long plane = outputs * inputs;
+    const lanes half = _mm512_set1_ps(0.5f);
+#pragma omp parallel for num_threads(threads)
+    for (long first = 0; first < plane; first += LANES) {
+        float g[9][LANES];
+        for (int lane = 0; lane < LANES; lane++)
+            for (int tap = 0; tap < 9; tap++) g[tap][lane] = weight[(first + lane) * 9 + tap];
+        lanes r[3][4];
+        for (int i = 0; i < 3; i++) {
+            const lanes left = _mm512_loadu_ps(g[3 * i]), right = _mm512_loadu_ps(g[3 * i + 2]);
+            const lanes ends = ADD(left, right), middle = _mm512_loadu_ps(g[3 * i + 1]);
+            r[i][0] = left;
+            r[i][1] = _mm512_mul_ps(half, ADD(ends, middle));
+            r[i][2] = _mm512_mul_ps(half, SUB(ends, middle));
+            r[i][3] = right;
+        }
+        bf16 *at = to + first;
+        for (int j = 0; j < 4; j++, at += plane) {
+            const lanes ends = ADD(r[0][j], r[2][j]);
+            store(at, r[0][j]);
+            store(at + 4 * plane, _mm512_mul_ps(half, ADD(ends, r[1][j])));
+            store(at + 8 * plane, _mm512_mul_ps(half, SUB(ends, r[1][j])));
+            store(at + 12 * plane, r[2][j]);
+        }
+    }
+}
+
+/* Adjoint of kernels_in, added to gradients in float32. */
+void kernels_back(const bf16 *from, float *gradient, long outputs, long inputs, int threads) {
+    const long plane = outputs * inputs;
+    const lanes half = _mm512_set1_ps(0.5f);
+#pragma omp parallel for num_threads(threads)
+    for (long first = 0; first < plane; first += LANES) {
+        float g[9][LANES];
+        lanes r[3][4];
+        const bf16 *at = from + first;
+        for (int j = 0; j < 4; j++, at += plane) {
+            const lanes m1 = load(at + 4 * plane), m2 = load(at + 8 * plane);
+            const lanes sum = _mm512_mul_ps(half, ADD(m1, m2));
+            r[0][j] = ADD(load(at), sum);
+            r[1][j] = _mm512_mul_ps(half, SUB(m1, m2));
+            r[2][j] = ADD(load(at + 12 * plane), sum);
+        }
+        for (int i = 0; i < 3; i++) {
+            const lanes sum = _mm512_mul_ps(half, ADD(r[i][1], r[i][2]));
+            _mm512_storeu_ps(g[3 * i], ADD(r[i][0], sum));
+            _mm512_storeu_ps(g[3 * i + 1], _mm512_mul_ps(half, SUB(r[i][1], r[i][2])));
+            _mm512_storeu_ps(g[3 * i + 2], ADD(r[i][3], sum));
+        }
+        for (int lane = 0; lane < LANES; lane++)
+            for (int tap = 0; tap < 9; tap++) gradient[(first + lane) * 9 + tap] += g[tap][lane];
+    }
 }
