@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from trainer.models import GeneratorConfig, build_generator
+from trainer.networks.last import LastConv
+from trainer.speed import missing_kernels
 
 SIZES = {
     "rrdbnet": GeneratorConfig(features=8, blocks=1, growth=4, norm="none"),
@@ -62,3 +64,27 @@ def test_its_gradients_are_float32_and_reach_every_weight(architecture):
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.any(), name
+
+
+@pytest.mark.skipif(bool(missing_kernels()), reason=missing_kernels())
+@pytest.mark.parametrize("size", [(1, 16, 1, 2), (2, 32, 5, 8), (3, 64, 34, 40)])
+def test_kernels_of_our_own_are_as_exact_as_torchs(size):
+    torch.manual_seed(4)
+    conv, x = LastConv(size[1], 3), torch.randn(size).to(torch.bfloat16).requires_grad_()
+    wanted = torch.randn(size[0], 3, *size[2:])
+
+    def found(conv: nn.Module, x: torch.Tensor, *, autocast: bool = True) -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = conv(x)
+        return [out, *torch.autograd.grad(out, [x, *conv.parameters()], wanted.to(out.dtype))]
+
+    theirs = found(conv, x)
+    conv.native = True
+    ours = found(conv, x)
+    exact = found(conv.double(), x.detach().double().requires_grad_(), autocast=False)
+    assert type(ours[0].grad_fn).__name__ == "_ColoursBackward"
+    for bound, mine, torchs, truth in zip(
+        (1e-6, 0.003, 1e-5, 1e-5), ours, theirs, exact, strict=True
+    ):
+        assert mine.dtype == torchs.dtype
+        assert (mine.double() - truth).norm() < bound * truth.norm()

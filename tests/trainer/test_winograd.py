@@ -8,10 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from trainer import native
-from trainer.networks import planes
+from trainer.networks.planes import HALVING, KEEPING
 from trainer.networks.rrdb import SLOPE, DenseBlock
-from trainer.networks.winograd import Conv3x3, chain, fits, shuffled
+from trainer.networks.winograd import Conv3x3, Conv4x4, chain, fits, shuffled
 from trainer.speed import missing_kernels
 
 SINGLE, DENSE = [(64, 48)], [(32, 16), (48, 16), (64, 16), (80, 16), (96, 32)]
@@ -27,19 +26,19 @@ def last_inside(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def direct(x, weights, biases, *, slope: float = 1.0):
+def direct(x, weights, biases, *, slope=1.0, last_slope=1.0, tiling=KEEPING):
     seen = [x]
-    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        out = F.conv2d(torch.cat(seen, 1), weight, bias, padding=1)
-        seen.append(F.leaky_relu(out, slope) if i < len(weights) - 1 else out)
-    return out
+    for weight, bias in zip(weights, biases, strict=True):
+        out = F.conv2d(torch.cat(seen, 1), weight, bias, padding=1, stride=tiling.stride)
+        seen.append(F.leaky_relu(out, slope))
+    return F.leaky_relu(out, last_slope)
 
 
-def gradients(way, x, weights, biases, wanted, *, slope: float, dtype: torch.dtype):
+def gradients(way, x, weights, biases, wanted, *, dtype: torch.dtype, **settings):
     """What a way makes of x, and the gradients of x, weights and biases."""
     leaves = [each.detach().to(dtype).requires_grad_() for each in (x, *weights, *biases)]
     count = len(weights)
-    out = way(leaves[0], leaves[1 : count + 1], leaves[count + 1 :], slope=slope)
+    out = way(leaves[0], leaves[1 : count + 1], leaves[count + 1 :], **settings)
     return [out, *torch.autograd.grad(out, leaves, wanted.to(out.dtype))]
 
 
@@ -47,37 +46,65 @@ def apart(ours: torch.Tensor, exact: torch.Tensor) -> float:
     return ((ours.double() - exact).norm() / exact.norm()).item()
 
 
+def random_chain(layers, *, images: int, height: int, width: int, tiling=KEEPING):
+    """Pictures, weights and biases of layers of (inputs, outputs), and a gradient."""
+    side = tiling.kernel
+    weights = [torch.randn(n, c, side, side) * (2 / (side**2 * c)) ** 0.5 for c, n in layers]
+    biases = [torch.randn(n) for _, n in layers]
+    x = last_inside(torch.randn(images, layers[0][0], height, width).to(HALF))
+    out = (images, layers[-1][1], height // tiling.stride, width // tiling.stride)
+    return x, weights, biases, last_inside(torch.randn(out).to(HALF))
+
+
 @needs_kernels
 @pytest.mark.parametrize(
-    ("shape", "images", "height", "width"),
+    ("tiling", "layers", "images", "height", "width"),
     [
-        (SINGLE, 1, 2, 2),
-        (SINGLE, 3, 6, 10),
-        (SINGLE, 2, 34, 64),  # more tiles than are worked on at once
-        (SINGLE, 5, 24, 32),
-        (DENSE, 2, 16, 12),
-        (DENSE, 3, 32, 40),
+        (KEEPING, SINGLE, 1, 2, 2),
+        (KEEPING, SINGLE, 3, 6, 10),
+        (KEEPING, SINGLE, 2, 34, 64),  # more tiles than are worked on at once
+        (KEEPING, SINGLE, 5, 24, 32),
+        (KEEPING, DENSE, 2, 16, 12),
+        (KEEPING, DENSE, 3, 32, 40),
+        (HALVING, SINGLE, 1, 4, 4),
+        (HALVING, SINGLE, 3, 8, 20),
+        (HALVING, SINGLE, 2, 100, 96),
+        (HALVING, SINGLE, 5, 48, 64),
     ],
 )
 def test_a_chain_and_its_gradients_are_those_of_float64_within_rounding(
-    shape, images, height, width
+    tiling, layers, images, height, width
 ):
     torch.manual_seed(0)
-    weights = [torch.randn(n, c, 3, 3) * (2 / (9 * c)) ** 0.5 for c, n in shape]
-    biases = [torch.randn(n) for _, n in shape]
-    x = last_inside(torch.randn(images, shape[0][0], height, width).to(HALF))
-    wanted = last_inside(torch.randn(images, shape[-1][1], height, width).to(HALF))
-    given = x, weights, biases, wanted
-    exact = gradients(direct, *given, slope=SLOPE, dtype=torch.float64)
-    found = gradients(chain, *given, slope=SLOPE, dtype=torch.float32)
-    rounded = gradients(direct, *given, slope=SLOPE, dtype=HALF)
-    least = 0.004 if shape is SINGLE else 0.02
+    given = random_chain(layers, images=images, height=height, width=width, tiling=tiling)
+    settings = {"slope": SLOPE} if len(layers) > 1 else {"tiling": tiling}
+    exact = gradients(direct, *given, **settings, dtype=torch.float64)
+    found = gradients(chain, *given, **settings, dtype=torch.float32)
+    rounded = gradients(direct, *given, **settings, dtype=HALF)
+    least = 0.004 if layers is SINGLE else 0.02
     for ours, theirs, truth in zip(found, rounded, exact, strict=True):
         assert apart(ours, truth) < 2.5 * max(apart(theirs, truth), least)
 
 
 @needs_kernels
-def test_small_integers_come_out_to_the_bit():
+@pytest.mark.parametrize("tiling", [KEEPING, HALVING], ids=["3x3", "4x4"])
+@pytest.mark.parametrize("slope", [0.25, 0.0])  # others torch rounds once more
+def test_a_leaky_relu_behind_the_last_convolution_is_that_of_torch(tiling, slope):
+    torch.manual_seed(9)
+    given = random_chain(SINGLE, images=2, height=16, width=12, tiling=tiling)
+    x, weights, biases, wanted = given
+    found = gradients(chain, *given, last_slope=slope, tiling=tiling, dtype=torch.float32)
+    out = chain(x, weights, biases, tiling=tiling)
+    assert torch.equal(found[0], F.leaky_relu(out, slope))
+    through = torch.where(out > 0, wanted, slope * wanted)
+    apart_from = x, weights, biases, through
+    alone = gradients(chain, *apart_from, tiling=tiling, dtype=torch.float32)
+    assert all(torch.equal(*pair) for pair in zip(found[1:], alone[1:], strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize("tiling", [KEEPING, HALVING], ids=["3x3", "4x4"])
+def test_small_integers_come_out_to_the_bit(tiling):
     """Kernels of multiples of 4 stay integers, and integers up to 256 are what bf16 can hold."""
     torch.manual_seed(1)
     rare = torch.tensor([0.0] * 30 + [1.0, -1.0])
@@ -85,11 +112,12 @@ def test_small_integers_come_out_to_the_bit():
     def sparse(*shape: int) -> torch.Tensor:
         return rare[torch.randint(len(rare), shape)]
 
-    x, wanted = (last_inside(sparse(2, c, 14, 18).to(HALF)) for c in (32, 64))
-    weight, bias = 4 * sparse(64, 32, 3, 3), torch.arange(-32.0, 32.0)
-    given = x, [weight], [bias], wanted
-    exact = gradients(direct, *given, slope=1.0, dtype=torch.float64)
-    found = gradients(chain, *given, slope=1.0, dtype=torch.float32)
+    x = last_inside(sparse(2, 32, 28, 20).to(HALF))
+    wanted = last_inside(sparse(2, 64, 28 // tiling.stride, 20 // tiling.stride).to(HALF))
+    weight = 4 * sparse(64, 32, tiling.kernel, tiling.kernel)
+    given = x, [weight], [torch.arange(-32.0, 32.0)], wanted
+    exact = gradients(direct, *given, tiling=tiling, dtype=torch.float64)
+    found = gradients(chain, *given, tiling=tiling, dtype=torch.float32)
     assert all(each.abs().max() > 3 for each in exact)
     for ours, truth in zip(found, exact, strict=True):
         assert torch.equal(ours.double(), truth)
@@ -98,14 +126,11 @@ def test_small_integers_come_out_to_the_bit():
 @needs_kernels
 def test_the_same_bits_every_time_and_on_two_threads():
     torch.manual_seed(2)
-    weights = [torch.randn(n, c, 3, 3) / 20 for c, n in DENSE]
-    biases = [torch.randn(n) for _, n in DENSE]
-    x, wanted = (last_inside(torch.randn(3, 32, 32, 16).to(HALF)) for _ in range(2))
+    given = random_chain(DENSE, images=3, height=32, width=16)
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 1, 2, 2):
             torch.set_num_threads(count)
-            given = x, weights, biases, wanted
             found.append(gradients(chain, *given, slope=SLOPE, dtype=torch.float32))
     finally:
         torch.set_num_threads(threads)
@@ -125,17 +150,33 @@ def test_what_is_not_finite_stays_so():
 
 
 def test_only_what_gains_is_winograds():
-    x, weight = torch.zeros(2, 64, 16, 16), torch.zeros(32, 64, 3, 3, requires_grad=True)
+    x, weight = torch.zeros(2, 64, 16, 20), torch.zeros(64, 64, 3, 3)
     assert not fits(x, [weight])  # float32
     with torch.autocast("cpu", torch.float16):
         assert not fits(x, [weight])
     with autocast():
         assert fits(x, [weight])
         assert not fits(x[..., :15], [weight])
-        assert not fits(x[..., :8, :8], [weight])
-        assert fits(x[..., :8, :8], [weight.detach()])
+        assert fits(x[..., :18], [weight])
+        assert fits(x, [weight], HALVING)
+        assert not fits(x[..., :18], [weight], HALVING)
         assert not fits(x[:, :40], [weight[:, :40]])
-        assert not fits(x[:, :16], [weight[:, :16]])
+        assert not fits(x[:, :32], [weight[:, :32]])
+
+
+@needs_kernels
+def test_halving_is_winograds_under_autocast_alone():
+    torch.manual_seed(10)
+    conv, x = Conv4x4(64, 64), torch.randn(2, 64, 16, 20)
+    wanted = F.leaky_relu(conv(x), SLOPE)
+    conv.winograd = True
+    assert torch.equal(conv(x, SLOPE), wanted)
+    with autocast():
+        found = conv(x, SLOPE)
+        odd = conv(x[..., :18], SLOPE)
+    assert type(found.grad_fn).__name__ == "_ChainBackward"
+    assert apart(found, wanted.double()) < 0.01
+    assert odd.shape == (2, 64, 8, 9)
 
 
 @needs_kernels
@@ -221,68 +262,3 @@ def test_a_pass_is_one_power_iteration():
             conv(x)
         vectors.append(conv.parametrizations.weight[0]._u.clone())
     assert torch.equal(*vectors)
-
-
-def test_a_machine_without_compiler_or_instructions_says_so(monkeypatch):
-    source = planes.__file__.replace(".py", ".c")
-    monkeypatch.setenv("CC", "no-such-compiler")
-    load = native.load.__wrapped__
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    with pytest.raises(native.NotHere, match=r"there is no C compiler; install gcc"):
-        load(native.Path(source))
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    with pytest.raises(native.NotHere, match="no AVX512-BF16"):
-        load(native.Path(source))
-
-
-def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
-    broken = tmp_path / "broken.c"
-    broken.write_text("int main( {")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(native.NotHere, match=r"cannot compile broken.c \(.+\)"):
-        native.load.__wrapped__(broken)
-    assert not list(tmp_path.rglob("*.so"))
-
-
-@needs_kernels
-def test_kernels_are_compiled_once_and_kept(monkeypatch, tmp_path):
-    source = native.Path(planes.__file__).with_suffix(".c")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.load.__wrapped__(source)
-    (kept,) = (tmp_path / "usrgan").iterdir()
-    made = kept.stat().st_mtime_ns
-    monkeypatch.setattr(native, "_compiled", None)
-    assert native.load.__wrapped__(source).tiles_in
-    assert kept.stat().st_mtime_ns == made
-
-
-@needs_kernels
-def test_kept_kernels_that_are_damaged_are_compiled_anew(monkeypatch, tmp_path):
-    source = native.Path(planes.__file__).with_suffix(".c")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with monkeypatch.context() as once:  # what is loaded must not be written over
-        once.setattr(native.ctypes, "CDLL", lambda path: native.Path(path).resolve(strict=True))
-        kept = native.load.__wrapped__(source)
-    whole = kept.stat().st_size
-    kept.write_bytes(kept.read_bytes()[:100])
-    assert native.load.__wrapped__(source).tiles_in
-    assert kept.stat().st_size == whole
-
-
-@needs_kernels
-def test_an_account_without_a_home_compiles_for_itself(monkeypatch):
-    def homeless():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(native.Path, "home", homeless)
-    assert native.load.__wrapped__(native.Path(planes.__file__).with_suffix(".c")).tiles_in
-
-
-@needs_kernels
-def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
-    (tmp_path / "usrgan").write_text("a file")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = native.Path(planes.__file__).with_suffix(".c")
-    assert native.load.__wrapped__(source).tiles_in

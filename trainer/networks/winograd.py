@@ -25,9 +25,8 @@ from trainer.networks import planes
 from trainer.networks.planes import HALVING, KEEPING, Kernels, Tiling
 
 Maps = Float[Tensor, "b c h w"]
-_LEAST_WORK, _LEAST_TILES = 32 * 64, 128
-"""Inputs times outputs, and tiles, from which on the products saved are more than what the tiles cost, and
-the kernels, if those are not kept."""
+_LEAST_WORK = 48 * 64
+"""Inputs times outputs from which on the products saved are more than what the tiles cost."""
 
 
 class _Conv(nn.Conv2d):
@@ -79,10 +78,8 @@ def shuffled(conv: Conv3x3, x: Maps, factor: int, slope: float = 1.0) -> Maps:
     count, phases = len(weight) // factor**2, (factor, factor)
     by_phase = weight.unflatten(0, (count, -1)).transpose(0, 1).flatten(0, 1)
     bias = None if conv.bias is None else conv.bias.view(count, -1).T.flatten()
-    maps = chain(x, [by_phase], [bias], last_slope=slope).permute(
-        0, 2, 3, 1
-    )  # [b h w phases * count]
-    in_order: Tensor = maps.unflatten(3, (*phases, count)).transpose(2, 3)
+    maps = chain(x, [by_phase], [bias], last_slope=slope)
+    in_order: Tensor = maps.permute(0, 2, 3, 1).unflatten(3, (*phases, count)).transpose(2, 3)
     return in_order.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
@@ -95,9 +92,7 @@ def fits(x: Maps, weights: Sequence[Tensor], tiling: Tiling = KEEPING) -> bool:
         return False
     if any(weight.shape[0] % 16 or weight.shape[1] % 16 for weight in weights):
         return False
-    learnt = any(weight.requires_grad for weight in weights)
-    work = max(weight.shape[0] * weight.shape[1] for weight in weights)
-    return work >= _LEAST_WORK and (tiling.tiles(x) >= _LEAST_TILES or not learnt)
+    return max(weight.shape[0] * weight.shape[1] for weight in weights) >= _LEAST_WORK
 
 
 def chain(
