@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from shards.errors import ConfigError
 from trainer.native import NotHere
+from trainer.networks import last, planes
 from trainer.networks.dense import Form
 from trainer.networks.last import LastConv
-from trainer.networks.planes import HALVING, KEEPING, kernels
 from trainer.networks.rrdb import RRDB, DenseBlock
 from trainer.networks.winograd import Conv3x3, Conv4x4
 
@@ -131,7 +131,7 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
 
 
 def _no_winograd(speed: SpeedConfig, device: torch.device, bf16: bool) -> str:
-    """Why 3x3 convolutions are not to be Winograd's; empty if they are."""
+    """Why convolutions are not to be Winograd's; empty if they are."""
     return _unwanted_winograd(speed, device, bf16) or missing_kernels()
 
 
@@ -157,10 +157,11 @@ def held_up_by(config: Config, *, device: torch.device, bf16: bool) -> str:
 
 
 def missing_kernels() -> str:
-    """Why this machine cannot have the kernels of `networks.planes`; empty if it can."""
+    """Why this machine cannot have the kernels of `networks`; empty if it can."""
     try:
-        for tiling in (KEEPING, HALVING):
-            kernels(tiling)
+        for tiling in (planes.KEEPING, planes.HALVING):
+            planes.kernels(tiling)
+        last.kernels()
     except NotHere as reason:
         return str(reason)
     return ""

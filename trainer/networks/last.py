@@ -64,7 +64,7 @@ class _Colours(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         taps = weight.permute(2, 3, 0, 1).contiguous()
         out = torch.empty(x[:, :3].shape, memory_format=torch.channels_last)
-        _kernels().colours(*map(_at, (x, taps, bias, out)), *native.pictures(x))
+        kernels().colours(*map(_at, (x, taps, bias, out)), *native.pictures(x))
         ctx.save_for_backward(x, taps)
         return out
 
@@ -80,9 +80,9 @@ class _Colours(torch.autograd.Function):
         to_x = None
         if ctx.needs_input_grad[0]:
             to_x = torch.empty_like(x)
-            _kernels().colours_back(*map(_at, (gradient, taps, to_x)), *native.pictures(x))
+            kernels().colours_back(*map(_at, (gradient, taps, to_x)), *native.pictures(x))
         each = torch.empty(len(x), *taps.shape)
-        _kernels().colours_weights(*map(_at, (x, gradient, each)), *native.pictures(x))
+        kernels().colours_weights(*map(_at, (x, gradient, each)), *native.pictures(x))
         return to_x, each.sum(0).permute(2, 3, 0, 1), gradient.sum((0, 2, 3))
 
 
@@ -91,7 +91,12 @@ def _at(tensor: Tensor) -> int:
 
 
 @cache
-def _kernels() -> ctypes.CDLL:
+def kernels() -> ctypes.CDLL:
+    """The compiled kernels.
+
+    Raises:
+        NotHere: this machine cannot have them.
+    """
     library = native.load(Path(__file__).with_suffix(".c"))
     pointers = [ctypes.c_void_p] * 4
     library.colours.argtypes = [*pointers, *native.PICTURES]
