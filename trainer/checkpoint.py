@@ -38,6 +38,7 @@ class Position(msgspec.Struct, frozen=True):
     bad_in_a_row: int = 0
     rollbacks: int = 0
     start_psnr_y: float = 0.0
+    speed: dict[str, str] = {}
     """See `TrainState`."""
     version: str = __version__
     order: int = 1
@@ -62,6 +63,7 @@ class Position(msgspec.Struct, frozen=True):
             bad_in_a_row=state.bad_in_a_row,
             rollbacks=state.rollbacks,
             start_psnr_y=state.start_psnr_y,
+            speed=dict(state.speed),
             order=ORDER,
         )
 

@@ -12,6 +12,7 @@ import torch
 from shards.dataset import Dataset
 from trainer.config import Config, Stage
 from trainer.ranks import Ranks
+from trainer.tuned import Shape
 from trainer.validate import Against
 
 
@@ -37,3 +38,11 @@ class Job:
     warn: Callable[[str], None]
     progress: Callable[..., AbstractContextManager[Callable[[int, str], None]]]
     stop_requested: Callable[[], bool]
+
+    @property
+    def shape(self) -> Shape:
+        """What the fastest way of its steps depends on."""
+        manifest = self.dataset.manifest
+        return Shape(
+            self.stage, scale=manifest.scale, side=manifest.training_size, world=self.ranks.world
+        )

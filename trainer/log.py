@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-import torch
-
-from shards.dataset import Dataset
 from trainer import telemetry
-from trainer.config import Config, Stage
+from trainer.config import Config
 from trainer.deviations import deviations
+from trainer.job import Job
 from trainer.run import describe_device, describe_precision, use_bf16
 from trainer.speed import held_up_by
 from trainer.state import COUNTED, TrainState
+from trainer.tuned import advice
 from trainer.validate import validate_bicubic
 
 
-def header(
-    stage: Stage,
-    config: Config,
-    paper: Config,
-    state: TrainState,
-    dataset: Dataset,
-    *,
-    device: torch.device,
-    start: Path | None,
-) -> Iterator[str]:
+def header(job: Job, state: TrainState) -> Iterator[str]:
     """What a stage says before its first step: the network, the data, and each deviation from the paper."""
+    config, device, dataset = job.config, job.device, job.dataset
     val = dataset.split("val")
     weights = sum(parameter.numel() for parameter in state.generator.parameters())
     yield (
-        f"stage {stage}: {weights:,} generator weights on {describe_device(device)},"
+        f"stage {job.stage}: {weights:,} generator weights on {describe_device(device)},"
         f" {describe_precision(config, device)};"
         f" {len(dataset.split('train')):,} training and {len(val):,} held-out patches"
         f" ({dataset.manifest.dataset_sha256[:12]})"
@@ -42,11 +32,13 @@ def header(
         yield f"  to beat: bicubic {bicubic['psnr_y']:.2f} dB / {bicubic['ssim_y']:.4f} on Y"
     if reason := held_up_by(config, device=device, bf16=use_bf16(config, device)):
         yield f"  a step may take a third longer than it could: {reason}"
+    if words := advice(config, job.shape, device=device, speed=state.speed, run=job.run):
+        yield f"  {words}"
     if state.patches_seen:
         yield f"  going on at {state.patches_seen:,} patches"
-    elif start is not None:
-        yield f"  starting from {start}"
-    for name, (ours, papers) in deviations(config, paper, stage=stage).items():
+    elif job.init is not None:
+        yield f"  starting from {job.init}"
+    for name, (ours, papers) in deviations(config, job.paper, stage=job.stage).items():
         yield f"  deviates from the paper: {name} = {ours} (paper: {papers})"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 
+import msgspec
 import torch
 
 from shards.errors import Stopped
@@ -19,7 +20,7 @@ from trainer.keeper import Keeper
 from trainer.log import EpochLog, header, note_of
 from trainer.optim import learning_rate, set_learning_rate
 from trainer.run import use_bf16, write_header
-from trainer.speed import build_step, prepare, resolve
+from trainer.speed import SpeedConfig, build_step, prepare
 from trainer.start import begin, begin_again
 from trainer.state import TrainState
 from trainer.telemetry import imbalances
@@ -66,7 +67,7 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
     train, val = job.dataset.split("train"), job.dataset.split("val")
     epoch = config.iterations_per_epoch * config.batch_size
     bf16 = use_bf16(config, device)
-    speed = resolve(config, device=device, bf16=bf16, world=ranks.world)
+    speed = msgspec.convert(state.speed, SpeedConfig)
     prepare(state, speed)
     step = build_step(state, config, bf16, ranks=ranks, speed=speed)
     log, told = EpochLog(), set[str]()
@@ -146,10 +147,9 @@ def _introduce(job: Job, state: TrainState) -> None:
         preset=job.preset,
         manifest=job.dataset.manifest,
         device=job.device,
+        speed=state.speed,
     )
-    for line in header(
-        job.stage, job.config, job.paper, state, job.dataset, device=job.device, start=job.init
-    ):
+    for line in header(job, state):
         job.say(line)
     if job.stage == "gan" and job.config.content.features == "random":
         job.warn("content.features is random: the content loss compares untrained features")

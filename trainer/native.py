@@ -22,6 +22,7 @@ from torch import Tensor
 
 from shards import files
 from shards.errors import UsrganError, WriteFailed
+from trainer.home import kept
 
 _FLAGS = ("-O3", "-fPIC", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16")
 
@@ -60,28 +61,21 @@ def load(source: Path) -> ctypes.CDLL:
         raise NotHere("there is no C compiler; install gcc, or name one in $CC")
     content = [each.read_bytes() for each in (source, *sorted(source.parent.glob("*.h")))]
     key = hashlib.sha256(b"\0".join([*content, compiler.encode(), *map(str.encode, _FLAGS)]))
-    kept = _cached(f"{source.stem}-{key.hexdigest()[:16]}.so")
-    if kept is not None:
+    place = kept(f"{source.stem}-{key.hexdigest()[:16]}.so")
+    if place is not None:
         with contextlib.suppress(OSError):  # not there yet, or damaged
-            return ctypes.CDLL(str(kept))
+            return ctypes.CDLL(str(place))
     try:
         with tempfile.TemporaryDirectory() as folder:
             made = _compiled(compiler, source, Path(folder))
-            if kept is not None:
+            if place is not None:
                 with contextlib.suppress(WriteFailed, OSError):  # then it is compiled in every run
-                    files.make_folder(kept.parent)
-                    files.write_file(kept, made.read_bytes())
-                    return ctypes.CDLL(str(kept))
+                    files.make_folder(place.parent)
+                    files.write_file(place, made.read_bytes())
+                    return ctypes.CDLL(str(place))
             return ctypes.CDLL(str(made))
     except OSError as error:  # it wants another OpenMP library than torch's
         raise NotHere(f"{source.name} cannot be loaded ({error})") from None
-
-
-def _cached(name: str) -> Path | None:
-    """Where a user keeps it; None for accounts without a home, as of a container's bare user id."""
-    with contextlib.suppress(RuntimeError):
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "usrgan", name)
-    return None
 
 
 def _compiled(compiler: str, source: Path, folder: Path) -> Path:

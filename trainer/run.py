@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import msgspec
 import numpy as np
 import torch
 
@@ -27,7 +26,6 @@ from shards.manifest import Manifest
 from shards.png import RGB8
 from trainer.config import STAGES, Config, Stage, load_config
 from trainer.ranks import ALONE, Ranks
-from trainer.speed import resolve
 from trainer.toml import stages_to_toml
 
 METRICS = "metrics.jsonl"
@@ -103,6 +101,7 @@ def write_header(
     preset: str,
     manifest: Manifest,
     device: torch.device,
+    speed: dict[str, str],
 ) -> None:
     """Write `config.toml` and `run.json`; the other stage's settings stay as they were."""
     path = run / "config.toml"
@@ -119,7 +118,7 @@ def write_header(
         "device": describe_device(device),
         "bf16": use_bf16(config, device),
         "precision": describe_precision(config, device),
-        "speed": msgspec.to_builtins(resolve(config, device=device, bf16=use_bf16(config, device))),
+        "speed": speed,
         "dataset_sha256": manifest.dataset_sha256,
         "lr_made_by": " ".join((manifest.resize.implementation, manifest.resize.version)),
         "versions": {

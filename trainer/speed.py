@@ -8,8 +8,8 @@
     convolutions  on a GPU: cuDNN tries its algorithms on each shape; which wins may differ from start to start, so
                "first" is for runs that have to repeat to the bit; on a CPU: Winograd's algorithm
 
-"auto" is what was measured to be fastest (docs/log.md). No GPU has been at hand: there "auto" takes
-what cannot fail, and the rungs above it wait for `docs/gpu-runbook.md`.
+"auto" is what was measured to be fastest: on this machine, by `bench-sr train --tune` (`trainer.tuned`), else on
+the machines of docs/log.md. No GPU was among those: there it takes what cannot fail.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # both know the configuration, which knows this module
 
 Step = Callable[[Tensor, Tensor, bool], "Outcome"]
 """LR [B 3 h w], HR [B 3 sh sw] and whether this rank wants to stop => what the step found."""
+AUTO = "auto"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -66,8 +67,10 @@ PLAIN = SpeedConfig(
     allocator="system",
     convolutions="fastest",
 )
+DEFAULT = "default"
 IMPLEMENTATIONS: dict[str, SpeedConfig] = {
     "auto": SpeedConfig(),
+    DEFAULT: SpeedConfig(),
     "plain": PLAIN,
     "winograd": SpeedConfig(convolutions="winograd"),
     "push": SpeedConfig(dense="push"),
@@ -80,7 +83,8 @@ IMPLEMENTATIONS: dict[str, SpeedConfig] = {
     "graph-compile-push": SpeedConfig(graph="step", compile="blocks", dense="push"),
     "graph-compile-hybrid": SpeedConfig(graph="step", compile="blocks", dense="hybrid"),
 }
-"""The rungs of the ladder by name, for `bench-sr train --impl`."""
+"""The rungs of the ladder by name, for `bench-sr train --impl`; "auto" is what `train-sr` takes, the default
+or what was measured to be faster."""
 
 
 def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1) -> SpeedConfig:
@@ -124,9 +128,7 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
         "allocator": "keep" if glibc else "system",
         "convolutions": "fastest" if _no_winograd(speed, device, bf16) else "winograd",
     }
-    asked = {
-        name: value for name, value in msgspec.structs.asdict(speed).items() if value != "auto"
-    }
+    asked = {name: value for name, value in msgspec.structs.asdict(speed).items() if value != AUTO}
     return msgspec.convert(best | asked, SpeedConfig)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from trainer.checkpoint import (
     Position,
     best_file,
@@ -17,6 +19,7 @@ from trainer.config import flat
 from trainer.job import Job
 from trainer.run import rewind_metrics
 from trainer.state import TrainState, build_state, restore, start_from, state_tensors
+from trainer.tuned import settle
 from trainer.weights import load_matching, load_tensors
 
 
@@ -89,11 +92,14 @@ def _place(state: TrainState, position: Position) -> None:
     state.patches_seen, state.best = position.patches_seen, dict(position.best)
     state.passed_over, state.rollbacks = position.passed_over, position.rollbacks
     state.bad_in_a_row, state.start_psnr_y = position.bad_in_a_row, position.start_psnr_y
+    state.speed = dict(position.speed)
 
 
 def _share(job: Job, state: TrainState) -> None:
     """Give every rank what rank 0 has, and bring the run folder to where the state stands."""
     if job.ranks.first:
+        settled = settle(job.config, job.shape, device=job.device, before=state.speed)
+        state.speed = msgspec.structs.asdict(settled)
         rewind_metrics(job.run, stage=job.stage, patches_seen=state.patches_seen)
         forget_lost_best(job.run, state, warn=job.warn)
     if job.ranks.world > 1:

@@ -62,6 +62,8 @@ class TrainState:
     """The best validation value so far of each metric that a checkpoint is kept for."""
     start_psnr_y: float = 0.0
     """PSNR-Y of the weights that the stage began with, on these held-out patches; 0: not known."""
+    speed: dict[str, str] = field(default_factory=dict)
+    """The ways of its steps (`SpeedConfig`), which stay what they were when the stage began."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Sums of the losses of the good steps since the epoch began, on the device, and their number
     under `COUNTED`; logged and cleared at its end."""

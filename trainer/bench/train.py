@@ -25,6 +25,7 @@ from trainer.optim import EmaConfig
 from trainer.ranks import ALONE
 from trainer.run import use_bf16
 from trainer.speed import (
+    AUTO,
     IMPLEMENTATIONS,
     SpeedConfig,
     build_step,
@@ -34,6 +35,7 @@ from trainer.speed import (
     return_freed_memory,
 )
 from trainer.state import TrainState, build_state
+from trainer.tuned import Shape, settle
 from trainer.update import count_step
 
 SCALE, HR_SIZE = 4, 128
@@ -122,17 +124,15 @@ def _bench_stage(
         return state
 
     def ours(speed: SpeedConfig) -> Contestant:
-        state, wanted = fresh(), msgspec.structs.replace(config, speed=speed)
-        decided = resolve(wanted, device=device, bf16=bf16)
-        prepare(state, decided)
-        step = build_step(state, wanted, bf16, ranks=ALONE, speed=decided)
-
-        keep = decided.allocator == "keep"
+        state = fresh()
+        prepare(state, speed)
+        step = build_step(state, config, bf16, ranks=ALONE, speed=speed)
+        keep = speed.allocator == "keep"
 
         def run() -> Losses:
             (keep_freed_memory if keep else return_freed_memory)()
             outcome = step(lr, hr, False)
-            count_step(state, wanted, outcome)
+            count_step(state, config, outcome)
             return outcome.losses
 
         tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
@@ -141,9 +141,7 @@ def _bench_stage(
         )
 
     # everybody starts from the same weights
-    speeds = {
-        name: config.speed if name == "auto" else IMPLEMENTATIONS[name] for name in implementations
-    }
+    speeds = {name: _decided(name, config, stage, device) for name in implementations}
     ways = {name: ours(speed) for name, speed in speeds.items()}
     plain = fresh()
     for name in peers:
@@ -177,15 +175,13 @@ def _bench_stage(
     ratio = ratio_of_medians(taken[best], taken[first]) if best else None
     pieces = parts(plain, config, lr, hr, bf16)
     split = race(pieces, rounds=max(rounds // 2, 1), steps=1, device=device)
-    wanted = msgspec.structs.replace(config, speed=speeds[first])
-    speed = resolve(wanted, device=device, bf16=bf16)
     return StageResult(
         stage=stage,
         batch=config.batch_size,
         bf16=bf16,
         gflop_per_pair=gflop,
         implementation=first,
-        settings=msgspec.to_builtins(speed),
+        settings=msgspec.to_builtins(speeds[first]),
         patches_per_s=rows[0].patches_per_s,
         floor_fraction=rows[0].floor_fraction,
         speedup_over_peer=ratio[0] if ratio else None,
@@ -198,6 +194,14 @@ def _bench_stage(
         parts_ms={name: statistics.median(times) for name, times in split.items()},
         rounds=rounds,
     )
+
+
+def _decided(name: str, config: Config, stage: Stage, device: torch.device) -> SpeedConfig:
+    """The settings of a way; "auto" as `train-sr` has it."""
+    if name == AUTO:
+        return settle(config, Shape(stage, scale=SCALE, side=HR_SIZE), device=device)
+    wanted = msgspec.structs.replace(config, speed=IMPLEMENTATIONS[name])
+    return resolve(wanted, device=device, bf16=use_bf16(config, device))
 
 
 def trained(state: TrainState) -> dict[str, nn.Module]:

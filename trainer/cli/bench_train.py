@@ -85,6 +85,11 @@ def _split(_context: click.Context, _option: click.Parameter, value: str) -> tup
 @click.option(
     "--save", type=console.FilePath(), metavar="FILE", help="Also write the JSON to FILE."
 )
+@click.option(
+    "--tune", "tuning", is_flag=True,
+    help="Instead: try all ways of --impl on this device, each in a process of its own, and let train-sr take"
+    " the fastest from now on.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def train_command(
     stage: str,
@@ -102,6 +107,7 @@ def train_command(
     steps: int | None,
     save: Path | None,
     *,
+    tuning: bool,
     as_json: bool,
 ) -> None:
     """Measure the training step: patches a second, share of the floor, speed over BasicSR's way."""
@@ -113,16 +119,19 @@ def train_command(
         return
     from trainer.bench.result import lines
     from trainer.bench.train import bench_train
+    from trainer.bench.tune import lines as tune_lines
+    from trainer.bench.tune import tune
     from trainer.bench.wait import data_wait
     from trainer.config import STAGES, load_config
     from trainer.run import choose_device
-    from trainer.speed import IMPLEMENTATIONS
+    from trainer.speed import AUTO, IMPLEMENTATIONS
 
     chosen = choose_device(device)
     known = [name for name in PEERS if chosen.type == "cuda" or name != "peer-tf32"]
     wanted = known if peers == ("all",) else [] if peers == ("none",) else list(peers)
     _check("--peer", wanted, ["all", "none", *PEERS])
     _check("--impl", list(implementations), list(IMPLEMENTATIONS))
+    usual_steps = 20 if chosen.type == "cuda" else 1
     if vgg is None:
         overrides = (*overrides, "content.features=random")
     overrides = (*overrides, f"data.workers={workers}")
@@ -131,6 +140,18 @@ def train_command(
         for name in STAGES
         if stage in (name, "both")
     }
+    if tuning:
+        if shards is not None:
+            raise UsageError("--tune: times steps alone; leave --shards out")
+        options = ["--config", config, *_repeated("--set", overrides), "--device", chosen.type]
+        options += ["--rounds", str(rounds), "--steps", str(steps or usual_steps)]
+        options += [] if vgg is None else ["--vgg", str(vgg)]
+        ways = list(IMPLEMENTATIONS) if implementations == (AUTO,) else list(implementations)
+        tuned = tune(
+            configs, batches=sizes, ways=ways, device=chosen, options=options, say=console.say
+        )
+        _finish(tuned, tune_lines(tuned), save=save, as_json=as_json)
+        return
     found = bench_train(
         configs,
         batches=sizes,
@@ -138,7 +159,7 @@ def train_command(
         peers=wanted,
         device=chosen,
         rounds=rounds,
-        steps=steps or (20 if chosen.type == "cuda" else 1),
+        steps=steps or usual_steps,
         small=False,
         content_weights=vgg,
         data_wait=partial(data_wait, shards, device=chosen, content_weights=vgg)
@@ -147,9 +168,7 @@ def train_command(
         command=_command(config, overrides, stage, batches),
         say=console.say,
     )
-    if save is not None:
-        files.write_file(save, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
-    _tell(found, lines(found), as_json=as_json)
+    _finish(found, lines(found), save=save, as_json=as_json)
 
 
 def _fake(
@@ -167,6 +186,12 @@ def _fake(
     _tell(found, lines(found), as_json=as_json)
 
 
+def _finish(found: object, lines: Iterable[str], *, save: Path | None, as_json: bool) -> None:
+    if save is not None:
+        files.write_file(save, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    _tell(found, lines, as_json=as_json)
+
+
 def _tell(found: object, lines: Iterable[str], *, as_json: bool) -> None:
     if as_json:
         console.print_json(found)
@@ -181,6 +206,10 @@ def _check(option: str, given: list[str], known: list[str]) -> None:
             raise UsageError(f"{option} {name}: there is no such way; choose of {', '.join(known)}")
     if not given and option == "--impl":
         raise UsageError(f"{option}: name at least one of {', '.join(known)}")
+
+
+def _repeated(option: str, values: Iterable[str]) -> list[str]:
+    return [part for value in values for part in (option, value)]
 
 
 def _command(config: str, overrides: tuple[str, ...], stage: str, batches: tuple[str, ...]) -> str:

@@ -1,0 +1,134 @@
+"""Which way of a step is the fastest on this machine: what `bench-sr train --tune` found, and "auto" takes.
+
+A run keeps the way that it began with, so that going on gives the bits that it would have had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+
+import msgspec
+import torch
+
+from shards import files
+from shards.errors import ConfigError
+from trainer.config import Config, Stage
+from trainer.home import kept
+from trainer.run import describe_device, use_bf16
+from trainer.speed import AUTO, DEFAULT, SpeedConfig, resolve
+
+Settings = Mapping[str, str]
+"""Of `SpeedConfig`, by name."""
+
+
+class Tuned(msgspec.Struct, frozen=True):
+    """The fastest of the ways that were tried."""
+
+    way: str
+    """Its name for `bench-sr train --impl`."""
+    settings: dict[str, str]
+    speedup: float
+    """Over the plain way."""
+    measured: date
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """What the fastest way depends on, beside the configuration and the machine."""
+
+    stage: Stage
+    scale: int
+    side: int
+    """Of the HR patches that training takes, pixels."""
+    world: int = 1
+    """Processes that share a batch."""
+
+
+def settle(
+    config: Config, shape: Shape, *, device: torch.device, before: Settings | None = None
+) -> SpeedConfig:
+    """`speed.*` with every "auto" decided: as `before`, else as measured here, else as `resolve` has it.
+
+    Raises:
+        ConfigError: a setting that was asked for cannot be on this device or with these networks.
+    """
+    bf16 = use_bf16(config, device)
+    found = look_up(config, shape, device=device)
+    for wishes in (before, found.settings if found else None):
+        if wishes:
+            if shape.world > 1:  # the rest of it can be
+                wishes = {**wishes, "graph": "none"}
+            wanted = msgspec.structs.replace(config, speed=_filled(config.speed, wishes))
+            with contextlib.suppress(ConfigError):  # of another device
+                return resolve(wanted, device=device, bf16=bf16, world=shape.world)
+    return resolve(config, device=device, bf16=bf16, world=shape.world)
+
+
+def look_up(config: Config, shape: Shape, *, device: torch.device) -> Tuned | None:
+    """What was measured for such a step on such a machine; what cannot be read counts as not measured."""
+    path = _file(config, shape, device)
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return None if path is None else msgspec.json.decode(path.read_bytes(), type=Tuned)
+    return None
+
+
+def advice(
+    config: Config, shape: Shape, *, device: torch.device, speed: Settings, run: Path
+) -> str:
+    """What there is to say about the way that a run's steps go; empty if nothing."""
+    found = look_up(config, shape, device=device)
+    if found is not None and speed == found.settings:
+        gain = f"{found.speedup:.2f} times as fast as the default on this machine"
+        return "" if found.way == DEFAULT else f"steps go the way {found.way}, {gain}"
+    if found is not None:
+        return f"steps go as they began or as set; {found.way} was measured to be the fastest here"
+    if device.type == "cpu" or AUTO not in msgspec.structs.asdict(config.speed).values():
+        return ""
+    batch = config.batch_size // shape.world
+    command = (
+        f"bench-sr train --config {run}/config.toml --stage {shape.stage} --batch {batch} --tune"
+    )
+    return f"steps may be faster another way; {command} finds it for new runs"
+
+
+def remember(config: Config, shape: Shape, found: Tuned, *, device: torch.device) -> Path | None:
+    """Keep it for later runs; None where nothing can be kept.
+
+    Raises:
+        WriteFailed: the folder cannot be written.
+    """
+    path = _file(config, shape, device)
+    if path is not None:
+        files.make_folder(path.parent)
+        files.write_file(path, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    return path
+
+
+def _filled(asked: SpeedConfig, wishes: Settings) -> SpeedConfig:
+    """What was asked for, and else what is wished."""
+    own = {name: value for name, value in msgspec.structs.asdict(asked).items() if value != AUTO}
+    return msgspec.convert({**wishes, **own}, SpeedConfig)
+
+
+def _file(config: Config, shape: Shape, device: torch.device) -> Path | None:
+    """By the content of all that a step's time depends on."""
+    networks: list[msgspec.Struct] = [config.generator]
+    if shape.stage == "gan":
+        content = msgspec.structs.replace(
+            config.content, features="random"
+        )  # its weights cost the same
+        networks += [config.discriminator, content]
+    depends = {
+        "device": describe_device(device),
+        "torch": str(torch.__version__),
+        "shape": (shape.stage, shape.scale, shape.side),
+        "bf16": use_bf16(config, device),
+        "precision": config.precision,
+        "patches": config.batch_size // (shape.world * config.accumulate),
+        "networks": networks,
+    }
+    digest = hashlib.sha256(msgspec.json.encode(depends, order="sorted"))
+    return kept(f"step-{digest.hexdigest()[:16]}.json")
