@@ -40,3 +40,13 @@ def five_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def photos(five_photos: Path, tmp_path: Path) -> Path:
     """The five photos, to do with as a test likes."""
     return Path(shutil.copytree(five_photos, tmp_path / "photos"))
+
+
+@pytest.fixture(scope="session")
+def whole(five_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of the five photos, made in one go: to compare with, and to copy."""
+    from tests.pipeline.test_prepare import make
+
+    out = tmp_path_factory.mktemp("whole") / "out"
+    make(five_photos, out)
+    return out
