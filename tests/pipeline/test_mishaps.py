@@ -25,7 +25,7 @@ from tests.pipeline.test_prepare import _session, command, make, tree
 
 @pytest.fixture
 def many(photos) -> Path:
-    for number in range(60):
+    for number in range(30):
         (photos / f"{number}.png").write_bytes(png.encode_rgb(make_photo(100 + number)))
     return photos
 
