@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -19,10 +20,10 @@ def make_photo(seed: int, *, height: int = 300, width: int = 420) -> np.ndarray:
     return np.clip(smooth + fine, 0, 255).astype(np.uint8)
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Five photos of several sizes and formats in a folder."""
-    folder = tmp_path / "photos"
+@pytest.fixture(scope="session")
+def five_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five photos of several sizes and formats, encoded once."""
+    folder = tmp_path_factory.mktemp("five") / "photos"
     (folder / "more").mkdir(parents=True)
     for number, name in enumerate(("a.png", "b.png", "more/c.png")):
         photo = make_photo(number, height=260 + 37 * number, width=300 + 53 * number)
@@ -33,3 +34,19 @@ def photos(tmp_path: Path) -> Path:
         cv2.imencode(".webp", bgr[:200], [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()
     )
     return folder
+
+
+@pytest.fixture
+def photos(five_photos: Path, tmp_path: Path) -> Path:
+    """The five photos, to do with as a test likes."""
+    return Path(shutil.copytree(five_photos, tmp_path / "photos"))
+
+
+@pytest.fixture(scope="session")
+def whole(five_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of the five photos, made in one go: to compare with, and to copy."""
+    from tests.pipeline.test_prepare import make
+
+    out = tmp_path_factory.mktemp("whole") / "out"
+    make(five_photos, out)
+    return out

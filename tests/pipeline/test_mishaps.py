@@ -25,7 +25,7 @@ from tests.pipeline.test_prepare import _session, command, make, tree
 
 @pytest.fixture
 def many(photos) -> Path:
-    for number in range(60):
+    for number in range(30):
         (photos / f"{number}.png").write_bytes(png.encode_rgb(make_photo(100 + number)))
     return photos
 
@@ -131,7 +131,7 @@ def test_a_photo_that_kills_its_decoder_is_left_out(many, tmp_path, workers):
     }
 
 
-def test_a_limit_on_file_sizes_is_one_line_and_the_rerun_goes_on(photos, tmp_path):
+def test_a_limit_on_file_sizes_is_one_line_and_the_rerun_goes_on(photos, whole, tmp_path):
     out = tmp_path / "out"
     failed = subprocess.run(
         command(photos, out, 1), capture_output=True, text=True, check=False,
@@ -142,8 +142,7 @@ def test_a_limit_on_file_sizes_is_one_line_and_the_rerun_goes_on(photos, tmp_pat
     assert not (out / "manifest.json").exists()
     assert not list(out.rglob("*.tmp"))
     make(photos, out)
-    make(photos, tmp_path / "whole")
-    assert tree(out) == tree(tmp_path / "whole")
+    assert tree(out) == tree(whole)
 
 
 @pytest.fixture
@@ -160,7 +159,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_is_one_line_and_space_lets_it_go_on(photos, small_disk, tmp_path):
+def test_a_disk_that_is_full_is_one_line_and_space_lets_it_go_on(photos, whole, small_disk):
     out = small_disk / "out"
     failed = subprocess.run(command(photos, out, 2), capture_output=True, text=True, check=False)
     assert failed.returncode == 1
@@ -169,8 +168,7 @@ def test_a_disk_that_is_full_is_one_line_and_space_lets_it_go_on(photos, small_d
     assert not (out / "manifest.json").exists()
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
     make(photos, out)
-    make(photos, tmp_path / "whole")
-    assert tree(out) == tree(tmp_path / "whole")
+    assert tree(out) == tree(whole)
 
 
 def test_a_folder_that_becomes_read_only_is_one_line(photos, small_disk):

@@ -66,13 +66,12 @@ def test_any_number_of_workers_gives_the_same_bytes(photos, tmp_path):
 
 @pytest.mark.parametrize("at_once", [1, 3, 512])
 def test_spills_of_many_photos_and_short_reads_give_the_same_bytes(
-    photos, tmp_path, monkeypatch, at_once
+    photos, whole, tmp_path, monkeypatch, at_once
 ):
-    make(photos, tmp_path / "plain", "--workers", 0)
     monkeypatch.setattr("pipeline.cut.CHUNKS", 2)  # training and held-out pairs in one spill
     monkeypatch.setattr("pipeline.pack._PAIRS_AT_ONCE", at_once)
     make(photos, tmp_path / "other", "--workers", 0)
-    assert tree(tmp_path / "other") == tree(tmp_path / "plain")
+    assert tree(tmp_path / "other") == tree(whole)
 
 
 def test_shards_hold_the_photos_and_verify(photos, tmp_path):
@@ -96,9 +95,8 @@ def test_shards_hold_the_photos_and_verify(photos, tmp_path):
     assert seen["train"] | seen["val"] == {"a.png", "b.png", "more/c.png", "d.jpg", "e.webp"}
 
 
-def test_neighbours_in_a_shard_come_from_different_photos(photos, tmp_path):
-    make(photos, tmp_path / "out")
-    split = open_dataset(tmp_path / "out").split("train")
+def test_neighbours_in_a_shard_come_from_different_photos(whole):
+    split = open_dataset(whole).split("train")
     sources = [split[position].info.src for position in range(len(split))]
     changes = sum(a != b for a, b in itertools.pairwise(sources))
     assert changes > len(sources) / 2
@@ -109,8 +107,9 @@ ALL = [pytest.param(n, marks=pytest.mark.slow) for n in range(1, 160) if n not i
 
 
 @pytest.mark.parametrize("operation", [*FEW, *ALL])
-def test_a_run_killed_at_any_operation_goes_on_to_the_same_bytes(photos, tmp_path, operation):
-    make(photos, tmp_path / "whole")
+def test_a_run_killed_at_any_operation_goes_on_to_the_same_bytes(
+    photos, whole, tmp_path, operation
+):
     environment = {**os.environ, "USRGAN_FAULT": f"kill@{operation}"}
     out = tmp_path / "out"
     killed = subprocess.run(
@@ -118,11 +117,11 @@ def test_a_run_killed_at_any_operation_goes_on_to_the_same_bytes(photos, tmp_pat
     )
     assert killed.returncode in (-signal.SIGKILL, 0)
     make(photos, out)
-    assert tree(out) == tree(tmp_path / "whole")
+    assert tree(out) == tree(whole)
 
 
 @pytest.mark.parametrize("operation", [2, 9, 31, 47])
-def test_a_full_disk_is_one_line_and_the_rerun_goes_on(photos, tmp_path, operation):
+def test_a_full_disk_is_one_line_and_the_rerun_goes_on(photos, whole, tmp_path, operation):
     environment = {**os.environ, "USRGAN_FAULT": f"enospc@{operation}"}
     out = tmp_path / "out"
     full = subprocess.run(
@@ -131,11 +130,10 @@ def test_a_full_disk_is_one_line_and_the_rerun_goes_on(photos, tmp_path, operati
     assert full.returncode == 1
     assert "the disk is full" in full.stderr.splitlines()[-1]
     make(photos, out)
-    make(photos, tmp_path / "whole")
-    assert tree(out) == tree(tmp_path / "whole")
+    assert tree(out) == tree(whole)
 
 
-def test_a_run_with_workers_that_is_killed_leaves_no_process_and_goes_on(photos, tmp_path):
+def test_a_run_with_workers_that_is_killed_leaves_no_process_and_goes_on(photos, whole, tmp_path):
     out = tmp_path / "out"
     run = subprocess.Popen(
         command(photos, out, 2),
@@ -153,8 +151,7 @@ def test_a_run_with_workers_that_is_killed_leaves_no_process_and_goes_on(photos,
         time.sleep(0.05)
     assert _session(run.pid) == []
     make(photos, out)
-    make(photos, tmp_path / "whole")
-    assert tree(out) == tree(tmp_path / "whole")
+    assert tree(out) == tree(whole)
 
 
 def _session(leader: int) -> list[int]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import pipeline.prepare
 from pipeline import spill
 from pipeline.scan import scan
 from shards import png
+from shards.cli import main as inspect_main
 from shards.dataset import open_dataset
+from shards.manifest import load_manifest
 from tests.pipeline.conftest import make_photo
 from tests.pipeline.test_prepare import SMALL, command, make, prep, tree
 
@@ -46,19 +49,22 @@ DAMAGES = {
 }
 
 
+@pytest.fixture
+def out(whole, tmp_path) -> Path:
+    """The data set of the five photos, to damage."""
+    return Path(shutil.copytree(whole, tmp_path / "out"))
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_repair_gives_the_same_bytes_again(photos, tmp_path, damage):
-    out = tmp_path / "out"
-    first = make(photos, out)
-    before = tree(out)
+def test_repair_gives_the_same_bytes_again(photos, whole, out, damage):
     DAMAGES[damage](out)
-    assert make(photos, out, "--repair")["dataset_sha256"] == first["dataset_sha256"]
-    assert tree(out) == before
+    assert tree(out) != tree(whole)
+    repaired = make(photos, out, "--repair")
+    assert repaired["dataset_sha256"] == load_manifest(whole).dataset_sha256
+    assert tree(out) == tree(whole)
 
 
-def test_repair_writes_only_what_is_damaged(photos, tmp_path):
-    out = tmp_path / "out"
-    make(photos, out)
+def test_repair_writes_only_what_is_damaged(photos, out):
     flip(out / "train-000001.tar")
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     make(photos, out, "--repair")
@@ -66,40 +72,31 @@ def test_repair_writes_only_what_is_damaged(photos, tmp_path):
     assert [name for name in before if before[name] != after[name]] == ["train-000001.tar"]
 
 
-def test_repair_of_a_whole_data_set_changes_nothing(photos, tmp_path):
-    out = tmp_path / "out"
-    make(photos, out)
+def test_repair_of_a_whole_data_set_changes_nothing(photos, out):
     inodes = {path: path.stat().st_ino for path in out.rglob("*")}
     assert make(photos, out, "--repair")["already_done"]
     assert {path: path.stat().st_ino for path in out.rglob("*")} == inodes
 
 
 @pytest.mark.parametrize("operation", [1, 2, 4, 7, 11, 16, 22, 29, 37, 46])
-def test_a_repair_that_is_killed_goes_on(photos, tmp_path, operation):
-    out = tmp_path / "out"
-    make(photos, out)
-    before = tree(out)
+def test_a_repair_that_is_killed_goes_on(photos, whole, out, operation):
     flip(out / "train-000001.tar")
     (out / "val-000000.tar").unlink()
     environment = {**os.environ, "USRGAN_FAULT": f"kill@{operation}"}
     repair = [*command(photos, out, 0), "--repair"]
     subprocess.run(repair, env=environment, capture_output=True, check=False)
     make(photos, out, "--repair")
-    assert tree(out) == before
+    assert tree(out) == tree(whole)
 
 
-def test_a_data_set_with_a_gap_is_not_called_done(photos, tmp_path):
-    out = tmp_path / "out"
-    make(photos, out)
+def test_a_data_set_with_a_gap_is_not_called_done(photos, out):
     (out / "train-000000.tar").unlink()
     refused = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, code=1)
     assert "train-000000.tar: it or its index is missing or cut off" in refused.stderr
     assert "--repair" in refused.stderr
 
 
-def test_repair_of_other_options_is_refused(photos, tmp_path):
-    out = tmp_path / "out"
-    make(photos, out)
+def test_repair_of_other_options_is_refused(photos, out):
     flip(out / "train-000001.tar")
     before = tree(out)
     prep("--src", photos, "--out", out, *SMALL, "--seed", 3, "--repair", "--workers", 0, code=2)
@@ -227,9 +224,7 @@ def test_numbers_are_finite(photos, tmp_path, option, value):
     assert f"{option} {value}: use a number" in refused.stderr
 
 
-def test_a_dry_run_refuses_what_the_run_would(photos, tmp_path):
-    out = tmp_path / "out"
-    make(photos, out)
+def test_a_dry_run_refuses_what_the_run_would(photos, out, tmp_path):
     dry = ["--src", photos, "--out", out, *SMALL, "--dry-run"]
     prep(*dry)
     assert "seed 0 then, 5 now" in prep(*dry, "--seed", 5, code=2).stderr
@@ -244,16 +239,11 @@ def test_a_folder_without_permission_is_refused(photos, tmp_path):
     assert "cannot be written to" in refused.stderr
 
 
-def test_open_readers_name_the_repair(photos, tmp_path):
-    make(photos, tmp_path / "out")
-    flip(tmp_path / "out/train-000000.tar", 700)
+def test_open_readers_name_the_repair(out):
+    flip(out / "train-000000.tar", 700)
     with pytest.raises(Exception, match="--repair"):
-        open_dataset(tmp_path / "out").split("train")[0]
-    code = "from shards.cli import main; main()"
-    told = subprocess.run(
-        [sys.executable, "-c", code, "verify", str(tmp_path / "out"), "--json"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert told.returncode == 1
+        open_dataset(out).split("train")[0]
+    told = CliRunner().invoke(inspect_main, ["verify", str(out), "--json"])
+    assert told.exit_code == 1
     assert "--repair" in told.stderr
     assert json.loads(told.stdout)["problems"]

@@ -79,8 +79,7 @@ def test_layouts_are_known_at_a_url(photos, store, tmp_path):
 
 
 @pytest.mark.parametrize("operation", range(1, 80, 6))
-def test_a_run_that_fails_at_any_operation_goes_on(photos, store, tmp_path, monkeypatch, operation):
-    make(photos, tmp_path / "out")
+def test_a_run_that_fails_at_any_operation_goes_on(photos, whole, store, monkeypatch, operation):
     monkeypatch.setenv("USRGAN_FAULT", f"eio@{operation}")
     monkeypatch.setattr(files, "_operations", itertools.count(1))
     where = ["--src", photos, "--out", URL, "--patches-per-image", 24, "--samples-per-shard", 16]
@@ -89,7 +88,7 @@ def test_a_run_that_fails_at_any_operation_goes_on(photos, store, tmp_path, monk
     assert f"/{NAME}" not in str(sorted(store.store)) or operation > 60
     monkeypatch.delenv("USRGAN_FAULT")
     make(photos, URL)
-    assert below(URL) == tree(tmp_path / "out")
+    assert below(URL) == tree(whole)
 
 
 def test_a_rerun_sends_only_what_is_missing(photos, store, monkeypatch):

@@ -18,9 +18,9 @@ from shards.index import Origin
 from shards.manifest import Manifest, Photos, Resize, SampleInfo, ShardEntry, Split, encode_info
 
 
-def make_patch(seed: int) -> np.ndarray:
+def make_patch(seed: int, *, side: int = 64) -> np.ndarray:
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(coarse, (side, side), interpolation=cv2.INTER_LINEAR)
 
 
 class Sample(NamedTuple):
@@ -65,25 +65,27 @@ def write_samples(
 
 
 def samples(
-    first: int, last: int, split: str, lr_side: int, codec_name: codec.Codec
+    first: int, last: int, split: str, lr_side: int, codec_name: codec.Codec, hr_side: int = 64
 ) -> Iterator[Sample]:
     for key in range(first, last):
-        hr = make_patch(key)
-        lr = resize.downscale(hr, scale=64 // lr_side)
+        hr = make_patch(key, side=hr_side)
+        lr = resize.downscale(hr, scale=hr_side // lr_side)
         info = SampleInfo(1.5, 2.0, 4, split, f"{key % 3}.png", "ab", 4, 8)
         stored = codec.encode(hr, codec_name), codec.encode(lr, codec_name)
         yield Sample(key, stored[0], encode_info(info), stored[1], info.src)
 
 
-def make_dataset(folder: Path, *, lr_side: int = 16, codec_name: codec.Codec = "png") -> Path:
-    """20 training pairs in two shards and 5 held-out pairs in one, 64x64 and 16x16."""
+def make_dataset(
+    folder: Path, *, hr_side: int = 64, lr_side: int = 16, codec_name: codec.Codec = "png"
+) -> Path:
+    """20 training pairs in two shards and 5 held-out pairs in one."""
     folder.mkdir()
     extension = codec.EXTENSIONS[codec_name]
     train = tuple(
         write_samples(
             folder,
             f"train-{n:06d}.tar",
-            samples(10 * n, 10 * n + 10, "train", lr_side, codec_name),
+            samples(10 * n, 10 * n + 10, "train", lr_side, codec_name, hr_side),
             extension=extension,
         )
         for n in range(2)
@@ -91,12 +93,12 @@ def make_dataset(folder: Path, *, lr_side: int = 16, codec_name: codec.Codec = "
     val = write_samples(
         folder,
         "val-000000.tar",
-        samples(20, 25, "val", lr_side, codec_name),
+        samples(20, 25, "val", lr_side, codec_name, hr_side),
         extension=extension,
     )
     manifest = Manifest(
         scale=4,
-        hr_size=64,
+        hr_size=hr_side,
         codec=codec_name,
         resize=Resize("pillow", *resize.implementation()),
         options={"seed": 0},

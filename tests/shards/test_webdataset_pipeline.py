@@ -20,8 +20,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def collected():
+    """Once, for it takes a second's part with torch loaded; the marks hold for the last test's end, too."""
     yield
     gc.collect()
 

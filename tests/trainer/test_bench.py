@@ -15,13 +15,13 @@ from click.testing import CliRunner
 from shards import png, resize
 from shards.dataset import open_dataset
 from shards.errors import UsrganError
-from tests.pipeline.conftest import make_photo, photos
+from tests.pipeline.conftest import five_photos, make_photo, photos
 from tests.pipeline.test_prepare import make
 from trainer.bench import basicsr, data, floor, reading
 from trainer.bench.process import measure
 from trainer.cli import bench_main
 
-__all__ = ["photos"]
+__all__ = ["five_photos", "photos"]
 STOCK_PILLOW = Path(sys.prefix) / "stock-pillow"
 SPIN = """
 import multiprocessing, sys, time

@@ -59,10 +59,10 @@ def test_a_kept_patch_survives_what_the_step_does_to_its_batch(split):
 
 def test_a_cache_that_does_not_hold_the_split_is_refused(split):
     with pytest.raises(
-        UsageError, match=r"data\.cache_gib = 0\.001: the 24 .* set data.cache=none"
+        UsageError, match=r"data\.cache_gib = 0\.0002: the 24 .* set data.cache=none"
     ):
-        take(split, 1, cache="ram", cache_gib=0.001)
-    assert len(take(split, 1, cache="none", cache_gib=0.001)) == 1
+        take(split, 1, cache="ram", cache_gib=0.0002)
+    assert len(take(split, 1, cache="none", cache_gib=0.0002)) == 1
 
 
 @pytest.mark.gpu

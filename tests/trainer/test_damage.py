@@ -22,7 +22,9 @@ STEPS = 5  # of 4: a pass over the 20 pairs
 
 @pytest.fixture(scope="module", params=["png", "webp", "raw"])
 def folder(request, tmp_path_factory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("damage") / "shards", codec_name=request.param)
+    """Small pictures, for every block of a shard is damaged."""
+    place = tmp_path_factory.mktemp("damage") / "shards"
+    return make_dataset(place, hr_side=32, lr_side=8, codec_name=request.param)
 
 
 def read_pass(split, wanted: list[Batch] | None = None) -> list[Batch] | str:

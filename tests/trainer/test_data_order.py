@@ -81,8 +81,8 @@ def test_a_batch_holds_the_pairs_of_its_positions_turned_alike(train):
     lanes = [order.lane(place, first_step=0) for place in range(5)]
     turns = [np.concatenate([next(lane).turns for _ in range(24)]) for lane in lanes]
     for number, batch in enumerate(take(train, 6, seed=9)):
-        assert batch.lr.shape == (5, 32, 32, 3)
-        assert batch.hr.shape == (5, 128, 128, 3)
+        assert batch.lr.shape == (5, 16, 16, 3)
+        assert batch.hr.shape == (5, 64, 64, 3)
         assert batch.lr.dtype == batch.hr.dtype == torch.uint8
         lr, hr = shown(batch, "lr"), shown(batch, "hr")
         for at, position in enumerate(batch.positions):

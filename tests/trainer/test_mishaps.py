@@ -26,6 +26,7 @@ from trainer.weights import load_tensors
 
 LAST = "checkpoints/last"
 BEST = "checkpoints/best-psnr_y/psnr.safetensors"
+ONE_EPOCH = ["--set", "epochs=1"]
 
 
 def run(command, *arguments: object, code: int):
@@ -60,7 +61,7 @@ def copied(finished, tmp_path) -> Path:
 
 
 def test_both_stages_train_without_held_out_patches(without_val, tmp_path):
-    told = json.loads(train(without_val, tmp_path / "run", "--json").stdout)
+    told = json.loads(train(without_val, tmp_path / "run", *ONE_EPOCH, "--json").stdout)
     assert told["weights"] == str(tmp_path / "run/checkpoints/final/gan.safetensors")
     _, metadata = load_tensors(Path(told["weights"]))
     assert metadata["stage"] == "gan"
@@ -68,7 +69,7 @@ def test_both_stages_train_without_held_out_patches(without_val, tmp_path):
 
 
 def test_stage_gan_starts_from_final_weights_where_nothing_was_validated(tiny_shards, tmp_path):
-    never = ["--set", "validation.every_epochs=0"]
+    never = [*ONE_EPOCH, "--set", "validation.every_epochs=0"]
     told = train(tiny_shards, tmp_path / "run", "--stage", "psnr", *never)
     assert "checkpoints/final/psnr.safetensors" in told.stdout
     told = train(tiny_shards, tmp_path / "run", "--stage", "gan", *never)
@@ -96,7 +97,7 @@ def test_best_weights_that_are_lost_are_told_and_the_final_ones_used(copied, tin
         (copied / BEST).unlink()
     else:
         os.truncate(copied / BEST, 900)
-    told = train(tiny_shards, copied, "--stage", "gan")
+    told = train(tiny_shards, copied, "--stage", "gan", *ONE_EPOCH)
     assert "final/psnr.safetensors" in told.stderr
     assert (damage == "cut") == ("is damaged" in told.stderr)
 
@@ -148,7 +149,7 @@ def test_names_that_are_not_utf8_train_and_report(tiny_shards, tmp_path):
     preset = os.fsdecode(b"h\xe4usle.toml")
     shutil.copy("configs/tiny.toml", tmp_path / preset)
     out = tmp_path / os.fsdecode(b"l\xe4uf")
-    train(tiny_shards, out, "--stage", "psnr", "--config", str(tmp_path / preset))
+    train(tiny_shards, out, "--stage", "psnr", "--config", str(tmp_path / preset), *ONE_EPOCH)
     assert b"h\\xe4usle" in (out / "report.html").read_bytes()
 
 
@@ -251,7 +252,7 @@ def test_a_run_tells_which_vgg_it_compared_with(tiny_shards, finished, tmp_path)
     network = VGGFeatures(layers=["conv1_2"], activation="before", input_range="imagenet")
     torch.save(network.state_dict(), tmp_path / "mine.pth")
     options = ["--stage", "gan", "--init", finished / BEST, "--vgg", tmp_path / "mine.pth"]
-    options += ["--set", "content.features=vgg19"]
+    options += [*ONE_EPOCH, "--set", "content.features=vgg19"]
     told = train(tiny_shards, tmp_path / "run", *map(str, options))
     assert told.stderr.count("is not torchvision's vgg19-dcbb9e9d.pth") == 1
     _, metadata = load_tensors(tmp_path / "run/checkpoints/final/gan.safetensors")

@@ -215,7 +215,7 @@ def test_train_sr_takes_a_url_and_refuses_a_small_cache_before_it_writes(store, 
     options += ["--stage", "psnr", "--dry-run", "--set", "data.cache=ram"]
     ended = CliRunner().invoke(train_main, options)
     assert ended.exit_code == 0, ended.output
-    refused = CliRunner().invoke(train_main, [*options, "--set", "data.cache_gib=0.001"])
+    refused = CliRunner().invoke(train_main, [*options, "--set", "data.cache_gib=0.0002"])
     assert refused.exit_code == 2
-    assert "data.cache_gib = 0.001" in refused.stderr
+    assert "data.cache_gib = 0.0002" in refused.stderr
     assert not run.exists()

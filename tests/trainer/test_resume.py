@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,13 +185,16 @@ def test_stages_one_by_one_equal_both_at_once(tiny_shards, tmp_path, uninterrupt
     assert weights(tmp_path / "run") == weights(uninterrupted)
 
 
-def test_a_finished_run_is_left_as_it_is(tiny_shards, tmp_path):
-    run = tmp_path / "run"
-    train(tiny_shards, run, "--stage", "psnr")
-    before = weights(run)
-    again = train(tiny_shards, run, "--stage", "psnr")
+@pytest.fixture
+def finished(uninterrupted, tmp_path) -> Path:
+    """A run of both stages that a test may change."""
+    return Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_shards, finished, uninterrupted):
+    again = train(tiny_shards, finished, "--stage", "psnr")
     assert "done before" in again.stderr
-    assert weights(run) == before
+    assert weights(finished) == weights(uninterrupted)
 
 
 def test_more_epochs_go_on_where_the_run_ended(tiny_shards, tmp_path):
@@ -202,31 +206,26 @@ def test_more_epochs_go_on_where_the_run_ended(tiny_shards, tmp_path):
     assert weights(run) == weights(tmp_path / "long")
 
 
-def test_other_epochs_under_a_cosine_are_refused(tiny_shards, tmp_path):
-    train(tiny_shards, tmp_path / "run", "--stage", "psnr")
+def test_other_epochs_under_a_cosine_are_refused(tiny_shards, finished):
     more = ["--stage", "psnr", "--set", "epochs=5"]
-    assert "epochs = 3, now it is 5" in train(tiny_shards, tmp_path / "run", *more, code=2).stderr
+    assert "epochs = 3, now it is 5" in train(tiny_shards, finished, *more, code=2).stderr
 
 
-def test_changed_settings_are_refused(tiny_shards, tmp_path):
-    run = tmp_path / "run"
-    train(tiny_shards, run, "--stage", "psnr")
-    refused = train(tiny_shards, run, "--stage", "psnr", "--set", "optim.lr=1e-5", code=2)
+def test_changed_settings_are_refused(tiny_shards, finished):
+    refused = train(tiny_shards, finished, "--stage", "psnr", "--set", "optim.lr=1e-5", code=2)
     assert "optim.lr" in refused.stderr
 
 
 def test_a_damaged_newest_checkpoint_costs_one_step_back_and_no_bit(
-    tiny_shards, tmp_path, uninterrupted
+    tiny_shards, finished, uninterrupted
 ):
-    run = tmp_path / "run"
-    train(tiny_shards, run, "--stage", "both")
-    newest = max((run / "checkpoints/last").glob("gan-*"))
+    newest = max((finished / "checkpoints/last").glob("gan-*"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 4
     newest.write_bytes(content)
-    again = train(tiny_shards, run, "--stage", "both")
+    again = train(tiny_shards, finished, "--stage", "both")
     assert "damaged" in again.stderr
-    assert weights(run) == weights(uninterrupted)
+    assert weights(finished) == weights(uninterrupted)
 
 
 @pytest.mark.parametrize(
