@@ -162,7 +162,7 @@ def missing_kernels() -> str:
     """Why this machine cannot have the kernels of `networks`; empty if it can."""
     try:
         for tiling in (planes.KEEPING, planes.HALVING):
-            planes.kernels(tiling)
+            planes.library(tiling)
         last.kernels()
     except NotHere as reason:
         return str(reason)

@@ -18,8 +18,9 @@ struct pictures {
     long images, height, width, channels;
 };
 
-/* Some columns of planes: the first of them in the first row, and how many columns a row has. */
-struct planes {
+/* Some columns of a matrix, as channels of pixels or of tiles: the first of them in the first row, and how many a
+   row has in all. */
+struct columns {
     bf16 *at;
     long row;
 };
@@ -38,7 +39,7 @@ static inline lanes leaky(lanes value, lanes sign, lanes slope) {
 }
 
 /* The row past the last tile. */
-static inline void end_with_zeros(struct planes to, int places, long tiles, long columns) {
+static inline void end_with_zeros(struct columns to, int places, long tiles, long columns) {
     for (long place = 0; place < places; place++)
         memset(to.at + (place * (tiles + 1) + tiles) * to.row, 0, columns * sizeof(bf16));
 }

@@ -1,4 +1,4 @@
-"""Pictures cut into the tiles of Winograd's algorithm and put together again, in C (`tiles_3x3.c` says how)."""
+"""Winograd's algorithm in C for bf16 maps on a CPU, function by function (`tiles_3x3.c` and `tiles_4x4.c` say how)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer import native
 
 Maps = BFloat16[Tensor, "b c h w"]
-"""Channels last."""
+"""Channels last, or some channels of such maps."""
 Planes = BFloat16[Tensor, "places tiles_and_1 columns"]
 Kernels = BFloat16[Tensor, "places outputs columns"]
 _TILES = 512
@@ -51,10 +51,6 @@ class Tiling:
         step = max(1, _TILES // self.tiles(x[:1]))
         return (slice(first, first + step) for first in range(0, len(x), step))
 
-    def room(self, x: Maps, columns: int) -> Planes:
-        """Room for the tiles of pictures."""
-        return torch.empty(self.places, self.tiles(x) + 1, columns, dtype=torch.bfloat16)
-
 
 KEEPING = Tiling(kernel=3, stride=1, places=16, phases=1, whole=5)
 """3x3, stride 1: the sides stay as they are."""
@@ -62,86 +58,187 @@ HALVING = Tiling(kernel=4, stride=2, places=9, phases=4, whole=4)
 """4x4, stride 2."""
 
 
-class _Planes(ctypes.Structure):
+class _Columns(ctypes.Structure):
     _fields_ = (("at", ctypes.c_void_p), ("row", ctypes.c_long))
 
 
+class _Weights(ctypes.Structure):
+    _fields_ = (
+        ("at", ctypes.c_void_p),
+        ("output", ctypes.c_long),
+        ("input", ctypes.c_long),
+        ("turned", ctypes.c_int),
+    )
+
+
 @cache
-def kernels(tiling: Tiling) -> ctypes.CDLL:
-    """The compiled kernels.
+def library(tiling: Tiling) -> ctypes.CDLL:
+    """The compiled functions.
 
     Raises:
         NotHere: this machine cannot have them.
     """
-    library = native.load(Path(__file__).with_name(tiling.name))
-    pointer, slope, size = ctypes.c_void_p, ctypes.c_float, ctypes.c_long
+    found = native.load(Path(__file__).with_name(tiling.name))
+    pointer, slope, size, threads = ctypes.c_void_p, ctypes.c_float, ctypes.c_long, ctypes.c_int
     takes = {
-        "tiles_in": [pointer, _Planes, *native.PICTURES],
-        "tiles_out": [pointer, pointer, slope, pointer, *native.PICTURES],
-        "grads_in": [pointer, pointer, slope, _Planes, *native.PICTURES],
-        "grads_out": [pointer, pointer, *native.PICTURES],
-        "kernels_in": [pointer, pointer, size, size, ctypes.c_int],
-        "kernels_back": [pointer, pointer, size, size, ctypes.c_int],
+        "tiles_in": [_Columns, _Columns, *native.PICTURES],
+        "grads_in": [_Columns, _Columns, *native.PICTURES],
+        "kernels_back": [pointer, pointer, size, size, threads],
     }
     if tiling is KEEPING:
-        takes["grads_through"] = takes["grads_in"]
+        maps = [_Columns, pointer, pointer, _Columns, slope, _Columns, size]
+        takes["convolve"] = [*maps, *native.PICTURES]
+        takes["kernels_in"] = [_Weights, pointer, *[size] * 4, threads]
+    else:
+        takes["tiles_out"] = [pointer, pointer, slope, pointer, *native.PICTURES]
+        takes["grads_out"] = [pointer, pointer, *native.PICTURES]
+        takes["kernels_in"] = [pointer, pointer, size, size, threads]
     for name, types in takes.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = types, None
-    return library
+        function = getattr(found, name)
+        function.argtypes = types
+        function.restype = ctypes.c_int if name == "convolve" else None
+    return found
 
 
-def tiles_in(tiling: Tiling, x: Maps, to: Planes, column: int) -> None:
-    """Cut `x`, into the columns from `column` on."""
-    kernels(tiling).tiles_in(x.data_ptr(), _from(to, column), *native.pictures(x))
+def empty(x: Maps, channels: int, stride: int = 1) -> Maps:
+    """Maps for as many pictures as `x`."""
+    b, _, h, w = x.shape
+    shape = (b, channels, h // stride, w // stride)
+    return torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
 
 
-def tiles_out(
-    tiling: Tiling, products: Planes, bias: Tensor | None, slope: float, out: Maps
-) -> None:
-    """Put `out` together, add the bias [c], and apply LeakyReLU."""
-    base = None if bias is None else bias.float()
-    at = None if base is None else base.data_ptr()
-    kernels(tiling).tiles_out(products.data_ptr(), at, slope, out.data_ptr(), *native.pictures(out))
+def last_inside(x: Maps) -> Maps:
+    """The same with the channels of a pixel side by side."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
-def grads_in(
-    tiling: Tiling, gradient: Maps, seen: Maps, slope: float, to: Planes, column: int
-) -> None:
-    """Backward through the `tiles_out` that made `seen`."""
-    kernels(tiling).grads_in(
-        gradient.data_ptr(), seen.data_ptr(), slope, _from(to, column), *native.pictures(seen)
-    )
+def through(gradient: Maps, out: Maps, slope: float) -> Maps:
+    """Backward through the LeakyReLU that made `out`."""
+    gradient = last_inside(gradient)
+    if slope == 1:
+        return gradient
+    back: Maps = torch.ops.aten.leaky_relu_backward(gradient, out, slope, True)
+    return back
 
 
-def grads_out(tiling: Tiling, products: Planes, out: Maps) -> None:
-    """Backward through `tiles_in`."""
-    kernels(tiling).grads_out(products.data_ptr(), out.data_ptr(), *native.pictures(out))
+# both shapes: planes for the gradient of kernels
 
 
-def grads_through(products: Planes, seen: Maps, slope: float, to: Planes, column: int) -> None:
-    """Backward through `tiles_in`, and on through the `tiles_out` that made `seen`; of 3x3 kernels."""
-    kernels(KEEPING).grads_through(
-        products.data_ptr(), seen.data_ptr(), slope, _from(to, column), *native.pictures(seen)
-    )
+def tiles_in(tiling: Tiling, x: Maps) -> Planes:
+    """Cut maps into tiles."""
+    to = _room(tiling, tiling.tiles(x), x.shape[1] * tiling.phases)
+    library(tiling).tiles_in(_columns(x), _rows(to), *native.pictures(x))
+    return to
 
 
-def kernels_in(tiling: Tiling, weight: Tensor) -> Kernels:
-    """A weight [outputs inputs kernel kernel] in the tiles' domain."""
-    outputs, inputs = weight.shape[:2]
-    out = torch.empty(tiling.places, outputs, tiling.phases * inputs, dtype=torch.bfloat16)
-    flat = weight.detach().float().contiguous()
-    threads = torch.get_num_threads()
-    kernels(tiling).kernels_in(flat.data_ptr(), out.data_ptr(), outputs, inputs, threads)
-    return out
+def grads_in(tiling: Tiling, gradient: Maps) -> Planes:
+    """Backward through the putting together of tiles."""
+    images, outputs, height, width = gradient.shape
+    to = _room(tiling, images * height * width // 4, outputs)
+    library(tiling).grads_in(_columns(gradient), _rows(to), *native.pictures(gradient))
+    return to
 
 
 def kernels_back(tiling: Tiling, gradient: Kernels, to: Tensor) -> None:
-    """Backward through `kernels_in`, added to the gradient of a weight in float32."""
+    """Backward through the transformation of kernels, added to the gradient of a weight in float32."""
     threads = torch.get_num_threads()
-    kernels(tiling).kernels_back(gradient.data_ptr(), to.data_ptr(), *to.shape[:2], threads)
+    library(tiling).kernels_back(gradient.data_ptr(), to.data_ptr(), *to.shape[:2], threads)
 
 
-def _from(planes: Planes, column: int) -> _Planes:
-    """Planes as C knows them, from a column on."""
-    return _Planes(planes.data_ptr() + planes.element_size() * column, planes.shape[2])
+# 3x3
+
+
+def room_for_kernels(inputs: int, outputs: int) -> Tensor:
+    """Room for what `kernels_in` makes, in the order in which `convolve` reads it."""
+    return torch.empty(KEEPING.places * inputs * outputs, dtype=torch.bfloat16)
+
+
+def kernels_in(weight: Tensor, to: Tensor, *, first: int = 0, back: bool = False) -> None:
+    """A weight [outputs inputs 3 3] as the inputs from `first` on of kernels.
+
+    `back`: for the gradient of the input, with taps turned and outputs for inputs.
+    """
+    flat = weight.detach().float()
+    if flat.stride()[2:] != (3, 1):
+        flat = flat.contiguous()
+    outputs, inputs = flat.shape[1::-1] if back else flat.shape[:2]
+    by_output, by_input = flat.stride()[1::-1] if back else flat.stride()[:2]
+    every = to.numel() // (KEEPING.places * outputs)
+    library(KEEPING).kernels_in(
+        _Weights(flat.data_ptr(), by_output, by_input, back),
+        to.data_ptr(),
+        outputs,
+        inputs,
+        first,
+        every,
+        torch.get_num_threads(),
+    )
+
+
+def convolve(
+    x: Maps,
+    kernels: Tensor,
+    to: Maps,
+    *,
+    bias: Tensor | None = None,
+    seen: Maps | None = None,
+    slope: float = 1.0,
+) -> None:
+    """The convolution plus a bias [c], through a LeakyReLU: by its own sign, or backward by that of `seen`.
+
+    Raises:
+        MemoryError: there is none for some tiles.
+    """
+    base = None if bias is None else bias.float()
+    failed = library(KEEPING).convolve(
+        _columns(x),
+        kernels.data_ptr(),
+        None if base is None else base.data_ptr(),
+        _Columns() if seen is None else _columns(seen),
+        slope,
+        _columns(to),
+        to.shape[1],
+        *native.pictures(x),
+    )
+    if failed:
+        raise MemoryError("no memory for the tiles of a convolution")
+
+
+# 4x4
+
+
+def halving_kernels(weight: Tensor) -> Kernels:
+    """A weight [outputs inputs 4 4] in the tiles' domain."""
+    outputs, inputs = weight.shape[:2]
+    to = torch.empty(HALVING.places, outputs, HALVING.phases * inputs, dtype=torch.bfloat16)
+    flat = weight.detach().float().contiguous()
+    threads = torch.get_num_threads()
+    library(HALVING).kernels_in(flat.data_ptr(), to.data_ptr(), outputs, inputs, threads)
+    return to
+
+
+def tiles_out(products: Planes, bias: Tensor | None, slope: float, out: Maps) -> None:
+    """Put `out` together, add the bias [c], and apply LeakyReLU."""
+    base = None if bias is None else bias.float()
+    at = None if base is None else base.data_ptr()
+    library(HALVING).tiles_out(
+        products.data_ptr(), at, slope, out.data_ptr(), *native.pictures(out)
+    )
+
+
+def grads_out(products: Planes, out: Maps) -> None:
+    """Backward through `tiles_in`."""
+    library(HALVING).grads_out(products.data_ptr(), out.data_ptr(), *native.pictures(out))
+
+
+def _room(tiling: Tiling, tiles: int, columns: int) -> Planes:
+    return torch.empty(tiling.places, tiles + 1, columns, dtype=torch.bfloat16)
+
+
+def _rows(planes: Planes) -> _Columns:
+    return _Columns(planes.data_ptr(), planes.shape[2])
+
+
+def _columns(x: Maps) -> _Columns:
+    assert x.stride(1) == 1
+    return _Columns(x.data_ptr(), x.stride(3))

@@ -20,7 +20,7 @@ static inline lanes place(const lanes *of, int at, int step) {
     return at == 1 ? of[step] : SUB(of[at * step], of[step]);
 }
 
-void tiles_in(const bf16 *from, struct planes to, struct pictures p, int threads) {
+void tiles_in(struct columns from, struct columns to, struct pictures p, int threads) {
     const long high = p.height / 4, wide = p.width / 4, tiles = tiles_of(p), c = p.channels;
     const long plane = (tiles + 1) * to.row;
 #pragma omp parallel for num_threads(threads)
@@ -31,7 +31,7 @@ void tiles_in(const bf16 *from, struct planes to, struct pictures p, int threads
                 for (int j = 0; j < 6; j++) {
                     const long y = line % high * 4 - 1 + i, x = column * 4 - 1 + j;
                     const int inside = y >= 0 && y < p.height && x >= 0 && x < p.width;
-                    pixel[i][j] = inside ? from + INDEX(p, line, y, x) * c : 0;
+                    pixel[i][j] = inside ? from.at + INDEX(p, line, y, x) * from.row : 0;
                 }
             for (long k = 0; k < c; k += LANES)
                 for (int across = 0; across < 2; across++)
@@ -79,23 +79,18 @@ void tiles_out(const bf16 *from, const float *bias, float slope, bf16 *to, struc
     }
 }
 
-/* Adjoint of tiles_out, for gradients of the pictures `seen` that it made. */
-void grads_in(const bf16 *from, const bf16 *seen, float slope, struct planes to, struct pictures p, int threads) {
+/* Adjoint of tiles_out but for its LeakyReLU. */
+void grads_in(struct columns from, struct columns to, struct pictures p, int threads) {
     const long high = p.height / 2, wide = p.width / 2, tiles = p.images * high * wide, c = p.channels;
     const long plane = (tiles + 1) * to.row;
-    const lanes slopes = _mm512_set1_ps(slope);
 #pragma omp parallel for num_threads(threads)
     for (long line = 0; line < p.images * high; line++) {
         for (long column = 0; column < wide; column++) {
-            const long pixel = (line * 2 * p.width + column * 2) * c;
+            const bf16 *pixel = from.at + (line * 2 * p.width + column * 2) * from.row;
             for (long k = 0; k < c; k += LANES) {
                 lanes g[2][2];
                 for (int i = 0; i < 2; i++)
-                    for (int j = 0; j < 2; j++) {
-                        const long at = pixel + (i * p.width + j) * c + k;
-                        g[i][j] = load(from + at);
-                        if (slope != 1) g[i][j] = leaky(g[i][j], load(seen + at), slopes);
-                    }
+                    for (int j = 0; j < 2; j++) g[i][j] = load(pixel + (i * p.width + j) * from.row + k);
                 bf16 *at = to.at + (line * wide + column) * to.row + k;
                 for (int i = 0; i < 3; i++, at += 3 * plane) {
                     const lanes left = i == 1 ? ADD(g[0][0], g[1][0]) : g[i / 2][0];
@@ -180,7 +175,7 @@ void kernels_in(const float *weight, bf16 *to, long outputs, long inputs, int th
         }
 }
 
-/* Adjoint of kernels_in, added to gradients in float32. */
+/* Adjoint of kernels_in, added to gradients [outputs][inputs][16] in float32. */
 void kernels_back(const bf16 *from, float *gradient, long outputs, long inputs, int threads) {
     const long plane = outputs * 4 * inputs;
 #pragma omp parallel for num_threads(threads)
