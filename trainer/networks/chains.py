@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainer.networks import planes
-from trainer.networks.planes import HALVING, KEEPING, Tiling
+from trainer.networks.planes import HALVING
 
 
 class Chain(torch.autograd.Function):
@@ -76,7 +76,8 @@ class Chain(torch.autograd.Function):
             back(0, to_x, 0)
         if not any(ctx.needs_input_grad[2:]):
             return to_x, None, *[None] * (2 * count)
-        whole, bias = _of_kernels(KEEPING, maps, grads)
+        of_eight = [read for read, weight in zip(reads, weights, strict=True) for _ in weight[::8]]
+        whole, bias = planes.kernels_of(maps, grads, of_eight)
         each = [whole[ends[i] : ends[i + 1], : reads[i]] for i in range(count)]
         biases = [bias[ends[i] : ends[i + 1]] if ctx.biased[i] else None for i in range(count)]
         return to_x, None, *each, *biases
@@ -98,8 +99,8 @@ class Halved(torch.autograd.Function):
         kernels = kept(weight, "halving", lambda: planes.halving_kernels(weight))
         out = planes.empty(x, len(weight), HALVING.stride)
         for some in HALVING.few_at_once(x):
-            products = torch.bmm(planes.tiles_in(HALVING, x[some]), kernels.mT)
-            planes.tiles_out(products, bias, slope, out[some])
+            products = torch.bmm(planes.halving_tiles_in(x[some]), kernels.mT)
+            planes.halving_tiles_out(products, bias, slope, out[some])
         ctx.save_for_backward(x, out, kernels)
         ctx.slope, ctx.biased = slope, bias is not None
         return out
@@ -117,25 +118,14 @@ class Halved(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_x = torch.empty_like(x)
             for some in HALVING.few_at_once(x):
-                products = torch.bmm(planes.grads_in(HALVING, grads[some]), kernels)
-                planes.grads_out(products, to_x[some])
+                products = torch.bmm(planes.halving_grads_in(grads[some]), kernels)
+                planes.halving_grads_out(products, to_x[some])
         if not any(ctx.needs_input_grad[2:]):
             return to_x, None, None, None
-        weight, bias = _of_kernels(HALVING, x, grads)
+        weight, bias = torch.zeros(len(grads[0]), len(x[0]), 4, 4), torch.zeros(len(grads[0]))
+        for some in HALVING.few_at_once(x):
+            planes.add_halving_kernels_of(x[some], grads[some], weight, bias)
         return to_x, None, weight, bias if ctx.biased else None
-
-
-def _of_kernels(tiling: Tiling, maps: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the weight of a convolution from all maps to all that have gradients, and of its bias."""
-    sides = (tiling.kernel, tiling.kernel)
-    weight = torch.zeros(grads.shape[1], maps.shape[1], *sides)
-    bias = torch.zeros(grads.shape[1])
-    for some in tiling.few_at_once(maps):
-        cut = planes.grads_in(tiling, grads[some])
-        products = torch.bmm(cut.mT, planes.tiles_in(tiling, maps[some]))
-        planes.kernels_back(tiling, products, weight)
-        bias += cut[tiling.whole].sum(0, dtype=torch.float32)
-    return weight, bias
 
 
 def _kernels(weights: Sequence[Tensor], *, back: bool = False) -> Tensor:

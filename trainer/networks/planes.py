@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -80,12 +80,14 @@ def library(tiling: Tiling) -> ctypes.CDLL:
     """
     found = native.load(Path(__file__).with_name(tiling.name))
     pointer, slope, size, threads = ctypes.c_void_p, ctypes.c_float, ctypes.c_long, ctypes.c_int
+    planes = pointer if tiling is KEEPING else _Columns
     takes = {
-        "tiles_in": [_Columns, _Columns, *native.PICTURES],
-        "grads_in": [_Columns, _Columns, *native.PICTURES],
+        "tiles_in": [_Columns, planes, *native.PICTURES],
+        "grads_in": [_Columns, planes, *native.PICTURES],
         "kernels_back": [pointer, pointer, size, size, threads],
     }
     if tiling is KEEPING:
+        takes["kernels_of"] = [pointer, pointer, size, pointer, size, size, pointer, threads]
         maps = [_Columns, pointer, pointer, _Columns, slope, _Columns, size]
         takes["convolve"] = [*maps, *native.PICTURES]
         takes["kernels_in"] = [_Weights, pointer, *[size] * 4, threads]
@@ -121,31 +123,39 @@ def through(gradient: Maps, out: Maps, slope: float) -> Maps:
     return back
 
 
-# both shapes: planes for the gradient of kernels
-
-
-def tiles_in(tiling: Tiling, x: Maps) -> Planes:
-    """Cut maps into tiles."""
-    to = _room(tiling, tiling.tiles(x), x.shape[1] * tiling.phases)
-    library(tiling).tiles_in(_columns(x), _rows(to), *native.pictures(x))
-    return to
-
-
-def grads_in(tiling: Tiling, gradient: Maps) -> Planes:
-    """Backward through the putting together of tiles."""
-    images, outputs, height, width = gradient.shape
-    to = _room(tiling, images * height * width // 4, outputs)
-    library(tiling).grads_in(_columns(gradient), _rows(to), *native.pictures(gradient))
-    return to
-
-
-def kernels_back(tiling: Tiling, gradient: Kernels, to: Tensor) -> None:
-    """Backward through the transformation of kernels, added to the gradient of a weight in float32."""
-    threads = torch.get_num_threads()
-    library(tiling).kernels_back(gradient.data_ptr(), to.data_ptr(), *to.shape[:2], threads)
-
-
 # 3x3
+
+
+def kernels_of(maps: Maps, grads: Maps, reads: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Gradients of the weight of a convolution of `maps`, [outputs inputs 3 3], and of its bias.
+
+    Of each eight outputs only the inputs that they read are looked at; the others' gradients are zero.
+    """
+    (outputs, inputs), c, threads = (
+        (grads.shape[1], maps.shape[1]),
+        library(KEEPING),
+        torch.get_num_threads(),
+    )
+    pairs = max(KEEPING.tiles(maps[some]) + 1 for some in KEEPING.few_at_once(maps)) // 2
+    cut = torch.empty(KEEPING.places, pairs, inputs, 2, dtype=torch.bfloat16)
+    spread = torch.empty(KEEPING.places, pairs, outputs, 2, dtype=torch.bfloat16)
+    sums, bias = torch.zeros(KEEPING.places, outputs, inputs), torch.zeros(outputs)
+    wanted = (ctypes.c_long * len(reads))(*reads)
+    for some in KEEPING.few_at_once(maps):
+        x, g = maps[some], grads[some]
+        pairs = (KEEPING.tiles(x) + 1) // 2
+        c.tiles_in(_columns(x), cut.data_ptr(), *native.pictures(x))
+        c.grads_in(_columns(g), spread.data_ptr(), *native.pictures(g))
+        given = spread.data_ptr(), cut.data_ptr(), pairs, sums.data_ptr()
+        c.kernels_of(*given, outputs, inputs, wanted, threads)
+        planes = spread.view(-1)[: KEEPING.places * pairs * outputs * 2].view(
+            KEEPING.places, pairs, -1
+        )
+        whole = planes[KEEPING.whole].sum(0, dtype=torch.float32)
+        bias += whole.view(outputs, 2).sum(1)
+    weight = torch.zeros(outputs, inputs, 3, 3)
+    c.kernels_back(sums.data_ptr(), weight.data_ptr(), outputs, inputs, threads)
+    return weight, bias
 
 
 def room_for_kernels(inputs: int, outputs: int) -> Tensor:
@@ -217,7 +227,31 @@ def halving_kernels(weight: Tensor) -> Kernels:
     return to
 
 
-def tiles_out(products: Planes, bias: Tensor | None, slope: float, out: Maps) -> None:
+def add_halving_kernels_of(maps: Maps, grads: Maps, to: Tensor, bias: Tensor) -> None:
+    """Gradients of the weight [outputs inputs 4 4] and of the bias, added."""
+    cut = halving_grads_in(grads)
+    products = torch.bmm(cut.mT, halving_tiles_in(maps))
+    threads = torch.get_num_threads()
+    library(HALVING).kernels_back(products.data_ptr(), to.data_ptr(), *to.shape[:2], threads)
+    bias += cut[HALVING.whole].sum(0, dtype=torch.float32)
+
+
+def halving_tiles_in(x: Maps) -> Planes:
+    """Cut maps into tiles."""
+    to = _room(HALVING.tiles(x), x.shape[1] * HALVING.phases)
+    library(HALVING).tiles_in(_columns(x), _rows(to), *native.pictures(x))
+    return to
+
+
+def halving_grads_in(gradient: Maps) -> Planes:
+    """Backward through the putting together of tiles."""
+    images, outputs, height, width = gradient.shape
+    to = _room(images * height * width // 4, outputs)
+    library(HALVING).grads_in(_columns(gradient), _rows(to), *native.pictures(gradient))
+    return to
+
+
+def halving_tiles_out(products: Planes, bias: Tensor | None, slope: float, out: Maps) -> None:
     """Put `out` together, add the bias [c], and apply LeakyReLU."""
     base = None if bias is None else bias.float()
     at = None if base is None else base.data_ptr()
@@ -226,13 +260,13 @@ def tiles_out(products: Planes, bias: Tensor | None, slope: float, out: Maps) ->
     )
 
 
-def grads_out(products: Planes, out: Maps) -> None:
-    """Backward through `tiles_in`."""
+def halving_grads_out(products: Planes, out: Maps) -> None:
+    """Backward through `halving_tiles_in`."""
     library(HALVING).grads_out(products.data_ptr(), out.data_ptr(), *native.pictures(out))
 
 
-def _room(tiling: Tiling, tiles: int, columns: int) -> Planes:
-    return torch.empty(tiling.places, tiles + 1, columns, dtype=torch.bfloat16)
+def _room(tiles: int, columns: int) -> Planes:
+    return torch.empty(HALVING.places, tiles + 1, columns, dtype=torch.bfloat16)
 
 
 def _rows(planes: Planes) -> _Columns:

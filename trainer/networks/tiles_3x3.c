@@ -13,7 +13,8 @@
 
    `convolve` does all of it for some tiles at a time, whose planes stay in the cache. The gradient of the input is
    such a convolution, too: of the output's gradient, with kernels turned by 180 degrees, inputs for outputs. That
-   of the kernels is a product over all tiles, for which `tiles_in` and `grads_in` (the adjoint of At) write planes.
+   of the kernels is a product over all tiles (`kernels_of`), for which `tiles_in` and `grads_in` (the adjoint of At)
+   write planes.
 
    Sides of pictures are even. Sums are in float32; what a product reads is bf16. */
 
@@ -34,34 +35,66 @@ static inline long pixel_of(long tile, struct pictures p) {
     return tile / wide * 2 * p.width + tile % wide * 2;
 }
 
-/* Bt d B of a tile, into places at a distance. */
-static inline void cut(struct columns from, long tile, bf16 *to, long distance, struct pictures p) {
-    const long high = p.height / 2, wide = p.width / 2, line = tile / wide, column = tile % wide;
+/* The 4x4 pixels that a tile needs; none where they lie outside. */
+struct window {
     const bf16 *pixel[4][4];
+};
+
+static inline struct window window_of(struct columns from, long tile, struct pictures p) {
+    const long high = p.height / 2, wide = p.width / 2, line = tile / wide, column = tile % wide;
+    struct window found;
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < 4; j++) {
             const long y = line % high * 2 - 1 + i, x = column * 2 - 1 + j;
             const int inside = y >= 0 && y < p.height && x >= 0 && x < p.width;
-            pixel[i][j] = inside ? from.at + ((line / high * p.height + y) * p.width + x) * from.row : 0;
+            found.pixel[i][j] = inside ? from.at + ((line / high * p.height + y) * p.width + x) * from.row : 0;
         }
-    for (long k = 0; k < p.channels; k += LANES) {
-        lanes d[4][4];
-        for (int i = 0; i < 4; i++) {
-            lanes r[4];
-            for (int j = 0; j < 4; j++) r[j] = pixel[i][j] ? load(pixel[i][j] + k) : ZERO;
-            d[i][0] = SUB(r[0], r[2]);
-            d[i][1] = ADD(r[1], r[2]);
-            d[i][2] = SUB(r[2], r[1]);
-            d[i][3] = SUB(r[1], r[3]);
-        }
-        bf16 *at = to + k;
-        for (int j = 0; j < 4; j++, at += distance) {
-            store(at, SUB(d[0][j], d[2][j]));
-            store(at + 4 * distance, ADD(d[1][j], d[2][j]));
-            store(at + 8 * distance, SUB(d[2][j], d[1][j]));
-            store(at + 12 * distance, SUB(d[1][j], d[3][j]));
-        }
+    return found;
+}
+
+/* Bt d B of some channels. */
+static inline void cut(const struct window *w, long k, lanes places[16]) {
+    lanes d[4][4];
+    for (int i = 0; i < 4; i++) {
+        lanes r[4];
+        for (int j = 0; j < 4; j++) r[j] = w->pixel[i][j] ? load(w->pixel[i][j] + k) : ZERO;
+        d[i][0] = SUB(r[0], r[2]);
+        d[i][1] = ADD(r[1], r[2]);
+        d[i][2] = SUB(r[2], r[1]);
+        d[i][3] = SUB(r[1], r[3]);
     }
+    for (int j = 0; j < 4; j++) {
+        places[j] = SUB(d[0][j], d[2][j]);
+        places[4 + j] = ADD(d[1][j], d[2][j]);
+        places[8 + j] = SUB(d[2][j], d[1][j]);
+        places[12 + j] = SUB(d[1][j], d[3][j]);
+    }
+}
+
+/* A g At of some channels; of nothing where there is no tile. */
+static inline void spread(const bf16 *upper, long below, long next, lanes places[16]) {
+    for (int j = 0; j < 2; j++) {
+        const lanes g0 = upper ? load(upper + j * next) : ZERO, g1 = upper ? load(upper + below + j * next) : ZERO;
+        places[j] = g0;
+        places[4 + j] = ADD(g0, g1);
+        places[8 + j] = SUB(g0, g1);
+        places[12 + j] = SUB(ZERO, g1);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        const lanes left = places[i], right = places[i + 1];
+        places[i + 1] = ADD(left, right);
+        places[i + 2] = SUB(left, right);
+        places[i + 3] = SUB(ZERO, right);
+    }
+}
+
+static const uint16_t IN_TURNS[2 * LANES] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+
+/* The values of two, in turns. */
+static inline void store_pairs(bf16 *to, lanes first, lanes second) {
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_loadu_si512(IN_TURNS), both));
 }
 
 /* rows x 16 wide products of a [rows][k] and b [wide][k / 2][16][2]. */
@@ -141,7 +174,14 @@ int convolve(struct columns from, const bf16 *kernels, const float *bias, struct
             if (failed) continue;
             const long count = tiles - first < most ? tiles - first : most;
             const long rows = (count + ROWS - 1) / ROWS * ROWS; /* the last ones are never looked at */
-            for (long t = 0; t < count; t++) cut(from, first + t, planes + t * k, in, p);
+            for (long t = 0; t < count; t++) {
+                const struct window w = window_of(from, first + t, p);
+                for (long i = 0; i < k; i += LANES) {
+                    lanes places[16];
+                    cut(&w, i, places);
+                    for (int place = 0; place < 16; place++) store(planes + place * in + t * k + i, places[place]);
+                }
+            }
             for (int place = 0; place < 16; place++)
                 product(planes + place * in, kernels + place * k * outputs, sums + place * out, rows, k, outputs);
             for (long t = 0; t < count; t++)
@@ -153,39 +193,77 @@ int convolve(struct columns from, const bf16 *kernels, const float *bias, struct
     return failed;
 }
 
-/* Planes of Bt d B: [16][tiles + 1][row]. */
-void tiles_in(struct columns from, struct columns to, struct pictures p, int threads) {
-    const long tiles = tiles_of(p);
+/* Planes of Bt d B, two tiles side by side: [16][(tiles + 1) / 2][channels][2]. */
+void tiles_in(struct columns from, bf16 *to, struct pictures p, int threads) {
+    const long tiles = tiles_of(p), twos = (tiles + 1) / 2, row = 2 * p.channels;
 #pragma omp parallel for num_threads(threads)
-    for (long tile = 0; tile < tiles; tile++) cut(from, tile, to.at + tile * to.row, (tiles + 1) * to.row, p);
-    end_with_zeros(to, 16, tiles, p.channels);
+    for (long two = 0; two < twos; two++) {
+        struct window one = window_of(from, 2 * two, p), other = {0};
+        if (2 * two + 1 < tiles) other = window_of(from, 2 * two + 1, p);
+        for (long k = 0; k < p.channels; k += LANES) {
+            lanes first[16], second[16];
+            cut(&one, k, first);
+            cut(&other, k, second);
+            for (int place = 0; place < 16; place++)
+                store_pairs(to + (place * twos + two) * row + 2 * k, first[place], second[place]);
+        }
+    }
 }
 
-/* Planes of A g At. */
-void grads_in(struct columns from, struct columns to, struct pictures p, int threads) {
-    const long tiles = tiles_of(p), plane = (tiles + 1) * to.row;
+/* Planes of A g At, likewise. */
+void grads_in(struct columns from, bf16 *to, struct pictures p, int threads) {
+    const long tiles = tiles_of(p), twos = (tiles + 1) / 2, row = 2 * p.channels;
 #pragma omp parallel for num_threads(threads)
-    for (long tile = 0; tile < tiles; tile++) {
-        const bf16 *upper = from.at + pixel_of(tile, p) * from.row, *lower = upper + p.width * from.row;
+    for (long two = 0; two < twos; two++) {
+        const bf16 *one = from.at + pixel_of(2 * two, p) * from.row;
+        const bf16 *other = 2 * two + 1 < tiles ? from.at + pixel_of(2 * two + 1, p) * from.row : 0;
         for (long k = 0; k < p.channels; k += LANES) {
-            lanes m[4][2];
-            for (int j = 0; j < 2; j++) {
-                const lanes g0 = load(upper + j * from.row + k), g1 = load(lower + j * from.row + k);
-                m[0][j] = g0;
-                m[1][j] = ADD(g0, g1);
-                m[2][j] = SUB(g0, g1);
-                m[3][j] = SUB(ZERO, g1);
-            }
-            bf16 *at = to.at + tile * to.row + k;
-            for (int i = 0; i < 4; i++, at += 4 * plane) {
-                store(at, m[i][0]);
-                store(at + plane, ADD(m[i][0], m[i][1]));
-                store(at + 2 * plane, SUB(m[i][0], m[i][1]));
-                store(at + 3 * plane, SUB(ZERO, m[i][1]));
+            lanes first[16], second[16];
+            spread(one + k, p.width * from.row, from.row, first);
+            spread(other ? other + k : 0, p.width * from.row, from.row, second);
+            for (int place = 0; place < 16; place++)
+                store_pairs(to + (place * twos + two) * row + 2 * k, first[place], second[place]);
+        }
+    }
+}
+
+/* Adds rows x 16 wide sums over all tiles of products of a gradient and a map. */
+static inline __attribute__((always_inline)) void sums_of(const bf16 *grads, long grads_row, const bf16 *maps, long maps_row,
+                                                          long twos, float *to, long n, const int rows, const int wide) {
+    lanes sum[8][2];
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < wide; j++) sum[i][j] = _mm512_loadu_ps(to + i * n + LANES * j);
+    for (long two = 0; two < twos; two++, grads += grads_row, maps += maps_row) {
+        pairs right[2];
+        for (int j = 0; j < wide; j++) right[j] = (pairs)_mm512_loadu_si512(maps + 2 * LANES * j);
+        for (int i = 0; i < rows; i++) {
+            int both;
+            memcpy(&both, grads + 2 * i, sizeof both);
+            const pairs left = (pairs)_mm512_set1_epi32(both);
+            for (int j = 0; j < wide; j++) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], left, right[j]);
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < wide; j++) _mm512_storeu_ps(to + i * n + LANES * j, sum[i][j]);
+}
+
+/* Adds to the gradients of kernels [16][outputs][inputs] those of some tiles; of each eight outputs only the first of the
+   inputs are read, as `reads` says. */
+void kernels_of(const bf16 *grads, const bf16 *maps, long twos, float *to, long outputs, long inputs, const long *reads,
+                int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long place = 0; place < 16; place++) {
+        const bf16 *left = grads + place * twos * 2 * outputs, *right = maps + place * twos * 2 * inputs;
+        for (long output = 0; output < outputs; output += 8) {
+            float *at = to + (place * outputs + output) * inputs;
+            for (long input = 0, wide; input < reads[output / 8]; input += LANES * wide) {
+                wide = reads[output / 8] - input >= 2 * LANES ? 2 : 1;
+                const bf16 *these = right + 2 * input;
+                if (wide == 2) sums_of(left + 2 * output, 2 * outputs, these, 2 * inputs, twos, at + input, inputs, 8, 2);
+                else sums_of(left + 2 * output, 2 * outputs, these, 2 * inputs, twos, at + input, inputs, 8, 1);
             }
         }
     }
-    end_with_zeros(to, 16, tiles, p.channels);
 }
 
 /* Where the 3x3 taps of an output and an input are, and whether to turn them by 180 degrees. */
@@ -199,9 +277,6 @@ struct weights {
    `first` on, of `all`. */
 void kernels_in(struct weights from, bf16 *to, long outputs, long inputs, long first, long all, int threads) {
     const lanes half = _mm512_set1_ps(0.5f);
-    short order[32];
-    for (int i = 0; i < 32; i++) order[i] = i / 2 + i % 2 * 16;
-    const __m512i side_by_side = _mm512_loadu_si512(order);
 #pragma omp parallel for num_threads(threads)
     for (long output = 0; output < outputs; output += LANES)
         for (long input = 0; input < inputs; input += 2) {
@@ -230,28 +305,27 @@ void kernels_in(struct weights from, bf16 *to, long outputs, long inputs, long f
                 }
             }
             for (int place = 0; place < 16; place++) {
-                const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(made[1][place], made[0][place]);
                 bf16 *at = to + (place * outputs + output) * all + (first + input) * LANES;
-                _mm512_storeu_si512(at, _mm512_permutexvar_epi16(side_by_side, both));
+                store_pairs(at, made[0][place], made[1][place]);
             }
         }
 }
 
 /* Adjoint of G g Gt, of planes [16][outputs][inputs], added to gradients [outputs][inputs][9] in float32. */
-void kernels_back(const bf16 *from, float *gradient, long outputs, long inputs, int threads) {
+void kernels_back(const float *from, float *gradient, long outputs, long inputs, int threads) {
     const long plane = outputs * inputs;
     const lanes half = _mm512_set1_ps(0.5f);
 #pragma omp parallel for num_threads(threads)
     for (long first = 0; first < plane; first += LANES) {
         float g[9][LANES];
         lanes r[3][4];
-        const bf16 *at = from + first;
+        const float *at = from + first;
         for (int j = 0; j < 4; j++, at += plane) {
-            const lanes m1 = load(at + 4 * plane), m2 = load(at + 8 * plane);
+            const lanes m1 = _mm512_loadu_ps(at + 4 * plane), m2 = _mm512_loadu_ps(at + 8 * plane);
             const lanes sum = _mm512_mul_ps(half, ADD(m1, m2));
-            r[0][j] = ADD(load(at), sum);
+            r[0][j] = ADD(_mm512_loadu_ps(at), sum);
             r[1][j] = _mm512_mul_ps(half, SUB(m1, m2));
-            r[2][j] = ADD(load(at + 12 * plane), sum);
+            r[2][j] = ADD(_mm512_loadu_ps(at + 12 * plane), sum);
         }
         for (int i = 0; i < 3; i++) {
             const lanes sum = _mm512_mul_ps(half, ADD(r[i][1], r[i][2]));
