@@ -167,7 +167,8 @@ def test_only_what_gains_is_winograds():
         assert fits(x, [weight], HALVING)
         assert not fits(x[..., :18], [weight], HALVING)
         assert not fits(x[:, :40], [weight[:, :40]])
-        assert not fits(x[:, :32], [weight[:, :32]])
+        assert fits(x[:, :32], [weight[:32, :32]])
+        assert not fits(x[:, :16], [weight[:32, :16]])
 
 
 @needs_kernels

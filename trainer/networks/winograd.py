@@ -18,7 +18,7 @@ from trainer.networks.chains import Chain, Halved
 from trainer.networks.planes import HALVING, KEEPING, Tiling
 
 Maps = Float[Tensor, "b c h w"]
-_LEAST_WORK = 48 * 64
+_LEAST_WORK = 32 * 32
 """Inputs times outputs from which on the products saved are more than what the tiles cost."""
 
 
