@@ -1,4 +1,4 @@
-"""Winograd convolutions with their gradients: a chain of 3x3 ones, and one of 4x4 that halves.
+"""A chain of 3x3 Winograd convolutions, with its gradients.
 
 A *chain* is one convolution, or a dense block: several, each of which reads what all before it read and made. All
 maps of a chain lie side by side, so that a convolution reads a part of each pixel; its gradients, likewise.
@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainer.networks import planes
-from trainer.networks.planes import HALVING
 
 
 class Chain(torch.autograd.Function):
@@ -81,51 +80,6 @@ class Chain(torch.autograd.Function):
         each = [whole[ends[i] : ends[i + 1], : reads[i]] for i in range(count)]
         biases = [bias[ends[i] : ends[i + 1]] if ctx.biased[i] else None for i in range(count)]
         return to_x, None, *each, *biases
-
-
-class Halved(torch.autograd.Function):
-    """A weight [outputs inputs 4 4] of stride 2, a bias [outputs] or None, and a LeakyReLU."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401  as torch has it
-        x: Tensor,
-        slope: float,
-        weight: Tensor,
-        bias: Tensor | None,
-    ) -> Tensor:
-        """The maps are kept, and the kernels in the tiles' domain."""
-        x = planes.last_inside(x)
-        kernels = kept(weight, "halving", lambda: planes.halving_kernels(weight))
-        out = planes.empty(x, len(weight), HALVING.stride)
-        for some in HALVING.few_at_once(x):
-            products = torch.bmm(planes.halving_tiles_in(x[some]), kernels.mT)
-            planes.halving_tiles_out(products, bias, slope, out[some])
-        ctx.save_for_backward(x, out, kernels)
-        ctx.slope, ctx.biased = slope, bias is not None
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any,  # noqa: ANN401  as torch has it
-        *gradients: Tensor,
-    ) -> tuple[Tensor | None, ...]:
-        """Through the adjoints of all steps."""
-        x, out, kernels = ctx.saved_tensors
-        grads = planes.through(gradients[0], out, ctx.slope)
-        to_x = None
-        if ctx.needs_input_grad[0]:
-            to_x = torch.empty_like(x)
-            for some in HALVING.few_at_once(x):
-                products = torch.bmm(planes.halving_grads_in(grads[some]), kernels)
-                planes.halving_grads_out(products, to_x[some])
-        if not any(ctx.needs_input_grad[2:]):
-            return to_x, None, None, None
-        weight, bias = torch.zeros(len(grads[0]), len(x[0]), 4, 4), torch.zeros(len(grads[0]))
-        for some in HALVING.few_at_once(x):
-            planes.add_halving_kernels_of(x[some], grads[some], weight, bias)
-        return to_x, None, weight, bias if ctx.biased else None
 
 
 def _kernels(weights: Sequence[Tensor], *, back: bool = False) -> Tensor:

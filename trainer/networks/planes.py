@@ -1,4 +1,4 @@
-"""Winograd's algorithm in C for bf16 maps on a CPU, function by function (`tiles_3x3.c` and `tiles_4x4.c` say how)."""
+"""Winograd's algorithm in C for bf16 maps on a CPU: its two shapes, and the functions for 3x3 (`tiles_3x3.c`)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ HALVING = Tiling(kernel=4, stride=2, places=9, phases=4, whole=4)
 """4x4, stride 2."""
 
 
-class _Columns(ctypes.Structure):
+class Columns(ctypes.Structure):
+    """Some columns of a matrix: where the first of the first row is, and how many a row has."""
+
     _fields_ = (("at", ctypes.c_void_p), ("row", ctypes.c_long))
 
 
@@ -80,15 +82,15 @@ def library(tiling: Tiling) -> ctypes.CDLL:
     """
     found = native.load(Path(__file__).with_name(tiling.name))
     pointer, slope, size, threads = ctypes.c_void_p, ctypes.c_float, ctypes.c_long, ctypes.c_int
-    planes = pointer if tiling is KEEPING else _Columns
+    planes = pointer if tiling is KEEPING else Columns
     takes = {
-        "tiles_in": [_Columns, planes, *native.PICTURES],
-        "grads_in": [_Columns, planes, *native.PICTURES],
+        "tiles_in": [Columns, planes, *native.PICTURES],
+        "grads_in": [Columns, planes, *native.PICTURES],
         "kernels_back": [pointer, pointer, size, size, threads],
     }
     if tiling is KEEPING:
         takes["kernels_of"] = [pointer, pointer, size, pointer, size, size, pointer, threads]
-        maps = [_Columns, pointer, pointer, _Columns, slope, _Columns, size]
+        maps = [Columns, pointer, pointer, Columns, slope, Columns, size]
         takes["convolve"] = [*maps, *native.PICTURES]
         takes["kernels_in"] = [_Weights, pointer, *[size] * 4, threads]
     else:
@@ -123,9 +125,6 @@ def through(gradient: Maps, out: Maps, slope: float) -> Maps:
     return back
 
 
-# 3x3
-
-
 def kernels_of(maps: Maps, grads: Maps, reads: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Gradients of the weight of a convolution of `maps`, [outputs inputs 3 3], and of its bias.
 
@@ -144,8 +143,8 @@ def kernels_of(maps: Maps, grads: Maps, reads: Sequence[int]) -> tuple[Tensor, T
     for some in KEEPING.few_at_once(maps):
         x, g = maps[some], grads[some]
         pairs = (KEEPING.tiles(x) + 1) // 2
-        c.tiles_in(_columns(x), cut.data_ptr(), *native.pictures(x))
-        c.grads_in(_columns(g), spread.data_ptr(), *native.pictures(g))
+        c.tiles_in(columns(x), cut.data_ptr(), *native.pictures(x))
+        c.grads_in(columns(g), spread.data_ptr(), *native.pictures(g))
         given = spread.data_ptr(), cut.data_ptr(), pairs, sums.data_ptr()
         c.kernels_of(*given, outputs, inputs, wanted, threads)
         planes = spread.view(-1)[: KEEPING.places * pairs * outputs * 2].view(
@@ -201,12 +200,12 @@ def convolve(
     """
     base = None if bias is None else bias.float()
     failed = library(KEEPING).convolve(
-        _columns(x),
+        columns(x),
         kernels.data_ptr(),
         None if base is None else base.data_ptr(),
-        _Columns() if seen is None else _columns(seen),
+        Columns() if seen is None else columns(seen),
         slope,
-        _columns(to),
+        columns(to),
         to.shape[1],
         *native.pictures(x),
     )
@@ -214,65 +213,7 @@ def convolve(
         raise MemoryError("no memory for the tiles of a convolution")
 
 
-# 4x4
-
-
-def halving_kernels(weight: Tensor) -> Kernels:
-    """A weight [outputs inputs 4 4] in the tiles' domain."""
-    outputs, inputs = weight.shape[:2]
-    to = torch.empty(HALVING.places, outputs, HALVING.phases * inputs, dtype=torch.bfloat16)
-    flat = weight.detach().float().contiguous()
-    threads = torch.get_num_threads()
-    library(HALVING).kernels_in(flat.data_ptr(), to.data_ptr(), outputs, inputs, threads)
-    return to
-
-
-def add_halving_kernels_of(maps: Maps, grads: Maps, to: Tensor, bias: Tensor) -> None:
-    """Gradients of the weight [outputs inputs 4 4] and of the bias, added."""
-    cut = halving_grads_in(grads)
-    products = torch.bmm(cut.mT, halving_tiles_in(maps))
-    threads = torch.get_num_threads()
-    library(HALVING).kernels_back(products.data_ptr(), to.data_ptr(), *to.shape[:2], threads)
-    bias += cut[HALVING.whole].sum(0, dtype=torch.float32)
-
-
-def halving_tiles_in(x: Maps) -> Planes:
-    """Cut maps into tiles."""
-    to = _room(HALVING.tiles(x), x.shape[1] * HALVING.phases)
-    library(HALVING).tiles_in(_columns(x), _rows(to), *native.pictures(x))
-    return to
-
-
-def halving_grads_in(gradient: Maps) -> Planes:
-    """Backward through the putting together of tiles."""
-    images, outputs, height, width = gradient.shape
-    to = _room(images * height * width // 4, outputs)
-    library(HALVING).grads_in(_columns(gradient), _rows(to), *native.pictures(gradient))
-    return to
-
-
-def halving_tiles_out(products: Planes, bias: Tensor | None, slope: float, out: Maps) -> None:
-    """Put `out` together, add the bias [c], and apply LeakyReLU."""
-    base = None if bias is None else bias.float()
-    at = None if base is None else base.data_ptr()
-    library(HALVING).tiles_out(
-        products.data_ptr(), at, slope, out.data_ptr(), *native.pictures(out)
-    )
-
-
-def halving_grads_out(products: Planes, out: Maps) -> None:
-    """Backward through `halving_tiles_in`."""
-    library(HALVING).grads_out(products.data_ptr(), out.data_ptr(), *native.pictures(out))
-
-
-def _room(tiles: int, columns: int) -> Planes:
-    return torch.empty(HALVING.places, tiles + 1, columns, dtype=torch.bfloat16)
-
-
-def _rows(planes: Planes) -> _Columns:
-    return _Columns(planes.data_ptr(), planes.shape[2])
-
-
-def _columns(x: Maps) -> _Columns:
+def columns(x: Maps) -> Columns:
+    """The channels of maps, as C knows them."""
     assert x.stride(1) == 1
-    return _Columns(x.data_ptr(), x.stride(3))
+    return Columns(x.data_ptr(), x.stride(3))

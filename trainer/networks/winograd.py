@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.networks.chains import Chain, Halved
+from trainer.networks.chains import Chain
+from trainer.networks.halving import Halved
 from trainer.networks.planes import HALVING, KEEPING, Tiling
 
 Maps = Float[Tensor, "b c h w"]
