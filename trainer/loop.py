@@ -49,9 +49,10 @@ def train_stage(job: Job) -> TrainState:
     while not _train_on(job, state, guard, keeper):
         guard.check_rollback(state, run=job.run)
         reached, rollbacks = state.patches_seen + state.passed_over, state.rollbacks + 1
+        speed = state.speed
         del state  # two of them may not fit
         torch.cuda.empty_cache()  # nor a cache of patches beside memory that torch keeps
-        state = begin_again(job, suspect=guard.suspect, reached=reached)
+        state = begin_again(job, suspect=guard.suspect, reached=reached, speed=speed)
         guard.suspect, state.rollbacks = state.patches_seen, rollbacks
         job.warn(
             f"{job.run}: rolled back to {state.patches_seen:,} patches of stage {job.stage}"

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +27,7 @@ from shards import files
 from shards.errors import UsrganError, WriteFailed
 from trainer.home import kept
 
+Backward = TypeVar("Backward", bound=Callable[..., Any])
 _FLAGS = ("-O3", "-fPIC", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16")
 
 
@@ -41,6 +45,21 @@ def pictures(x: Tensor) -> tuple[Pictures, int]:
     """The last arguments for maps [b c h w] with the channels of a pixel side by side."""
     b, c, h, w = x.shape
     return Pictures(b, h, w, c), torch.get_num_threads()
+
+
+def once_differentiable(backward: Backward) -> Backward:
+    """For gradients by hand: refuse to be differentiated again.
+
+    torch's own returns a constant instead, where the incoming gradient is one, and a penalty would be lost.
+    """
+
+    @functools.wraps(backward)
+    def once(*arguments: Any) -> Any:  # noqa: ANN401  as torch has it
+        if torch.is_grad_enabled():  # as `create_graph` has it
+            raise NotImplementedError("kernels of C can be differentiated once only")
+        return backward(*arguments)
+
+    return once  # type: ignore[return-value]  # of the same signature
 
 
 class NotHere(UsrganError):

@@ -48,7 +48,9 @@ def begin(job: Job) -> TrainState:
     return state
 
 
-def begin_again(job: Job, *, suspect: int | None, reached: int) -> TrainState:
+def begin_again(
+    job: Job, *, suspect: int | None, reached: int, speed: dict[str, str]
+) -> TrainState:
     """The last good checkpoint, or a fresh state, with the order going on at `reached` patches."""
     state = _fresh(job)
     if job.ranks.first:
@@ -57,6 +59,7 @@ def begin_again(job: Job, *, suspect: int | None, reached: int) -> TrainState:
             tensors, position = saved
             restore(state, tensors)
             _place(state, position)
+        state.speed = speed
         forget_after(job.run, job.stage, state.patches_seen)
     _share(job, state)
     state.passed_over = reached - state.patches_seen
@@ -98,7 +101,8 @@ def _place(state: TrainState, position: Position) -> None:
 def _share(job: Job, state: TrainState) -> None:
     """Give every rank what rank 0 has, and bring the run folder to where the state stands."""
     if job.ranks.first:
-        settled = settle(job.config, job.shape, device=job.device, before=state.speed)
+        before = state.speed if state.speed or state.patches_seen else None
+        settled = settle(job.config, job.shape, device=job.device, before=before)
         state.speed = msgspec.structs.asdict(settled)
         rewind_metrics(job.run, stage=job.stage, patches_seen=state.patches_seen)
         forget_lost_best(job.run, state, warn=job.warn)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shlex
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -21,6 +22,8 @@ from trainer.home import kept
 from trainer.run import describe_device, use_bf16
 from trainer.speed import AUTO, DEFAULT, SpeedConfig, resolve
 
+SCALE, SIDE = 4, 128
+"""Of the paper's patches, for which `bench-sr train` measures."""
 Settings = Mapping[str, str]
 """Of `SpeedConfig`, by name."""
 
@@ -50,27 +53,37 @@ class Shape(msgspec.Struct, frozen=True):
 def settle(
     config: Config, shape: Shape, *, device: torch.device, before: Settings | None = None
 ) -> SpeedConfig:
-    """`speed.*` with every "auto" decided: as `before`, else as measured here, else as `resolve` has it.
+    """`speed.*` with every "auto" decided: as `before` if there was one, else as measured here, else by default.
+
+    What cannot be on this device, beside what was asked for, or is of another version, is by default.
 
     Raises:
         ConfigError: a setting that was asked for cannot be on this device or with these networks.
     """
     bf16 = use_bf16(config, device)
-    found = look_up(config, shape, device=device)
-    for wishes in (before, found.settings if found else None):
-        if wishes:
-            if shape.world > 1:  # the rest of it can be
-                wishes = {**wishes, "graph": "none"}
-            wanted = msgspec.structs.replace(config, speed=_filled(config.speed, wishes))
-            with contextlib.suppress(ConfigError):  # of another device
-                return resolve(wanted, device=device, bf16=bf16, world=shape.world)
-    return resolve(config, device=device, bf16=bf16, world=shape.world)
+    wishes = before
+    if wishes is None:
+        found = look_up(config, shape, device=device)
+        wishes = found.settings if found else {}
+
+    def decided(speed: SpeedConfig) -> SpeedConfig:
+        wanted = msgspec.structs.replace(config, speed=speed)
+        return resolve(wanted, device=device, bf16=bf16, world=shape.world)
+
+    speed = config.speed
+    settled = decided(speed)
+    for name, value in wishes.items():
+        if getattr(speed, name, "") == AUTO:
+            with contextlib.suppress(ConfigError, msgspec.ValidationError):
+                more = msgspec.convert(msgspec.structs.asdict(speed) | {name: value}, SpeedConfig)
+                settled, speed = decided(more), more
+    return settled
 
 
 def look_up(config: Config, shape: Shape, *, device: torch.device) -> Tuned | None:
     """What was measured for such a step on such a machine; what cannot be read counts as not measured."""
     path = _file(config, shape, device)
-    with contextlib.suppress(OSError, msgspec.DecodeError):
+    with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None if path is None else msgspec.json.decode(path.read_bytes(), type=Tuned)
     return None
 
@@ -80,18 +93,22 @@ def advice(
 ) -> str:
     """What there is to say about the way that a run's steps go; empty if nothing."""
     found = look_up(config, shape, device=device)
-    if found is not None and speed == found.settings:
-        gain = f"{found.speedup:.2f} times as fast as the default on this machine"
-        return "" if found.way == DEFAULT else f"steps go the way {found.way}, {gain}"
     if found is not None:
-        return f"steps go as they began or as set; {found.way} was measured to be the fastest here"
-    if device.type == "cpu" or AUTO not in msgspec.structs.asdict(config.speed).values():
+        if speed != msgspec.structs.asdict(settle(config, shape, device=device)):
+            return (
+                f"steps go as they began or as set; {found.way} was measured to be the fastest here"
+            )
+        whole = "" if speed == found.settings else ", as far as it can be"
+        gain = f"{found.speedup:.2f} times as fast as the default on this machine"
+        return "" if found.way == DEFAULT else f"steps go the way {found.way}{whole}: {gain}"
+    measurable = (shape.scale, shape.side) == (SCALE, SIDE)
+    if device.type == "cpu" or not measurable or AUTO not in _values(config.speed):
         return ""
     batch = config.batch_size // shape.world
-    command = (
-        f"bench-sr train --config {run}/config.toml --stage {shape.stage} --batch {batch} --tune"
+    command = f"bench-sr train --config {shlex.quote(f'{run}/config.toml')} --stage {shape.stage}"
+    return (
+        f"steps may be faster another way; {command} --batch {batch} --tune finds it for new runs"
     )
-    return f"steps may be faster another way; {command} finds it for new runs"
 
 
 def remember(config: Config, shape: Shape, found: Tuned, *, device: torch.device) -> Path | None:
@@ -107,10 +124,8 @@ def remember(config: Config, shape: Shape, found: Tuned, *, device: torch.device
     return path
 
 
-def _filled(asked: SpeedConfig, wishes: Settings) -> SpeedConfig:
-    """What was asked for, and else what is wished."""
-    own = {name: value for name, value in msgspec.structs.asdict(asked).items() if value != AUTO}
-    return msgspec.convert({**wishes, **own}, SpeedConfig)
+def _values(speed: SpeedConfig) -> list[str]:
+    return list(msgspec.structs.asdict(speed).values())
 
 
 def _file(config: Config, shape: Shape, device: torch.device) -> Path | None:

@@ -88,3 +88,12 @@ def test_kernels_of_our_own_are_as_exact_as_torchs(size):
     ):
         assert mine.dtype == torchs.dtype
         assert (mine.double() - truth).norm() < bound * truth.norm()
+
+
+@pytest.mark.skipif(bool(missing_kernels()), reason=missing_kernels())
+def test_other_borders_are_left_to_torch():
+    torch.manual_seed(5)
+    conv, x = LastConv(16, 3, padding_mode="replicate"), torch.randn(1, 16, 8, 8)
+    wanted = conv(x.to(torch.bfloat16))
+    conv.native = True
+    assert torch.equal(conv(x.to(torch.bfloat16)), wanted)

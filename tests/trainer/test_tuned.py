@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import date
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 
 from shards.errors import ConfigError
 from tests.trainer.test_resume import SETTINGS, train, weights
+from trainer import loop
 from trainer.bench import tune
 from trainer.cli import bench_main
 from trainer.config import load_config
@@ -63,18 +65,27 @@ def test_what_was_asked_for_comes_first_and_then_what_a_run_began_with():
         settle(msgspec.structs.replace(CONFIG, speed=SpeedConfig(graph="step")), SHAPE, device=CPU)
 
 
-def test_what_cannot_be_here_is_passed_over():
+def test_what_cannot_be_here_is_left_out_and_the_rest_is_taken():
     keep(CONFIG, SHAPE, dense="push", graph="step")
+    pushed = msgspec.structs.replace(USUAL, dense="push")
+    assert settle(CONFIG, SHAPE, device=CPU) == pushed
+    later = msgspec.structs.asdict(pushed) | {"dense": "folded", "fusion": "all"}
+    assert settle(CONFIG, SHAPE, device=CPU, before=later) == USUAL
+    keep(CONFIG, SHAPE, dense="folded", fusion="all")
     assert settle(CONFIG, SHAPE, device=CPU) == USUAL
-    two = msgspec.structs.replace(SHAPE, world=2)
-    several = msgspec.structs.replace(CONFIG, batch_size=CONFIG.batch_size * 2)
-    assert settle(several, two, device=CPU).dense == "push"  # all but the graph
+
+
+def test_a_run_from_before_there_was_tuning_goes_on_by_default():
+    keep(CONFIG, SHAPE, dense="push")
+    assert settle(CONFIG, SHAPE, device=CPU, before={}) == USUAL
 
 
 def test_what_is_damaged_or_has_no_place_counts_as_not_measured(monkeypatch):
     path = keep(CONFIG, SHAPE, dense="push")
-    path.write_bytes(path.read_bytes()[:40])
-    assert look_up(CONFIG, SHAPE, device=CPU) is None
+    whole = path.read_bytes()
+    for damaged in (whole[:40], whole.replace(b"push", b"pu\xffh"), b"[]"):
+        path.write_bytes(damaged)
+        assert look_up(CONFIG, SHAPE, device=CPU) is None
     assert settle(CONFIG, SHAPE, device=CPU) == USUAL
 
     def homeless():
@@ -99,7 +110,7 @@ def test_a_run_keeps_the_way_that_it_began_with(tiny_shards, tmp_path):
         return told
 
     path = keep(config, shape, dense="push")
-    assert "steps go the way push, 1.50 times as fast as the default" in run("whole", 2)
+    assert "steps go the way push: 1.50 times as fast as the default" in run("whole", 2)
     run("halves", 1)
     path.unlink()
     run("halves", 2)
@@ -117,9 +128,46 @@ def test_on_a_gpu_where_nothing_was_measured_the_command_is_told(monkeypatch, tm
     batch = CONFIG.batch_size // 2
     command = f"bench-sr train --config {tmp_path}/config.toml --stage psnr --batch {batch} --tune"
     assert command in said
+    assert "'a run/config.toml'" in advice(
+        CONFIG, SHAPE, device=gpu, speed=usual, run=Path("a run")
+    )
+    small = Shape("psnr", scale=2, side=64)  # for which nothing can be measured
+    assert advice(CONFIG, small, device=gpu, speed=usual, run=tmp_path) == ""
     decided = msgspec.structs.replace(CONFIG, speed=USUAL)
     assert advice(decided, SHAPE, device=gpu, speed=usual, run=tmp_path) == ""
     assert advice(CONFIG, SHAPE, device=CPU, speed=usual, run=tmp_path) == ""
+
+
+def test_several_processes_say_what_they_take_of_it(tmp_path):
+    keep(CONFIG, SHAPE, "graph-push", dense="push", graph="step")
+    two = msgspec.structs.replace(SHAPE, world=2)
+    several = msgspec.structs.replace(CONFIG, batch_size=CONFIG.batch_size * 2)
+    speed = msgspec.structs.asdict(settle(several, two, device=CPU))
+    said = advice(several, two, device=CPU, speed=speed, run=tmp_path)
+    assert said.startswith("steps go the way graph-push, as far as it can be: 1.50 times")
+
+
+def test_a_run_that_rolls_back_to_its_start_keeps_its_way(tiny_shards, tmp_path, monkeypatch):
+    settings = [*SETTINGS, "precision=fp32", "guard.patience=1", "checkpoint.every_patches=100000"]
+    wanted = load_config("tiny", stage="psnr", overrides=settings)
+    ways, began = [], loop.build_step
+
+    def build(state, config, bf16, **given):
+        step = began(state, config, bf16, **given)
+        ways.append(given["speed"].dense)
+        if len(ways) > 1:
+            return step
+        keep(wanted, Shape("psnr", scale=4, side=64), dense="push")  # while it runs
+
+        def bad(lr, hr, stop):
+            return step(lr * float("nan"), hr, stop)
+
+        return bad
+
+    monkeypatch.setattr(loop, "build_step", build)
+    chosen = [part for each in settings[len(SETTINGS) :] for part in ("--set", each)]
+    train(tiny_shards, tmp_path / "run", "--stage", "psnr", *chosen)
+    assert ways == ["plain", "plain"]
 
 
 SMALL = ["--config", "tiny", "--device", "cpu", "--stage", "psnr", "--batch", "2"]

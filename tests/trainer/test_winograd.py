@@ -269,3 +269,31 @@ def test_a_pass_is_one_power_iteration():
             conv(x)
         vectors.append(conv.parametrizations.weight[0]._u.clone())
     assert torch.equal(*vectors)
+
+
+@needs_kernels
+@pytest.mark.parametrize("tiling", [KEEPING, HALVING], ids=["3x3", "4x4"])
+def test_a_second_derivative_is_refused(tiling):
+    """torch's `once_differentiable` would take this sum's for a constant."""
+    given = random_chain(SINGLE, images=1, height=8, width=8, tiling=tiling)
+    x, weights, biases, _ = given
+    out = winograds(x.requires_grad_(), weights, biases, tiling=tiling)
+    with pytest.raises(NotImplementedError, match="differentiated once only"):
+        torch.autograd.grad(out.sum(), x, create_graph=True)
+
+
+@needs_kernels
+def test_what_is_empty_strided_or_of_inference_mode_is_as_ever():
+    torch.manual_seed(11)
+    conv = Conv3x3(64, 64)
+    x, wanted = torch.randn(1, 64, 8, 8), conv(torch.zeros(0, 64, 8, 8))
+    conv.winograd = True
+    with autocast():
+        assert conv(torch.zeros(0, 64, 8, 8)).shape == wanted.shape
+        bias = torch.randn(64, 2)
+        found = chain(x, [conv.weight], [bias[:, 0]])
+        assert torch.equal(found, chain(x, [conv.weight], [bias[:, 0].clone()]))
+        normalised = spectral_norm(Conv3x3(64, 64)).eval()
+        normalised.winograd = True
+        with torch.inference_mode():
+            assert normalised(x).isfinite().all()

@@ -35,11 +35,10 @@ from trainer.speed import (
     return_freed_memory,
 )
 from trainer.state import TrainState, build_state
-from trainer.tuned import Shape, settle
+from trainer.tuned import SCALE, Shape, settle
+from trainer.tuned import SIDE as HR_SIZE
 from trainer.update import count_step
 
-SCALE, HR_SIZE = 4, 128
-"""Of the paper's patches."""
 PRODUCT = "matrix product"
 RATE = 1e-5
 """Learning rate: the first steps of Adam move each weight by it whatever its gradient, and larger ones

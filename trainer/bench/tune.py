@@ -16,11 +16,10 @@ import torch
 
 from shards.errors import ConfigError, UsageError
 from trainer.bench.result import Train
-from trainer.bench.train import HR_SIZE, SCALE
 from trainer.config import Config, Stage
 from trainer.run import describe_device, use_bf16
 from trainer.speed import DEFAULT, IMPLEMENTATIONS, SpeedConfig, resolve
-from trainer.tuned import Shape, Tuned, remember
+from trainer.tuned import SCALE, SIDE, Shape, Tuned, remember
 
 LEAST_GAIN = 1.03
 """What is not faster by more than that is not taken: it may be noise."""
@@ -119,7 +118,7 @@ def _take_best(
     settings = msgspec.structs.asdict(_settings(config, best, device))
     kept = remember(
         config,
-        Shape(stage, scale=SCALE, side=HR_SIZE),
+        Shape(stage, scale=SCALE, side=SIDE),
         Tuned(best, settings, speedup, date.today()),
         device=device,
     )

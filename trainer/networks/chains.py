@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from trainer import native
 from trainer.networks import planes
 
 
@@ -44,7 +44,7 @@ class Chain(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @native.once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401  as torch has it
         *gradients: Tensor,
@@ -102,9 +102,10 @@ def _kernels(weights: Sequence[Tensor], *, back: bool = False) -> Tensor:
 
 def kept(weight: Tensor, name: str, make: Callable[[], Tensor]) -> Tensor:
     """What is made of a weight; kept with it if it is not learnt."""
-    if weight.requires_grad or not weight.is_leaf:
+    if weight.requires_grad or not weight.is_leaf or weight.is_inference():
         return make()
-    state = weight._version, weight.data_ptr(), weight.dtype  # a change in place, and one of `data`
+    # a change in place, or other data; not one in place of `data`, which nobody can see
+    state = weight._version, weight.data_ptr(), weight.dtype
     store: dict[str, tuple[object, Tensor]] = weight.__dict__.setdefault("_winograd", {})
     known, value = store.get(name, (None, None))
     if value is None or known != state:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import BFloat16
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from trainer import native
 from trainer.networks import planes
@@ -40,7 +39,7 @@ class Halved(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @native.once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401  as torch has it
         *gradients: Tensor,
@@ -97,7 +96,7 @@ def _grads_in(gradient: Maps) -> Planes:
 
 def _tiles_out(products: Planes, bias: Tensor | None, slope: float, out: Maps) -> None:
     """Put `out` together, add the bias [c], and apply LeakyReLU."""
-    base = None if bias is None else bias.float()
+    base = None if bias is None else bias.float().contiguous()
     at = None if base is None else base.data_ptr()
     library(HALVING).tiles_out(
         products.data_ptr(), at, slope, out.data_ptr(), *native.pictures(out)

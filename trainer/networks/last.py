@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import BFloat16, Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from trainer import native
 
@@ -38,16 +37,18 @@ class LastConv(nn.Conv2d):
     def forward(self, input: Float[Tensor, "b c h w"]) -> Colours:  # noqa: A002  the name of nn.Conv2d
         """Colours in float32."""
         with torch.autocast(input.device.type, enabled=False):
-            if self.native and _fits(input, self.weight):
+            if self.native and _fits(input, self):
                 found: Tensor = _Colours.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]  # as torch has it
                 return found
             return super().forward(input.to(self.weight.dtype))
 
 
-def _fits(x: Tensor, weight: Tensor) -> bool:
+def _fits(x: Tensor, conv: LastConv) -> bool:
+    weight, bias = conv.weight, conv.bias
     wide = x.shape[1] % 16 == 0 and x.shape[3] % 2 == 0 and x.shape[3] <= _WIDEST
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.bfloat16
-    return on_cpu and wide and weight.dtype == torch.float32 and weight.shape[2:] == (3, 3)
+    plain = weight.shape[2:] == (3, 3) and conv.padding_mode == "zeros" and bias is not None
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.numel() > 0
+    return on_cpu and wide and plain and weight.dtype == torch.float32
 
 
 class _Colours(torch.autograd.Function):
@@ -64,12 +65,12 @@ class _Colours(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         taps = weight.permute(2, 3, 0, 1).contiguous()
         out = torch.empty(x[:, :3].shape, memory_format=torch.channels_last)
-        kernels().colours(*map(_at, (x, taps, bias, out)), *native.pictures(x))
+        kernels().colours(*map(_at, (x, taps, bias.float().contiguous(), out)), *native.pictures(x))
         ctx.save_for_backward(x, taps)
         return out
 
     @staticmethod
-    @once_differentiable
+    @native.once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401  as torch has it
         *gradients: Tensor,

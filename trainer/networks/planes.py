@@ -198,7 +198,7 @@ def convolve(
     Raises:
         MemoryError: there is none for some tiles.
     """
-    base = None if bias is None else bias.float()
+    base = None if bias is None else bias.float().contiguous()
     failed = library(KEEPING).convolve(
         columns(x),
         kernels.data_ptr(),

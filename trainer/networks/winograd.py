@@ -81,7 +81,7 @@ def shuffled(conv: Conv3x3, x: Maps, factor: int, slope: float = 1.0) -> Maps:
 
 def fits(x: Maps, weights: Sequence[Tensor], tiling: Tiling = KEEPING) -> bool:
     """Whether a chain can be Winograd's, and gains by it: bf16 on a CPU, whole tiles, channels enough."""
-    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not x.numel():
         return False
     side = 2 * tiling.stride
     if torch.get_autocast_dtype("cpu") != torch.bfloat16 or x.shape[2] % side or x.shape[3] % side:
