@@ -7,6 +7,8 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import msgspec
@@ -127,6 +129,16 @@ def test_the_table_of_systems_holds_their_presets_and_sizes():
 def test_links_between_documents_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+def test_a_source_distribution_has_all_that_lies_beside_the_code():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    for package in ("pipeline", "shards", "trainer"):
+        for path in (ROOT / package).rglob("*.*"):
+            name = f"/{path.relative_to(ROOT)}"
+            if path.is_file() and path.suffix not in (".pyc", ".tar", ".json", ".npz", ".idx"):
+                assert any(fnmatch(name, each.replace("**/", "*")) for each in patterns), name
 
 
 def test_the_readme_maps_every_module():
