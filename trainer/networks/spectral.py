@@ -28,10 +28,14 @@ class SpectralNorm(_SpectralNorm):
 
     def forward(self, weight: Tensor) -> Tensor:
         """W / sigma."""
+        matrix = weight.flatten(1)
         if self.training:
-            self._power_method(weight.flatten(1), 1)
-        out: Tensor = _Normalised.apply(weight, self._u.clone(), self._v.clone())  # type: ignore[no-untyped-call]  # as torch has it
-        return out
+            self._power_method(matrix, 1)
+        found: Tensor = _Normalised.apply(matrix, self._u.clone(), self._v.clone())  # type: ignore[no-untyped-call]  # as torch has it
+        normal = found.view(weight.shape)
+        if weight.is_contiguous():
+            return normal
+        return normal.contiguous(memory_format=torch.channels_last)
 
 
 class _Normalised(torch.autograd.Function):
@@ -43,13 +47,15 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401  as torch has it
-        weight: Tensor,
+        matrix: Tensor,
         u: Tensor,
         v: Tensor,
     ) -> Tensor:
-        """The weight [outputs ...], as its singular vectors [outputs] and [the rest] normalise it."""
-        ctx.save_for_backward(weight, u, v)
-        return weight / _sigma(weight, u, v)
+        """The matrix [outputs inputs], as its singular vectors [outputs] and [inputs] normalise it."""
+        sigma = _sigma(matrix, u, v)
+        ctx.save_for_backward(matrix, u, v)
+        ctx.sigma = sigma.detach()
+        return matrix / sigma
 
     @staticmethod
     def backward(
@@ -57,11 +63,11 @@ class _Normalised(torch.autograd.Function):
         *gradients: Tensor,
     ) -> tuple[Tensor, None, None]:
         """In operations that can be differentiated again."""
-        weight, u, v = ctx.saved_tensors
-        gradient, sigma = gradients[0].flatten(1), _sigma(weight, u, v)
-        along = torch.dot(gradient.flatten(), weight.flatten()) / sigma
-        return (torch.addr(gradient, u, -along * v) / sigma).view_as(weight), None, None
+        matrix, u, v = ctx.saved_tensors
+        sigma = _sigma(matrix, u, v) if torch.is_grad_enabled() else ctx.sigma
+        along = torch.dot(gradients[0].flatten(), matrix.flatten()) / sigma
+        return torch.addr(gradients[0], u, -along * v) / sigma, None, None
 
 
-def _sigma(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    return torch.dot(u, torch.mv(weight.flatten(1), v))
+def _sigma(matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    return torch.dot(u, torch.mv(matrix, v))
