@@ -35,7 +35,7 @@ class Tuned(msgspec.Struct, frozen=True):
     """Its name for `bench-sr train --impl`."""
     settings: dict[str, str]
     speedup: float
-    """Over the plain way."""
+    """Over the default."""
     measured: date
 
 
@@ -132,9 +132,8 @@ def _file(config: Config, shape: Shape, device: torch.device) -> Path | None:
     """By the content of all that a step's time depends on."""
     networks: list[msgspec.Struct] = [config.generator]
     if shape.stage == "gan":
-        content = msgspec.structs.replace(
-            config.content, features="random"
-        )  # its weights cost the same
+        # whatever its weights are, they cost the same
+        content = msgspec.structs.replace(config.content, features="random")
         networks += [config.discriminator, content]
     depends = {
         "device": describe_device(device),

@@ -215,4 +215,5 @@ def test_a_way_is_timed_in_a_process_of_its_own_or_its_error_told():
 def test_ways_that_cannot_be_here_are_wrong_usage():
     refused = bench("--impl", "graph", code=2).output
     assert "--impl graph: stage psnr has no such way beside the default" in refused
+    assert "--tune: times real steps" in bench("--fake-step", "10ms", code=2).output
     assert "--tune: times steps alone" in bench("--shards", "x", code=2).output

@@ -114,6 +114,8 @@ def train_command(
     if not batches or not all(size.isdecimal() and int(size) for size in batches):
         raise UsageError(f"--batch {','.join(batches)}: write numbers, for example 32,64,128")
     sizes = [int(size) for size in batches]
+    if fake_step is not None and tuning:
+        raise UsageError("--tune: times real steps; leave --fake-step out")
     if fake_step is not None:
         _fake(shards, fake_step, sizes[0], steps or 500, workers, as_json=as_json)
         return

@@ -16,7 +16,6 @@ from trainer import native
 
 Maps = BFloat16[Tensor, "b c h w"]
 """Channels last, or some channels of such maps."""
-Planes = BFloat16[Tensor, "places tiles_and_1 columns"]
 Kernels = BFloat16[Tensor, "places outputs columns"]
 _TILES = 512
 """That are worked on at once, unless a picture has more: their planes should stay in the cache."""
@@ -130,11 +129,8 @@ def kernels_of(maps: Maps, grads: Maps, reads: Sequence[int]) -> tuple[Tensor, T
 
     Of each eight outputs only the inputs that they read are looked at; the others' gradients are zero.
     """
-    (outputs, inputs), c, threads = (
-        (grads.shape[1], maps.shape[1]),
-        library(KEEPING),
-        torch.get_num_threads(),
-    )
+    outputs, inputs = grads.shape[1], maps.shape[1]
+    c, threads = library(KEEPING), torch.get_num_threads()
     pairs = max(KEEPING.tiles(maps[some]) + 1 for some in KEEPING.few_at_once(maps)) // 2
     cut = torch.empty(KEEPING.places, pairs, inputs, 2, dtype=torch.bfloat16)
     spread = torch.empty(KEEPING.places, pairs, outputs, 2, dtype=torch.bfloat16)
@@ -147,10 +143,9 @@ def kernels_of(maps: Maps, grads: Maps, reads: Sequence[int]) -> tuple[Tensor, T
         c.grads_in(columns(g), spread.data_ptr(), *native.pictures(g))
         given = spread.data_ptr(), cut.data_ptr(), pairs, sums.data_ptr()
         c.kernels_of(*given, outputs, inputs, wanted, threads)
-        planes = spread.view(-1)[: KEEPING.places * pairs * outputs * 2].view(
-            KEEPING.places, pairs, -1
-        )
-        whole = planes[KEEPING.whole].sum(0, dtype=torch.float32)
+        plane = pairs * outputs * 2
+        whole = spread.view(-1)[KEEPING.whole * plane :][:plane].view(pairs, -1)
+        whole = whole.sum(0, dtype=torch.float32)
         bias += whole.view(outputs, 2).sum(1)
     weight = torch.zeros(outputs, inputs, 3, 3)
     c.kernels_back(sums.data_ptr(), weight.data_ptr(), outputs, inputs, threads)
