@@ -15,6 +15,8 @@ from typing import Literal
 
 import msgspec
 
+from shards import unfilter
+
 SETTINGS = " ".join(
     f'--config-settings="{library}=disable"'
     for library in ("jpeg", "zlib", "tiff", "freetype", "xcb")
@@ -35,7 +37,7 @@ class Check(msgspec.Struct, frozen=True):
 
 def examine() -> list[Check]:
     """All checks, the most basic first."""
-    return [_pil_works(), _pil_alone(), _pil_fast(), _opencv_alone(), _libraries()]
+    return [_pil_works(), _pil_alone(), _pil_fast(), _opencv_alone(), _png_fast(), _libraries()]
 
 
 def _pil_works() -> Check:
@@ -83,6 +85,14 @@ def _opencv_alone() -> Check:
             f"pip uninstall -y {names} && pip install opencv-python-headless",
         )  # fmt: skip
     return Check("OpenCV", "good", ", ".join(f"{n} {v}" for n, v in found.items()) or "none")
+
+
+def _png_fast() -> Check:
+    """Decoding PNG photos takes half the time with a kernel in C, and training reads patches faster."""
+    reason = unfilter.missing_kernel()
+    if reason:
+        return Check("PNG", "slow", reason, "apt install gcc  # or what your system has instead")
+    return Check("PNG", "good", "its kernel is compiled")
 
 
 def _libraries() -> Check:

@@ -19,6 +19,7 @@ from shards.png import SIGNATURE
 Kind = Literal["JPEG", "PNG", "WebP", "TIFF", "BMP"]
 _NO_FRAME = {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC lie among the start-of-frame markers
 _BGR = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)  # where red, green and blue lie in a BMP's pixel
+_RGB = bytes((8, 2, 0, 0, 0))  # bits, colour type, then the methods of a PNG and no interlacing
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
 
 
@@ -45,6 +46,8 @@ class Header:
     inverted_cmyk: bool = False
     transparent: bool = False
     """It says so beside its pixels: OpenCV leaves that out where they are grey."""
+    plain: bool = False
+    """A PNG of 8-bit RGB and nothing else, row after row."""
     turned: bool = False
     """A TIFF whose zero is white, or of one channel after the other: at 16 bits OpenCV overlooks that."""
 
@@ -109,13 +112,13 @@ def _jpeg(content: bytes) -> Header:
 
 
 def _png(content: bytes) -> Header:
-    size, orientation, icc = None, 1, b""
+    size, orientation, icc, form = None, 1, b"", b""
     kinds = set()
     for kind, body in _png_chunks(content):
         if size is None:
             if kind != b"IHDR":
                 raise BadHeader("DAMAGED", "does not start with a PNG header")
-            size = struct.unpack_from(">II", body)
+            size, form = struct.unpack_from(">II", body), body[8:]
         elif kind == b"eXIf":
             orientation = _orientation(_tiff_tags(body))
         elif kind == b"iCCP":
@@ -124,7 +127,10 @@ def _png(content: bytes) -> Header:
     if size is None or b"IDAT" not in kinds:
         raise BadHeader("CUT_OFF", "ends before its pixels")
     moving, transparent = b"acTL" in kinds, b"tRNS" in kinds
-    return Header("PNG", size[0], size[1], orientation, icc, moving, transparent=transparent)
+    plain = form == _RGB and not transparent
+    return Header(
+        "PNG", size[0], size[1], orientation, icc, moving, transparent=transparent, plain=plain
+    )
 
 
 def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:

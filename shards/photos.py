@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from shards import png
 from shards.errors import UsrganError
 from shards.headers import BadHeader, Header, bare_png, read_header
 from shards.png import RGB8
@@ -174,9 +175,13 @@ _RGB_ORDER = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
 
 
 def _decode(content: bytes, header: Header) -> npt.NDArray[Any]:
-    """PNG, WebP, TIFF and BMP by OpenCV, as stored: channels turned to RGB order."""
+    """PNG, WebP, TIFF and BMP as stored, channels in RGB order; by OpenCV, but for plain PNG."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     if header.kind == "PNG":
+        if header.plain:
+            pixels = png.decode_plain(content, height=header.height, width=header.width)
+            if pixels is not None:
+                return pixels
         content = bare_png(content)
     try:
         decoded: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)

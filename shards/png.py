@@ -19,6 +19,7 @@ import numpy.typing as npt
 from isal import isal_zlib
 
 from shards.errors import DamagedData
+from shards.unfilter import UP, missing_kernel, unfilter
 
 RGB8 = npt.NDArray[np.uint8]
 """An image: uint8, HWC, RGB, sRGB values 0..255, C-contiguous."""
@@ -29,7 +30,6 @@ Buffer = bytes | memoryview
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _IHDR_AT = 8
 _IDAT_AT = 8 + 25  # signature, then IHDR with its 13 bytes and 12 of framing
-_UP = 2
 _TOGETHER = 8
 """Images: two arrays of so many of 128 pixels fit into the second cache."""
 _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -42,7 +42,7 @@ def encode_rgb(image: RGB8, *, level: int = 1) -> bytes:
     assert channels == 3, image.shape
     rows = image.reshape(height, width * 3)
     filtered = np.empty((height, 1 + width * 3), np.uint8)
-    filtered[:, 0] = _UP
+    filtered[:, 0] = UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     return b"".join(
@@ -63,11 +63,10 @@ def decode_rgb(content: Buffer) -> RGB8:
     if len(content) > _IDAT_AT and content[:_IHDR_AT] == SIGNATURE:
         width, height = struct.unpack_from(">II", content, _IHDR_AT + 8)
         raw = _inflate(content, height, width)
-        rows = np.frombuffer(raw or b"", np.uint8).reshape(-1, 1 + 3 * width)
-        if raw is not None and (rows[:, 0] == _UP).all():
+        if raw is not None:
             made: RGB8 = np.empty((height, width, 3), np.uint8)
-            _unfilter(rows[None, :, 1:], made.reshape(1, height, 3 * width))
-            return made
+            if unfilter([raw], made[None]):
+                return made
     if content[:_IHDR_AT] != SIGNATURE:
         raise DamagedData("is not a PNG")
     decoded: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -76,10 +75,39 @@ def decode_rgb(content: Buffer) -> RGB8:
     return np.ascontiguousarray(decoded, dtype=np.uint8)
 
 
-def decode_many(contents: Sequence[Buffer], out: npt.NDArray[np.uint8]) -> None:
-    """Decode PNGs into `out` [n h w 3], several images by one addition.
+def decode_plain(content: bytes, *, height: int, width: int) -> RGB8 | None:
+    """The pixels [h w 3] of a PNG of 8-bit RGB in rows, whose chunks have been checked.
 
-    Each call into numpy lets go of the interpreter and fights for it again when threads decode: fewer
+    Returns:
+        None for what OpenCV must look at: a stream that is damaged or of another length, IDATs apart.
+    """
+    if missing_kernel():
+        return None
+    parts: list[bytes] = []
+    at, behind = len(SIGNATURE), b""
+    while at + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, at)
+        if kind == b"IDAT":
+            if parts and behind != kind:
+                return None
+            parts.append(content[at + 8 : at + 8 + length])
+        at, behind = at + 12 + length, kind
+    expected = height * (1 + 3 * width)
+    stream = isal_zlib.decompressobj()
+    try:
+        filtered = stream.decompress(b"".join(parts), expected + 1)  # one more, to see its end
+    except isal_zlib.error:  # type: ignore[misc]  # isal ships no types for it
+        return None
+    if len(filtered) != expected or not stream.eof:
+        return None
+    made: RGB8 = np.empty((height, width, 3), np.uint8)
+    return made if unfilter([filtered], made[None]) else None
+
+
+def decode_many(contents: Sequence[Buffer], out: npt.NDArray[np.uint8]) -> None:
+    """Decode PNGs into `out` [n h w 3], several images by one call.
+
+    Each call into C lets go of the interpreter and fights for it again when threads decode: fewer
     calls are what lets two threads do more than one.
 
     Raises:
@@ -87,16 +115,12 @@ def decode_many(contents: Sequence[Buffer], out: npt.NDArray[np.uint8]) -> None:
     """
     _, height, width, _ = out.shape
     for first in range(0, len(contents), _TOGETHER):
-        group = contents[first : first + _TOGETHER]
+        group, targets = contents[first : first + _TOGETHER], out[first : first + _TOGETHER]
         raws = [_inflate(content, height, width) for content in group]
         plain = [raw for raw in raws if raw is not None]
-        if len(plain) == len(group):
-            rows = np.frombuffer(b"".join(plain), np.uint8).reshape(-1, height, 1 + 3 * width)
-            if (rows[:, :, 0] == _UP).all():
-                target = out[first : first + len(group)]
-                _unfilter(rows[:, :, 1:], target.reshape(-1, height, 3 * width))
-                continue
-        for content, target in zip(group, out[first:], strict=False):
+        if len(plain) == len(group) and unfilter(plain, targets[: len(group)]):
+            continue
+        for content, target in zip(group, targets, strict=False):
             image = decode_rgb(content)
             if image.shape != target.shape:
                 size = f"{image.shape[1]}x{image.shape[0]}"
@@ -132,29 +156,6 @@ def _head(height: int, width: int) -> bytes:
     """Signature and IHDR: 8 bits, RGB, not interlaced."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return SIGNATURE + _chunk(b"IHDR", header)
-
-
-def _unfilter(rows: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
-    """Sums of rows [n h w] from the first on, modulo 256: each addition doubles how many are in each sum.
-
-    Hillis and Steele, "Data parallel algorithms", CACM 29 (1986). `np.add.accumulate` adds row by row and
-    takes four times as long; here a zeroed margin above the rows lets each round be one addition.
-    """
-    count, height, width = out.shape
-    steps = [1 << n for n in range((height - 1).bit_length())]
-    if len(steps) < 2:
-        np.add.accumulate(rows, axis=1, dtype=np.uint8, out=out)
-        return
-    margin = steps[-1]
-    scratch = np.empty((2, count, margin + height, width), np.uint8)
-    scratch[:, :, :margin] = 0
-    here, there = scratch
-    here[:, margin] = rows[:, 0]
-    np.add(rows[:, 1:], rows[:, :-1], out=here[:, margin + 1 :])
-    for step in steps[1:-1]:
-        np.add(here[:, margin:], here[:, margin - step : -step], out=there[:, margin:])
-        here, there = there, here
-    np.add(here[:, margin:], here[:, margin - steps[-1] : -steps[-1]], out=out)
 
 
 def _deflate(data: memoryview, level: int) -> bytes:

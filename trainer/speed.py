@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from shards.errors import ConfigError
-from trainer.native import NotHere
+from shards.native import NotHere
 from trainer.networks import last, planes
 from trainer.networks.dense import Form
 from trainer.networks.last import LastConv

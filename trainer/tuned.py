@@ -17,8 +17,8 @@ import torch
 
 from shards import files
 from shards.errors import ConfigError
+from shards.home import kept
 from trainer.config import Config, Stage
-from trainer.home import kept
 from trainer.run import describe_device, use_bf16
 from trainer.speed import AUTO, DEFAULT, SpeedConfig, resolve
 

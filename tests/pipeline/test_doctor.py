@@ -40,6 +40,13 @@ def test_two_opencvs_are_broken(monkeypatch):
     assert doctor._opencv_alone().state == "broken"
 
 
+def test_a_machine_without_a_compiler_is_slow_with_png(monkeypatch):
+    monkeypatch.setattr(doctor.unfilter, "missing_kernel", lambda: "there is no C compiler")
+    result = CliRunner().invoke(main, ["--doctor"])
+    assert result.exit_code == 0
+    assert "slow    PNG: there is no C compiler\n        apt install gcc" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("code", "state"),
     [(b"\xc4\xe2\x7d" * 99 + b"\xc5\xfd" * 99, "good"), (b"\xc5\xfd" * 9, "slow")],

@@ -100,13 +100,14 @@ def _units_done(out: Path) -> int:
 
 
 POISON = """
-import cv2, os, signal
-decode = cv2.imdecode
-def poisoned(content, *arguments):
+import os, signal
+from shards import photos
+read_header = photos.read_header
+def poisoned(content):
     if {size} == len(content):
         os.kill(os.getpid(), signal.SIGKILL)
-    return decode(content, *arguments)
-cv2.imdecode = poisoned
+    return read_header(content)
+photos.read_header = poisoned
 """
 
 

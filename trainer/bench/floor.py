@@ -77,6 +77,10 @@ def _decode(content: bytes) -> RGB8:
     header = read_header(content)  # which way is up, or the patches would lie elsewhere
     if header.kind == "JPEG":
         return upright(simplejpeg.decode_jpeg(content, "RGB"), header)
+    if header.plain:
+        plain = png.decode_plain(content, height=header.height, width=header.width)
+        if plain is not None:
+            return upright(plain, header)
     bgr = cv2.imdecode(
         np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     )

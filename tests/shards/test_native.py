@@ -1,0 +1,99 @@
+"""C compiled where it is used, kept, and done without."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import pytest
+
+from shards import native
+
+load = native.load.__wrapped__
+SOURCE = Path(native.__file__).with_name("unfilter.c")
+
+
+def has_compiler() -> bool:
+    try:
+        return bool(native.load(SOURCE))
+    except native.NotHere:
+        return False
+
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C compiler")
+
+
+def test_a_machine_without_a_compiler_says_so(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(native.NotHere, match=r"there is no C compiler; install gcc"):
+        load(SOURCE)
+
+
+@needs_compiler
+def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
+    broken = tmp_path / "broken.c"
+    broken.write_text("int main( {")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(native.NotHere, match=r"cannot compile broken.c \(.+\)"):
+        load(broken)
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@needs_compiler
+def test_a_compiler_may_be_named_with_its_options(monkeypatch, tmp_path):
+    (tmp_path / "kernel.c").write_text("int value(void) { return VALUE; }")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "cc -DVALUE=7")
+    assert load(tmp_path / "kernel.c").value() == 7
+
+
+@needs_compiler
+def test_kernels_are_compiled_once_and_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    load(SOURCE)
+    (kept,) = (tmp_path / "usrgan").iterdir()
+    made = kept.stat().st_mtime_ns
+    monkeypatch.setattr(native, "_compiled", None)
+    assert load(SOURCE).unfilter
+    assert kept.stat().st_mtime_ns == made
+
+
+@needs_compiler
+def test_kept_kernels_that_are_damaged_are_compiled_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with monkeypatch.context() as once:  # what is loaded must not be written over
+        once.setattr(ctypes, "CDLL", lambda path: Path(path).resolve(strict=True))
+        kept = load(SOURCE)
+    whole = kept.stat().st_size
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert load(SOURCE).unfilter
+    assert kept.stat().st_size == whole
+
+
+@needs_compiler
+def test_an_account_without_a_home_compiles_for_itself(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert load(SOURCE).unfilter
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+    (tmp_path / "usrgan").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert load(SOURCE).unfilter
+
+
+@needs_compiler
+def test_a_changed_header_or_flag_is_a_new_kernel(monkeypatch, tmp_path):
+    """What is kept goes by the content of all that is compiled, and how."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    (folder / "kernel.c").write_text('#include "value.h"\nint value(void) { return VALUE + MORE; }')
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for value, more in ((1, 0), (2, 0), (2, 5)):
+        (folder / "value.h").write_text(f"#define VALUE {value}")
+        assert load(folder / "kernel.c", f"-DMORE={more}").value() == value + more
