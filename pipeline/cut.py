@@ -15,6 +15,8 @@ from shards.errors import UsrganError
 
 CHUNKS = 4096
 """At most so many spills: a shard is merged out of all of them."""
+_TOGETHER = 4
+_APART = 32
 
 
 def cut(job: Job, work: Path, photos: Sequence[Found], run: Run, watch: Watch) -> int:
@@ -23,7 +25,7 @@ def cut(job: Job, work: Path, photos: Sequence[Found], run: Run, watch: Watch) -
     A process that dies is tried again; then each photo of its chunk is read by itself, and those
     that kill even such a process are left out.
     """
-    size = -(-len(photos) // CHUNKS)
+    size = chunk_size(len(photos))
     chunks = [photos[at : at + size] for at in range(0, len(photos), size)]
     missing = [n for n in range(len(chunks)) if load_spill(work, n, chunks[n]) is None]
     missing.sort(
@@ -54,6 +56,15 @@ def cut(job: Job, work: Path, photos: Sequence[Found], run: Run, watch: Watch) -
             f"{name}: its process was killed again and again (out of memory?); use fewer --workers"
         )
     return len(chunks)
+
+
+def chunk_size(photos: int) -> int:
+    """How many photos are cut together, of so many.
+
+    Four, as a durable file costs as much as ten patches; fewer of few, so that there are many
+    chunks for the processes to share; more where there would be too many.
+    """
+    return max(1, min(_TOGETHER, photos // _APART), -(-photos // CHUNKS))
 
 
 def _crashing(

@@ -4,6 +4,9 @@ errors    the error tree and the exit codes
 files     the one place where files are written
 tar       strict USTAR: what a shard may look like, byte for byte
 png       the fast PNG form of the patches
+unfilter  PNG's filters undone
+native    C compiled where it is used
+home      what is kept for a user between runs
 manifest  what a data set promises about itself (`manifest.json`)
 index     where each sample of a shard lies (`.tar.idx`, `index/*.npz`)
 writer    shards and data sets to disk

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.cut import chunk_size
 from shards import png
 from shards.dataset import open_dataset
 from shards.manifest import load_manifest
@@ -51,6 +52,13 @@ def command(photos: Path, out: Path, workers: int) -> list[str]:
     code = "from pipeline.cli import main; main()"
     options = ["--src", str(photos), "--out", str(out), *SMALL, "--workers", str(workers)]
     return [sys.executable, "-c", code, *options]
+
+
+@pytest.mark.parametrize(
+    ("photos", "together"), [(1, 1), (63, 1), (64, 2), (180, 4), (16_384, 4), (16_385, 5)]
+)
+def test_photos_are_cut_in_chunks_that_are_neither_few_nor_too_many(photos, together):
+    assert chunk_size(photos) == together
 
 
 def test_any_number_of_workers_gives_the_same_bytes(photos, tmp_path):
