@@ -160,13 +160,10 @@ def _processes(workers: int) -> ProcessPoolExecutor:
 
 
 def _begin() -> None:
-    """A worker leaves Ctrl-C to the parent, dies with it, and uses one core."""
-    import cv2
-
+    """A worker leaves Ctrl-C to the parent, and dies with it."""
     gc.freeze()  # what the server imported is never garbage
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    cv2.setNumThreads(1)
 
 
 def _die_with_parent() -> None:

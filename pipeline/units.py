@@ -14,6 +14,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import msgspec
 import numpy as np
 
@@ -131,6 +132,7 @@ def fingerprint() -> str:
 
 @functools.lru_cache(maxsize=4)
 def _task(work: str, job: str) -> Task:
+    cv2.setNumThreads(1)  # every engine runs as many units as there are cores
     task = msgspec.json.decode((Path(work) / job).read_bytes(), type=Task)
     here = libraries()
     if here != task.libraries or (task.fingerprint and fingerprint() != task.fingerprint):

@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 
+import cv2
 import msgspec
 import pytest
 
@@ -43,6 +44,18 @@ def test_a_unit_is_a_name_and_a_number(photos, tmp_path):
     spilled = load_spill(tmp_path, 1, found[2:])
     assert spilled is not None
     assert [outcome.name for outcome in spilled[1]] == [photo.name for photo in found[2:]]
+
+
+def test_a_unit_uses_one_core(photos, tmp_path):
+    listed = units.save_chunks(tmp_path, [scan([photos]).photos])
+    job = units.save_task(tmp_path, OPTIONS, listed, engine="dask")
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(2)
+        units.cut_chunk(str(tmp_path), job, 0)
+        assert cv2.getNumThreads() == 1
+    finally:
+        cv2.setNumThreads(before)
 
 
 @pytest.mark.parametrize("what", ["numpy", "the same"])
