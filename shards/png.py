@@ -1,8 +1,7 @@
 """PNG in the one form that is fast on both ends: filter Up on every row, deflated by ISA-L.
 
-Filtering is then one subtraction and unfiltering a cumulative sum over rows modulo 256, done in
-log2(rows) additions of whole images. Any PNG reader takes these files; `decode_rgb` takes any PNG and
-uses OpenCV for other forms.
+Filtering is then one subtraction and unfiltering a cumulative sum over rows modulo 256. Any PNG reader
+takes these files; `decode_rgb` takes any PNG, and what is not of this form by OpenCV.
 Format: https://www.w3.org/TR/png-3/ (§9.2 filter types, §11.2 critical chunks).
 """
 

@@ -26,6 +26,7 @@ def unfilter(filtered: Sequence[bytes], out: npt.NDArray[np.uint8]) -> bool:
     """
     assert out.flags.c_contiguous
     count, height, width, _ = out.shape
+    assert [len(each) for each in filtered] == [height * (1 + 3 * width)] * count
     library, _ = _kernel()
     if library is None:
         rows = np.frombuffer(b"".join(filtered), np.uint8).reshape(count, height, 1 + 3 * width)
