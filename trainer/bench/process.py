@@ -50,6 +50,7 @@ def measure(command: Sequence[str]) -> Measured:
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},  # compiled, as pip leaves modules
     )
     if ended.returncode:
         last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
