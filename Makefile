@@ -7,6 +7,9 @@ BIN := .venv/bin
 DEMO := demo
 PHOTOS := .cache/scikit-image/skimage/data
 
+# Commands that tests start find their modules compiled, as an installation has them.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test check lint types imports test-slow test-gpu test-storage test-engines test-interop clean
 
 demo: .venv/ready $(PHOTOS)
