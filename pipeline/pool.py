@@ -109,7 +109,9 @@ def _until_death(
                 else:
                     suspects.append(unit)
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for future in under_way:
+                future.cancel()
+            wait(under_way)
             raise
 
 
@@ -128,7 +130,9 @@ def _alone(
 
 def start_server() -> None:
     """Start the process that workers are forked from; it loads its modules while this one goes on."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["pipeline.units", "numpy.random"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["pipeline.units", "numpy.random"]
+    )
     with one_core_each():
         # Ctrl-C is the parent's alone; until it is ignored there, it must not reach the imports. The
         # tracker, which the server starts if need be, would let it through again.
@@ -153,10 +157,23 @@ def one_core_each() -> Iterator[None]:
             del os.environ[name]
 
 
-def _processes(workers: int) -> ProcessPoolExecutor:
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Idle workers are killed at the end, not asked to go.
+
+    One of them holds the lock of the queue while it waits; if it is killed by somebody else then, the
+    others wait for that lock, and the pool for them, for ever.
+    """
     start_server()
     context = multiprocessing.get_context("forkserver")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+    try:
+        yield pool
+    finally:
+        for process in list(pool._processes.values()):
+            if process.is_alive():
+                process.kill()
+        pool.shutdown()
 
 
 def _begin() -> None:

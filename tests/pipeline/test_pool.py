@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,27 @@ def test_only_workers_are_told_to_compute_in_one_thread():
     ended = list(pool.run(blas_threads, [()], workers=1, stopping=never))
     assert [done.result for done in ended] == [before.get("OPENBLAS_NUM_THREADS", "1")]
     assert dict(os.environ) == before
+
+
+def process_id(_: int) -> int:
+    time.sleep(0.1)
+    return os.getpid()
+
+
+def test_a_pool_ends_though_an_idle_worker_holds_the_lock_of_the_queue():
+    """A worker that is stopped while it waits for work is as good as one that was killed then."""
+    units, seen = [(n,) for n in range(6)], set()
+    for count, done in enumerate(pool.run(process_id, units, workers=2, stopping=never), 1):
+        seen.add(done.result)
+        if count == len(units):
+            time.sleep(0.2)  # until both wait
+            for pid in seen:
+                os.kill(pid, signal.SIGSTOP)
+            signal.signal(signal.SIGALRM, _too_long)
+            signal.alarm(20)
+    signal.alarm(0)
+    assert len(seen) == 2
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError
