@@ -223,7 +223,8 @@ def main(
         from pipeline.upload import local_folder
         from shards.unfilter import missing_kernel
 
-        missing_kernel()  # is compiled at first: here, before every worker would
+        if not dry_run:
+            missing_kernel()  # is compiled at first: here, before every worker would
 
     settings["patches_per_image"] = 0 if grid else patches_per_image or 200
     settings["grid"] = grid or 0

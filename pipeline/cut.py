@@ -15,7 +15,7 @@ from shards.errors import UsrganError
 
 CHUNKS = 4096
 """At most so many spills: a shard is merged out of all of them."""
-_TOGETHER = 4
+_TOGETHER, _BYTES = 4, 4 * 2**20
 _APART = 32
 
 
@@ -25,8 +25,7 @@ def cut(job: Job, work: Path, photos: Sequence[Found], run: Run, watch: Watch) -
     A process that dies is tried again; then each photo of its chunk is read by itself, and those
     that kill even such a process are left out.
     """
-    size = chunk_size(len(photos))
-    chunks = [photos[at : at + size] for at in range(0, len(photos), size)]
+    chunks = chunked(photos)
     missing = [n for n in range(len(chunks)) if load_spill(work, n, chunks[n]) is None]
     missing.sort(
         key=lambda n: -sum(photo.size for photo in chunks[n])
@@ -58,13 +57,25 @@ def cut(job: Job, work: Path, photos: Sequence[Found], run: Run, watch: Watch) -
     return len(chunks)
 
 
-def chunk_size(photos: int) -> int:
-    """How many photos are cut together, of so many.
+def chunked(photos: Sequence[Found]) -> list[list[Found]]:
+    """The photos that are cut together, whatever runs them.
 
-    Four, as a durable file costs as much as ten patches; fewer of few, so that there are many
-    chunks for the processes to share; more where there would be too many.
+    Up to four small ones of 4 MiB in all, as a durable file costs as much as ten patches; fewer where
+    there are few photos, so that there are many chunks for the processes to share; more, of
+    any size, where there would be too many chunks.
     """
-    return max(1, min(_TOGETHER, photos // _APART), -(-photos // CHUNKS))
+    least = -(-len(photos) // CHUNKS)
+    most = max(least, min(_TOGETHER, len(photos) // _APART), 1)
+    chunks: list[list[Found]] = []
+    held = 0
+    for photo in photos:
+        full = not chunks or len(chunks[-1]) >= most or held + photo.size > _BYTES
+        if full and not (chunks and len(chunks[-1]) < least):
+            chunks.append([])
+            held = 0
+        chunks[-1].append(photo)
+        held += photo.size
+    return chunks
 
 
 def _crashing(

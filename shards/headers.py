@@ -20,6 +20,7 @@ Kind = Literal["JPEG", "PNG", "WebP", "TIFF", "BMP"]
 _NO_FRAME = {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC lie among the start-of-frame markers
 _BGR = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)  # where red, green and blue lie in a BMP's pixel
 _RGB = bytes((8, 2, 0, 0, 0))  # bits, colour type, then the methods of a PNG and no interlacing
+_PNG_CRITICAL = {b"PLTE", b"IDAT", b"IEND"}  # besides IHDR, which comes once
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
 
 
@@ -112,22 +113,26 @@ def _jpeg(content: bytes) -> Header:
 
 
 def _png(content: bytes) -> Header:
-    size, orientation, icc, form = None, 1, b"", b""
+    size, orientation, icc, form, palette = None, 1, b"", b"", 3
     kinds = set()
     for kind, body in _png_chunks(content):
         if size is None:
             if kind != b"IHDR":
                 raise BadHeader("DAMAGED", "does not start with a PNG header")
             size, form = struct.unpack_from(">II", body), body[8:]
+        elif kind[:1].isupper() and kind not in _PNG_CRITICAL:
+            raise BadHeader("DAMAGED", f"has a PNG chunk {kind.decode()} that cannot be understood")
         elif kind == b"eXIf":
             orientation = _orientation(_tiff_tags(body))
         elif kind == b"iCCP":
             icc = _inflated(body.partition(b"\0")[2][1:])
+        elif kind == b"PLTE":
+            palette = len(body)
         kinds.add(kind)
     if size is None or b"IDAT" not in kinds:
         raise BadHeader("CUT_OFF", "ends before its pixels")
     moving, transparent = b"acTL" in kinds, b"tRNS" in kinds
-    plain = form == _RGB and not transparent
+    plain = form == _RGB and not transparent and 0 < palette <= 768 and palette % 3 == 0
     return Header(
         "PNG", size[0], size[1], orientation, icc, moving, transparent=transparent, plain=plain
     )

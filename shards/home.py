@@ -9,6 +9,8 @@ from pathlib import Path
 
 def kept(name: str) -> Path | None:
     """Where it is; None for accounts without a home, as of a container's bare user id."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     with contextlib.suppress(RuntimeError):
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "usrgan", name)
+        # a relative one is to be ignored: https://specifications.freedesktop.org/basedir/latest
+        return (named if named.is_absolute() else Path.home() / ".cache") / "usrgan" / name
     return None

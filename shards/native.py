@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -29,36 +30,56 @@ class NotHere(UsrganError):
     """This machine cannot have a kernel; says why."""
 
 
-@cache
+_one_at_a_time = threading.Lock()
+_SECONDS = 120
+"""So long a compiler may take."""
+
+
 def load(source: Path, *flags: str) -> ctypes.CDLL:
     """The functions of a C file, which may include the headers beside it.
 
     Raises:
         NotHere: there is no compiler that makes them.
     """
-    compiler = shlex.split(os.environ.get("CC") or "gcc")
+    with _one_at_a_time:
+        return _load(source, *flags)
+
+
+@cache
+def _load(source: Path, *flags: str) -> ctypes.CDLL:
+    try:
+        compiler = shlex.split(os.environ.get("CC") or "gcc")
+    except ValueError as error:
+        raise NotHere(f"$CC cannot be understood ({error})") from None
     if not compiler or shutil.which(compiler[0]) is None:
         raise NotHere("there is no C compiler; install gcc, or name one in $CC")
-    content = [each.read_bytes() for each in (source, *sorted(source.parent.glob("*.h")))]
-    built_by = (*compiler, platform.machine(), *_FLAGS, *flags)
-    key = hashlib.sha256(b"\0".join([*content, *map(str.encode, built_by)]))
-    place = kept(f"{source.stem}-{key.hexdigest()[:16]}.so")
-    if place is not None:
-        with contextlib.suppress(OSError):  # not there yet, or damaged
-            return ctypes.CDLL(str(place))
     try:
+        content = [each.read_bytes() for each in (source, *sorted(source.parent.glob("*.h")))]
+        built_by = (*compiler, platform.machine(), *_FLAGS, *flags)
+        key = hashlib.sha256(b"\0".join([*content, *map(os.fsencode, built_by)]))
+        place = kept(f"{source.stem}-{key.hexdigest()[:16]}.so")
+        if place is not None and _whole(place):
+            return ctypes.CDLL(str(place))
         with tempfile.TemporaryDirectory() as folder:
             made = _compiled(compiler, source, flags, Path(folder))
             if place is not None:
                 with contextlib.suppress(WriteFailed, OSError):  # then it is compiled in every run
                     files.make_folder(place.parent)
-                    files.write_file(place, made.read_bytes())
+                    library = made.read_bytes()
+                    files.write_file(place, library + hashlib.sha256(library).digest())
                     return ctypes.CDLL(str(place))
             return ctypes.CDLL(str(made))
-    except (
-        OSError
-    ) as error:  # no place for temporary files, or it wants a library that is not there
-        raise NotHere(f"{source.name} cannot be loaded ({error})") from None
+    except (OSError, UnicodeError) as error:  # no place for files, or a library is not there
+        raise NotHere(f"{source.name} cannot be compiled and loaded ({error})") from None
+
+
+def _whole(place: Path) -> bool:
+    """Whether a kept library ends with its digest: a damaged one would end the process."""
+    try:
+        content = place.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
 
 
 def _compiled(compiler: list[str], source: Path, flags: tuple[str, ...], folder: Path) -> Path:
@@ -68,8 +89,15 @@ def _compiled(compiler: list[str], source: Path, flags: tuple[str, ...], folder:
         [*_FLAGS, *flags, "-c", str(source), "-o", str(parts)],
         ["-shared", str(parts), "-o", str(whole)],
     ):
-        ended = subprocess.run([*compiler, *arguments], capture_output=True, text=True, check=False)
+        try:
+            ended = subprocess.run(
+                [*compiler, *arguments], capture_output=True, stdin=subprocess.DEVNULL,
+                text=True, errors="replace", timeout=_SECONDS, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise NotHere(f"{compiler[0]} does not end on {source.name}") from None
         if ended.returncode:
-            last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-            raise NotHere(f"{compiler[0]} cannot compile {source.name} ({last})")
+            lines = ended.stderr.strip().splitlines() or ["no message"]
+            reason = next((line for line in lines if "rror" in line), lines[-1])
+            raise NotHere(f"{compiler[0]} cannot compile {source.name} ({reason.strip()})")
     return whole

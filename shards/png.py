@@ -31,6 +31,9 @@ _IHDR_AT = 8
 _IDAT_AT = 8 + 25  # signature, then IHDR with its 13 bytes and 12 of framing
 _TOGETHER = 8
 """Images: two arrays of so many of 128 pixels fit into the second cache."""
+_LONGEST = 1_000_000
+_WINDOW = b"\x78"
+"""How zlib's format begins where matches may reach back 32 KiB: RFC 1950 §2.2."""
 _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
@@ -78,9 +81,11 @@ def decode_plain(content: bytes, *, height: int, width: int) -> RGB8 | None:
     """The pixels [h w 3] of a PNG of 8-bit RGB in rows, whose chunks have been checked.
 
     Returns:
-        None for what OpenCV must look at: a stream that is damaged or of another length, IDATs apart.
+        None for what OpenCV must look at, so that the same files are taken with and without a compiler:
+        a stream that is damaged, of another length or of a smaller window than deflate's, which ISA-L does
+        not hold it to; IDATs apart; sides that are longer than libpng allows.
     """
-    if missing_kernel():
+    if missing_kernel() or max(height, width) > _LONGEST:
         return None
     parts: list[bytes] = []
     at, behind = len(SIGNATURE), b""
@@ -91,10 +96,12 @@ def decode_plain(content: bytes, *, height: int, width: int) -> RGB8 | None:
                 return None
             parts.append(content[at + 8 : at + 8 + length])
         at, behind = at + 12 + length, kind
-    expected = height * (1 + 3 * width)
+    expected, deflated = height * (1 + 3 * width), b"".join(parts)
+    if deflated[:1] != _WINDOW:
+        return None
     stream = isal_zlib.decompressobj()
     try:
-        filtered = stream.decompress(b"".join(parts), expected + 1)  # one more, to see its end
+        filtered = stream.decompress(deflated, expected + 1)  # one more, to see its end
     except isal_zlib.error:  # type: ignore[misc]  # isal ships no types for it
         return None
     if len(filtered) != expected or not stream.eof:
@@ -129,7 +136,9 @@ def decode_many(contents: Sequence[Buffer], out: npt.NDArray[np.uint8]) -> None:
 
 def _inflate(content: Buffer, height: int, width: int) -> bytes | None:
     """The filtered rows [h 1+3w] of a PNG of 8-bit RGB with one IDAT; None for any other PNG or size."""
-    if content[:_IDAT_AT] != _head(height, width) or len(content) < _IDAT_AT + 24:
+    if not height * width or content[:_IDAT_AT] != _head(height, width):
+        return None
+    if len(content) < _IDAT_AT + 24:
         return None
     length, kind = struct.unpack_from(">I4s", content, _IDAT_AT)
     if kind != b"IDAT" or _IDAT_AT + 12 + length + len(_END) != len(content):

@@ -49,8 +49,11 @@ def _kernel() -> tuple[ctypes.CDLL | None, str]:
     """The function of `unfilter.c`, or why it cannot be had."""
     try:
         library = native.load(Path(__file__).with_suffix(".c"))
+        library.unfilter  # noqa: B018  # a compiler of C++ gives it another name
     except native.NotHere as reason:
         return None, str(reason)
+    except AttributeError:
+        return None, "what $CC names is no C compiler"
     library.unfilter.argtypes = [_pointer, ctypes.c_char_p, _pointer, _long, _long, _long]
     library.unfilter.restype = _long
     return library, ""

@@ -18,7 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from pipeline.cut import chunk_size
+from pipeline.cut import chunked
+from pipeline.scan import Found
 from shards import png
 from shards.dataset import open_dataset
 from shards.manifest import load_manifest
@@ -55,10 +56,19 @@ def command(photos: Path, out: Path, workers: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("photos", "together"), [(1, 1), (63, 1), (64, 2), (180, 4), (16_384, 4), (16_385, 5)]
-)
-def test_photos_are_cut_in_chunks_that_are_neither_few_nor_too_many(photos, together):
-    assert chunk_size(photos) == together
+    ("photos", "size", "together"),
+    [
+        (1, 9, 1), (63, 9, 1), (64, 9, 2), (180, 9, 4), (16_384, 9, 4), (16_385, 9, 5),
+        (180, 2**20, 4), (180, 2**20 + 1, 3), (180, 2**23, 1), (8_192, 2**23, 2), (0, 9, 0),
+    ],
+)  # fmt: skip
+def test_photos_are_cut_in_chunks_that_are_neither_few_nor_too_many(photos, size, together):
+    found = [Found(Path(str(n)), str(n), size, 0, False) for n in range(photos)]
+    chunks = chunked(found)
+    assert [photo for chunk in chunks for photo in chunk] == found
+    assert len(chunks) <= 4096
+    assert all(len(chunk) == together for chunk in chunks[:-1])
+    assert max(map(len, chunks), default=0) == together
 
 
 def test_any_number_of_workers_gives_the_same_bytes(photos, tmp_path):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from shards import native
+from shards import home, native, unfilter
 
-load = native.load.__wrapped__
+load = native._load.__wrapped__
 SOURCE = Path(native.__file__).with_name("unfilter.c")
 
 
@@ -59,15 +59,65 @@ def test_kernels_are_compiled_once_and_kept(monkeypatch, tmp_path):
 
 
 @needs_compiler
-def test_kept_kernels_that_are_damaged_are_compiled_anew(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [lambda so: so[:100], lambda so: so[:5000], lambda so: so[:1000] + bytes(len(so) - 1000)],
+)
+def test_kept_kernels_that_are_damaged_are_compiled_anew(monkeypatch, tmp_path, damage):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with monkeypatch.context() as once:  # what is loaded must not be written over
         once.setattr(ctypes, "CDLL", lambda path: Path(path).resolve(strict=True))
         kept = load(SOURCE)
-    whole = kept.stat().st_size
-    kept.write_bytes(kept.read_bytes()[:100])
+    whole = kept.read_bytes()
+    kept.write_bytes(damage(whole))
     assert load(SOURCE).unfilter
-    assert kept.stat().st_size == whole
+    assert kept.read_bytes() == whole
+
+
+def compiler(folder: Path, script: str) -> str:
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("printf 'caf\\351: fatal error: x\\n  ^~~\\n' >&2; exit 1", r"fatal error: x\)"),
+        ("exit 0", "cannot be compiled and loaded"),
+        ("sleep 9", "does not end on unfilter.c"),
+        ("cat >/dev/null; echo nothing >&2; exit 3", r"\(nothing\)"),
+    ],
+    ids=["words of another alphabet", "makes nothing", "does not end", "reads its input"],
+)
+def test_whatever_a_compiler_does_is_told(monkeypatch, tmp_path, script, told):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", compiler(tmp_path, script))
+    monkeypatch.setattr(native, "_SECONDS", 0.3)
+    with pytest.raises(native.NotHere, match=told):
+        load(SOURCE)
+
+
+def test_a_source_that_is_not_installed_and_quotes_left_open_are_told(monkeypatch, tmp_path):
+    with pytest.raises(native.NotHere, match="cannot be compiled and loaded"):
+        load(tmp_path / "none.c")
+    monkeypatch.setenv("CC", "gcc '")
+    with pytest.raises(native.NotHere, match=r"\$CC cannot be understood"):
+        load(SOURCE)
+
+
+@needs_compiler
+def test_a_compiler_of_another_language_is_no_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "gcc -fvisibility=hidden")
+    monkeypatch.setattr(native, "load", load)
+    assert unfilter._kernel.__wrapped__() == (None, "what $CC names is no C compiler")
+
+
+def test_a_relative_cache_folder_is_ignored(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert home.kept("x").is_absolute()
 
 
 @needs_compiler

@@ -135,6 +135,35 @@ def test_what_the_fast_way_does_not_take_is_left_to_opencv():
     assert png.decode_plain(apart, **plain) is None
 
 
+@pytest.mark.parametrize("kind", [b"ABCD", b"CgBI", b"IHDR"])
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_chunk_that_must_be_understood_is_refused_with_and_without_a_compiler(kind, behind):
+    whole = stored(IMAGE, filtered(IMAGE, [PAETH] * 24))
+    at = whole.index(b"IEND") - 4 if behind else 33
+    body = whole[16:29] if kind == b"IHDR" else b"x"
+    assert refused(whole[:at] + chunk(kind, body) + whole[at:]) == "DAMAGED"
+
+
+@pytest.mark.parametrize("palette", [b"", bytes(4)])
+def test_a_palette_that_is_none_is_left_to_opencv(palette):
+    content = LOSSLESS["png"][:33] + chunk(b"PLTE", palette) + LOSSLESS["png"][33:]
+    assert not read_header(content).plain
+
+
+def test_a_match_from_beyond_the_window_is_left_to_opencv():
+    """zlib's own reader refuses it, ISA-L does not look."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    image[20:] = image[:20]
+    content = stored(image, filtered(image, [NONE] * 40))
+    stream = zlib.compress(filtered(image, [NONE] * 40))
+    narrow = b"\x18" + bytes([31 - (0x18 * 256) % 31]) + stream[2:]  # 512 bytes
+    lying = content.replace(chunk(b"IDAT", stream), chunk(b"IDAT", narrow))
+    assert len(lying) == len(content)
+    assert png.decode_plain(lying, height=40, width=40) is None
+    assert refused(lying) == "DAMAGED"
+    np.testing.assert_array_equal(decode_photo(content).pixels, image)
+
+
 @pytest.mark.parametrize("rows", [lambda rows: rows[:-1], lambda rows: b"\5" + rows[1:]])
 def test_what_no_decoder_takes_is_refused(rows):
     assert refused(stored(IMAGE, rows(filtered(IMAGE, [PAETH] * 24)))) == "DAMAGED"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -29,15 +30,20 @@ def held(size: int) -> Iterator[None]:
     if not size:
         yield
         return
-    if not hasattr(mmap, "MADV_DONTNEED"):
+    if sys.platform != "linux":
         raise UsageError("--hold-memory: is for Linux; leave it out")
     free = _available()
     if size > 0.8 * free:
         raise UsageError(
             f"--hold-memory: only {free / 2**30:.1f} GiB are free, and the bench needs some; hold less"
         )
-    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
-        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    try:
+        mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise UsageError(f"--hold-memory: cannot be had ({error.strerror}); hold less") from None
+    with mapped as pages:
+        with contextlib.suppress(OSError):  # of a kernel that has none
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
         np.frombuffer(pages, np.uint8)[:: mmap.PAGESIZE] = 1
         for start in range(0, len(pages), 2 * PIECE):
             pages.madvise(mmap.MADV_DONTNEED, start, PIECE)
