@@ -176,7 +176,7 @@ def cores() -> int:
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @click.option(
     "--doctor", is_flag=True,
-    help="Check this installation: PIL's flavour and speed, packages that clash; how to mend them.",
+    help="Check this installation: PIL's flavour and speed, packages that clash, the kernel for PNG; how to mend them.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def main(
