@@ -59,7 +59,8 @@ def _load(source: Path, *flags: str) -> ctypes.CDLL:
         key = hashlib.sha256(b"\0".join([*content, *map(os.fsencode, built_by)]))
         place = kept(f"{source.stem}-{key.hexdigest()[:16]}.so")
         if place is not None and _whole(place):
-            return ctypes.CDLL(str(place))
+            with contextlib.suppress(OSError):  # a folder from which nothing may be run
+                return ctypes.CDLL(str(place))
         with tempfile.TemporaryDirectory() as folder:
             made = _compiled(compiler, source, flags, Path(folder))
             if place is not None:

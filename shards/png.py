@@ -32,6 +32,7 @@ _IDAT_AT = 8 + 25  # signature, then IHDR with its 13 bytes and 12 of framing
 _TOGETHER = 8
 """Images: two arrays of so many of 128 pixels fit into the second cache."""
 _LONGEST = 1_000_000
+"""Pixels of a side that libpng takes (PNG_USER_WIDTH_MAX)."""
 _WINDOW = b"\x78"
 """How zlib's format begins where matches may reach back 32 KiB: RFC 1950 §2.2."""
 _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"

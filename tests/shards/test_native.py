@@ -138,6 +138,23 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
 
 
 @needs_compiler
+def test_a_cache_from_which_nothing_may_be_run_is_done_without(monkeypatch, tmp_path):
+    """As on a file system that is mounted `noexec`: in the first run, and with the library kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    real = ctypes.CDLL
+
+    def refuse(path: str) -> ctypes.CDLL:
+        if path.startswith(str(tmp_path)):
+            raise OSError("failed to map segment from shared object")
+        return real(path)
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    for _ in range(2):
+        assert load(SOURCE).unfilter
+    assert len(list((tmp_path / "usrgan").iterdir())) == 1
+
+
+@needs_compiler
 def test_a_changed_header_or_flag_is_a_new_kernel(monkeypatch, tmp_path):
     """What is kept goes by the content of all that is compiled, and how."""
     folder = tmp_path / "sources"
