@@ -134,7 +134,7 @@ def _read_pairs(
     checksums = promised.tolist()
     starts = rows["offset"].tolist()
     view = content.data
-    for chunk in np.unique(rows["chunk"]):
+    for chunk in sorted(set(rows["chunk"].tolist())):
         path = work / spill_name(chunk)
         with path.open("rb", buffering=0) as stream:
             for run in _runs(rows, chunk):

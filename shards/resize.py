@@ -69,7 +69,7 @@ def implementation(kernel: Kernel = "pillow") -> tuple[str, str]:
 
 def _resized(image: RGB8, *, height: int, width: int, by: Image.Resampling) -> RGB8:
     """PIL holds RGB in four bytes a pixel: given as such it resizes without a copy of its own."""
-    padded = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2RGBA)
+    padded = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
     given = Image.frombuffer("RGBX", (image.shape[1], image.shape[0]), padded, "raw", "RGBX", 0, 1)
     made = np.asarray(given.resize((width, height), by))
     return np.asarray(cv2.cvtColor(made, cv2.COLOR_RGBA2RGB), dtype=np.uint8)

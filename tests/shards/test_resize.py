@@ -81,3 +81,14 @@ def test_upscaling_is_pillows_bicubic():
 def test_cropping_cuts_right_and_bottom():
     image = noise(10, 15)
     np.testing.assert_array_equal(resize.crop_to_multiple(image, scale=4), image[:8, :12])
+
+
+@pytest.mark.parametrize("view", [np.s_[:, :-3], np.s_[::-1], np.s_[:, ::-1], np.s_[::2, ::2]])
+def test_views_are_resized_like_their_copies(view):
+    image = noise(48, 67)[view]
+    image = resize.crop_to_multiple(image, scale=4)
+    assert not image.flags.c_contiguous
+    for function in (resize.downscale, resize.upscale):
+        np.testing.assert_array_equal(
+            function(image, scale=4), function(np.ascontiguousarray(image), scale=4)
+        )
