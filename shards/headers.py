@@ -14,7 +14,7 @@ from typing import Literal
 
 from isal import isal_zlib
 
-from shards.png import SIGNATURE
+from shards.png import SIGNATURE, chunks
 
 Kind = Literal["JPEG", "PNG", "WebP", "TIFF", "BMP"]
 _NO_FRAME = {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC lie among the start-of-frame markers
@@ -140,36 +140,30 @@ def _png(content: bytes) -> Header:
 
 def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     """All chunks up to IEND, each against its checksum."""
-    at = len(SIGNATURE)
-    while True:
-        if at + 12 > len(content):
-            raise BadHeader("CUT_OFF", f"ends after {len(content):,} bytes, before its IEND")
-        length, kind = struct.unpack_from(">I4s", content, at)
+    kind = b""
+    for kind, start, stop in chunks(content):
         if not kind.isalpha():
             raise BadHeader("DAMAGED", "has a broken chain of PNG chunks")
-        if at + 12 + length > len(content):
+        if stop > len(content):
             raise BadHeader("CUT_OFF", f"ends inside its {kind.decode()} chunk")
-        body = content[at + 8 : at + 8 + length]
+        body = content[start + 8 : stop - 4]
         if isal_zlib.crc32(body, isal_zlib.crc32(kind)) != int.from_bytes(
-            content[at + 8 + length : at + 12 + length], "big"
+            content[stop - 4 : stop], "big"
         ):
             raise BadHeader("DAMAGED", f"has a wrong checksum in its {kind.decode()} chunk")
         yield kind, body
-        if kind == b"IEND":
-            return
-        at += 12 + length
+    if kind != b"IEND":
+        raise BadHeader("CUT_OFF", f"ends after {len(content):,} bytes, before its IEND")
 
 
 def bare_png(content: bytes) -> bytes:
     """A PNG with no more than its pixels and what they mean: decoders grumble at the rest, or play it."""
-    at, kept = len(SIGNATURE), [SIGNATURE]
-    while at + 12 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, at)
-        end = at + 12 + length
-        if kind[:1].isupper() or kind == b"tRNS":
-            kept.append(content[at:end])
-        at = end
-    return b"".join(kept)
+    kept = [
+        content[start:stop]
+        for kind, start, stop in chunks(content)
+        if kind[:1].isupper() or kind == b"tRNS"
+    ]
+    return b"".join((SIGNATURE, *kept))
 
 
 def _webp(content: bytes) -> Header:

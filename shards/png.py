@@ -8,7 +8,7 @@ Format: https://www.w3.org/TR/png-3/ (§9.2 filter types, §11.2 critical chunks
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -89,14 +89,13 @@ def decode_plain(content: bytes, *, height: int, width: int) -> RGB8 | None:
     if missing_kernel() or max(height, width) > _LONGEST:
         return None
     parts: list[bytes] = []
-    at, behind = len(SIGNATURE), b""
-    while at + 12 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, at)
+    behind = b""
+    for kind, start, stop in chunks(content):
         if kind == b"IDAT":
             if parts and behind != kind:
                 return None
-            parts.append(content[at + 8 : at + 8 + length])
-        at, behind = at + 12 + length, kind
+            parts.append(content[start + 8 : stop - 4])
+        behind = kind
     expected, deflated = height * (1 + 3 * width), b"".join(parts)
     if deflated[:1] != _WINDOW:
         return None
@@ -109,6 +108,20 @@ def decode_plain(content: bytes, *, height: int, width: int) -> RGB8 | None:
         return None
     made: RGB8 = np.empty((height, width, 3), np.uint8)
     return made if unfilter([filtered], made[None]) else None
+
+
+def chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of each chunk, its framing included, up to IEND or where the file is cut off.
+
+    Nothing is checked: `headers.read_header` does that.
+    """
+    at = len(SIGNATURE)
+    while at + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, at)
+        yield kind, at, at + 12 + length
+        if kind == b"IEND":
+            return
+        at += 12 + length
 
 
 def decode_many(contents: Sequence[Buffer], out: npt.NDArray[np.uint8]) -> None:
