@@ -2,6 +2,7 @@
 
 options   what decides the bytes of a data set, checked
 scan      which photos there are, in which published layout
+walk      folders and stores, in order, for what looks like photos
 patches   one photo to its patch pairs
 similar   photos that look alike: copies, mirrored ones, test pictures
 spill     the patch pairs of a few photos on scratch, sorted by rank

@@ -219,8 +219,8 @@ def main(
         from pipeline.job import Job, Watch
         from pipeline.options import Options
         from pipeline.prepare import prepare, rehearse
-        from pipeline.scan import plain_name
         from pipeline.upload import local_folder
+        from pipeline.walk import plain_name
         from shards.unfilter import missing_kernel
 
         if not dry_run:

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from pipeline.options import Options
-from pipeline.scan import Found, Scan, plain_name, stamp, walk
+from pipeline.scan import Found, Scan
+from pipeline.walk import plain_name, stamp, walk
 from shards import resize
 from shards.errors import UsageError
 from shards.photos import RejectedPhoto, read_photo

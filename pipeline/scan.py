@@ -9,19 +9,16 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import itertools
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from shards import storage
+from pipeline.walk import LR, files_below, plain_name
 from shards.errors import UsageError
-from shards.photos import looks_like_photo
 from shards.storage import Location
 
-_LR = re.compile(r"(?:^|[_-])LR(?:[_-]|$)", re.IGNORECASE)
 _LAYOUTS = {
     "DF2K": re.compile(r"^DF2K(?:_|$)"),
     "DIV2K": re.compile(r"^DIV2K_(?:train|valid)_HR$"),
@@ -29,7 +26,6 @@ _LAYOUTS = {
     "LSDIR": re.compile(r"^(?:LSDIR|shard-\d\d)$"),
 }
 _VAL = re.compile(r"^(?:DIV2K_valid_HR|val1)$")
-_HIDDEN = re.compile(r"\.|lost\+found$")
 
 
 class Found(NamedTuple):
@@ -69,7 +65,7 @@ def scan(sources: Sequence[Location]) -> Scan:
     unique = sorted({_identity(source): source for source in sources}.values(), key=str)
     for source, prefix in zip(unique, _prefixes(unique), strict=True):
         _check_source(source)
-        for parts, file in _files(source, skipped):
+        for parts, file in files_below(source, skipped):
             here = [_parts(source)[-1], *parts]
             layouts.update(_layouts(here))
             name = plain_name("/".join((*prefix, *parts, file.name)))
@@ -134,92 +130,6 @@ def matching(result: Scan, names: Sequence[str]) -> set[str]:
     return chosen
 
 
-class _File(NamedTuple):
-    path: Location
-    name: str
-    size: int
-    mtime_ns: int
-
-
-def _files(source: Location, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], _File]]:
-    """Photo-like files, each with the parts of its folder, in order; folders of LR are `skipped`."""
-    return _walk_store(source, skipped) if isinstance(source, str) else _walk(source, skipped)
-
-
-def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], _File]]:
-    for folder, folders, names in walk(source, "--src"):
-        skipped += [name for name in folders if _LR.search(name)]
-        folders[:] = [n for n in folders if not _LR.search(n) and not _HIDDEN.match(n)]
-        parts = folder.relative_to(source).parts
-        for name in names:
-            path = folder / name
-            yield parts, _File(path, name, *stamp(path))
-
-
-def walk(top: Path, option: str) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Each folder below `top`, the names of its folders and of its photo-like files, in order.
-
-    What is taken out of the names of folders is left out. Links are followed, but no loop.
-
-    Raises:
-        UsageError: naming the option: what cannot be listed is no folder without photos.
-    """
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(top, onerror=_unreadable(option), followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
-        yield Path(folder), folders, sorted(filter(looks_like_photo, names))
-
-
-def _unreadable(option: str) -> Callable[[OSError], NoReturn]:
-    """For `os.walk`, which by itself passes over what it cannot list."""
-
-    def refuse(error: OSError) -> NoReturn:
-        raise UsageError(
-            f"{option} {error.filename}: cannot be listed ({error.strerror});"
-            " check its permissions, or move it away"
-        )
-
-    return refuse
-
-
-def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], _File]]:
-    left_out = set()
-    for below, found in storage.listing(source).items():
-        *parts, name = below.split("/")
-        lr = next((part for part in parts if _LR.search(part)), None)
-        if lr:
-            left_out.add(lr)
-        elif looks_like_photo(name) and not any(part.startswith(".") for part in parts):
-            path = f"{source.rstrip('/')}/{below}"
-            yield tuple(parts), _File(path, name, found.size, found.changed)
-    skipped += sorted(left_out)
-
-
-def stamp(path: Path) -> tuple[int, int]:
-    """Size and time of change of a file, which tell whether it is still the same."""
-    try:
-        status = path.stat()
-    except OSError:  # a dangling link: reading it will say so
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
-
-
-def plain_name(name: str) -> str:
-    """A file name in UTF-8: bytes that are not stand as %XX."""
-    raw = os.fsencode(name)
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("utf-8", "surrogateescape").translate(
-            {0xDC00 + byte: f"%{byte:02X}" for byte in range(0x80, 0x100)}
-        )
-
-
 def _check_names(photos: Sequence[Found]) -> None:
     """Every photo, in the order of their names, has one of its own."""
     for one, other in itertools.pairwise(photos):
@@ -245,7 +155,7 @@ def _check_source(source: Location) -> None:
         raise UsageError(f"--src {source}: there is no such folder")
     if isinstance(source, Path) and not source.is_dir():
         raise UsageError(f"--src {source}: is a file; name the folder that holds the photos")
-    if _LR.search(_parts(source)[-1]):
+    if LR.search(_parts(source)[-1]):
         raise UsageError(
             f"--src {source}: holds LR images by its name; name the folder of HR photos"
         )

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.admit import Luma, luma_of
-from pipeline.scan import plain_name, walk
+from pipeline.walk import plain_name, walk
 from shards.errors import UsageError
 from shards.photos import RejectedPhoto, read_photo
 

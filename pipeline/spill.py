@@ -22,8 +22,9 @@ from isal import isal_zlib
 from pipeline.admit import admit
 from pipeline.options import Options
 from pipeline.patches import Cut, cut_photo
-from pipeline.scan import Found, stamp
+from pipeline.scan import Found
 from pipeline.similar import Look, look_of
+from pipeline.walk import stamp
 from shards import files
 from shards.errors import UsrganError
 from shards.photos import RejectedPhoto

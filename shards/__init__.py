@@ -11,9 +11,12 @@ manifest  what a data set promises about itself (`manifest.json`)
 index     where each sample of a shard lies (`.tar.idx`, `index/*.npz`)
 writer    shards and data sets to disk
 reader    data sets from disk or a URL: CRC-checked, decoded pairs
+pieces    consecutive pairs as they lie in a shard, checked against its index
 ranges    where its bytes come from
 fetched   whole shards of a URL in a local folder
 photos    strict decoding of image files
+headers   what an image file says of itself
+tiff      the first directory of a TIFF or Exif block
 resize    antialiased bicubic by 8-bit PIL
 colour    colour profiles to sRGB
 codec     how pixels are stored: PNG, WebP, raw

@@ -1,7 +1,7 @@
 """What an image file says of itself before a decoder sees it: format, size, orientation, profile.
 
 A 49 kB PNG can ask for 2.3 GB, and decoders take some cut files as whole; both show here. Sources:
-PNG https://www.w3.org/TR/png-3/, WebP RFC 9649, JPEG ITU-T T.81 annex B, Exif 3.0 §4.5.2.
+PNG https://www.w3.org/TR/png-3/, WebP RFC 9649, JPEG ITU-T T.81 annex B.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 
 from isal import isal_zlib
 
+from shards import tiff
 from shards.png import SIGNATURE, chunks
 
 Kind = Literal["JPEG", "PNG", "WebP", "TIFF", "BMP"]
@@ -67,14 +68,7 @@ def read_header(content: bytes) -> Header:
         if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
             return _webp(content)
         if content[:4] in (b"II*\0", b"MM\0*"):
-            tags = _tiff_tags(content)
-            icc = _tiff_profile(content)
-            turned = tags.get(262) == 0 or (tags.get(284) == 2 and tags.get(277, 1) > 1)
-            size = tags.get(256, 0), tags.get(257, 0)
-            transparent = tags.get(338) in (1, 2)
-            return Header(
-                "TIFF", *size, _orientation(tags), icc, transparent=transparent, turned=turned
-            )
+            return _tiff(content)
         if content[:2] == b"BM" and len(content) >= 30:
             return _bmp(content)
     except (struct.error, IndexError):
@@ -100,7 +94,7 @@ def _jpeg(content: bytes) -> Header:
             height, width = struct.unpack_from(">HH", body, 1)
             size = width, height
         elif marker == 0xE1 and body.startswith(b"Exif\0\0") and orientation is None:
-            orientation = _orientation(_tiff_tags(body[6:]))
+            orientation = tiff.orientation_of(tiff.tags_of(body[6:]))
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14:
             profile[body[12]] = body[14:]
         elif marker == 0xEE and body.startswith(b"Adobe"):
@@ -123,7 +117,7 @@ def _png(content: bytes) -> Header:
         elif kind[:1].isupper() and kind not in _PNG_CRITICAL:
             raise BadHeader("DAMAGED", f"has a PNG chunk {kind.decode()} that cannot be understood")
         elif kind == b"eXIf":
-            orientation = _orientation(_tiff_tags(body))
+            orientation = tiff.orientation_of(tiff.tags_of(body))
         elif kind == b"iCCP":
             icc = _inflated(body.partition(b"\0")[2][1:])
         elif kind == b"PLTE":
@@ -184,7 +178,7 @@ def _webp(content: bytes) -> Header:
             width, height = struct.unpack_from("<HH", body, 6)
             size = width & 0x3FFF, height & 0x3FFF
         elif kind == b"EXIF":
-            orientation = _orientation(_tiff_tags(body.removeprefix(b"Exif\0\0")))
+            orientation = tiff.orientation_of(tiff.tags_of(body.removeprefix(b"Exif\0\0")))
         elif kind == b"ICCP":
             icc = body
         moving |= kind == b"ANIM"
@@ -192,6 +186,19 @@ def _webp(content: bytes) -> Header:
     if size is None:
         raise BadHeader("DAMAGED", "has no WebP image in it")
     return Header("WebP", *size, orientation, icc, moving)
+
+
+def _tiff(content: bytes) -> Header:
+    tags = tiff.tags_of(content)
+    return Header(
+        "TIFF",
+        tags.get(256, 0),
+        tags.get(257, 0),
+        tiff.orientation_of(tags),
+        tiff.profile_of(content),
+        transparent=tags.get(338) in (1, 2),
+        turned=tags.get(262) == 0 or (tags.get(284) == 2 and tags.get(277, 1) > 1),
+    )
 
 
 def _bmp(content: bytes) -> Header:
@@ -204,44 +211,6 @@ def _bmp(content: bytes) -> Header:
     if depth == 16 or (packing in (3, 6) and content[54:66] != _BGR):  # OpenCV takes no notice
         raise BadHeader("MODE", "is a BMP with fields of bits; convert it to PNG")
     return Header("BMP", abs(width), abs(height))
-
-
-def _tiff_tags(content: bytes) -> dict[int, int]:
-    """The whole numbers of the first directory of a TIFF or Exif block; none if it is broken."""
-    order = "<" if content[:2] == b"II" else ">"
-    tags: dict[int, int] = {}
-    try:
-        (at,) = struct.unpack_from(order + "I", content, 4)
-        (count,) = struct.unpack_from(order + "H", content, at)
-        for entry in range(at + 2, at + 2 + 12 * count, 12):
-            tag, form, _ = struct.unpack_from(order + "HHI", content, entry)
-            if form in (3, 4):  # SHORT, LONG
-                tags[tag] = struct.unpack_from(
-                    order + ("H" if form == 3 else "I"), content, entry + 8
-                )[0]
-    except struct.error:
-        return tags
-    return tags
-
-
-def _tiff_profile(content: bytes) -> bytes:
-    """Tag 34675 of the first directory."""
-    order = "<" if content[:2] == b"II" else ">"
-    try:
-        (at,) = struct.unpack_from(order + "I", content, 4)
-        (count,) = struct.unpack_from(order + "H", content, at)
-        for entry in range(at + 2, at + 2 + 12 * count, 12):
-            tag, _, size, place = struct.unpack_from(order + "HHII", content, entry)
-            if tag == 34675:
-                return content[place : place + size]
-    except struct.error:
-        pass
-    return b""
-
-
-def _orientation(tags: dict[int, int]) -> int:
-    """Values outside 1 to 8 mean nothing."""
-    return tags.get(274, 1) if 1 <= tags.get(274, 1) <= 8 else 1
 
 
 def _inflated(data: bytes) -> bytes:

@@ -1,27 +1,25 @@
 """One split from disk or from a URL: CRC-checked, decoded patch pairs by position.
 
-Neighbouring pairs come by one read. Of each pair the three headers, the key, the sizes and the checksums
-are compared with the index before a byte is decoded, so a damaged shard is an error that names shard
-and key and never a wrong pair.
+Neighbouring pairs come by one read, and are checked before they are decoded.
 """
 
 from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from isal.isal_zlib import crc32
 
 from shards import codec, index, scatter, tar
 from shards.errors import DamagedData
 from shards.manifest import Manifest, SampleInfo
-from shards.png import RGB8, Buffer
-from shards.ranges import Range, Ranges
+from shards.pieces import Block, Piece, Promise, checked, damaged, piece_of
+from shards.png import RGB8
+from shards.ranges import Ranges
 from shards.storage import Location
 
 
@@ -34,30 +32,6 @@ class Pair(NamedTuple):
     info: SampleInfo
 
 
-class Promise(NamedTuple):
-    """What the index says of consecutive pairs of one shard."""
-
-    keys: list[int]
-    headers: bytes
-    """As our writer makes them for key and sizes, three blocks for each pair."""
-    spans: list[list[int]]
-    """Where the data of HR, JSON and LR begins and ends in the shard: six numbers."""
-    crcs: list[list[int]]
-
-
-class Piece(NamedTuple):
-    """Consecutive pairs of one shard and their bytes."""
-
-    first: int
-    """Position of the first pair."""
-    source: Range
-    promised: Callable[[], Promise]
-    rows: scatter.Rows | None
-    """Of raw pairs of a local shard, which need no more than this."""
-
-
-Block = tuple[Piece, ...]
-"""Consecutive pairs, by the shards that they lie in."""
 Images = npt.NDArray[np.uint8]
 """[n h w 3]."""
 
@@ -96,20 +70,20 @@ class SplitReader:
             DamagedData: anything differs from what the index promises; names shard and key.
         """
         block = self.block(position, position + 1)
-        hr, meta, lr = self._checked(block, position)
+        hr, meta, lr = checked(block, position, self._parts)
         key = block[0].promised().keys[0]
         try:
             info = msgspec.json.decode(bytes(meta), type=SampleInfo)
             pair = Pair(key, codec.decode(hr, self._codec), codec.decode(lr, self._codec), info)
             _check_shapes(pair, self.manifest)
         except (DamagedData, msgspec.DecodeError) as error:
-            raise _damaged(block[0], position, str(error)) from None
+            raise damaged(block[0], position, str(error)) from None
         return pair
 
     def members(self, position: int) -> tuple[int, bytes, bytes, bytes]:
         """Key, HR, JSON and LR of a pair as stored, checksums verified."""
         block = self.block(position, position + 1)
-        hr, meta, lr = self._checked(block, position)
+        hr, meta, lr = checked(block, position, self._parts)
         return block[0].promised().keys[0], bytes(hr), bytes(meta), bytes(lr)
 
     def block(self, first: int, stop: int) -> Block:
@@ -141,7 +115,7 @@ class SplitReader:
         """
         if self._form is not None and wanted:
             wanted, lr, hr = self._scattered(wanted, self._form, lr, hr)
-        stored = [self._checked(block, position) for block, position in wanted]
+        stored = [checked(block, position, self._parts) for block, position in wanted]
         try:
             codec.decode_many([each[0] for each in stored], self._codec, hr)
             codec.decode_many([each[2] for each in stored], self._codec, lr)
@@ -151,7 +125,7 @@ class SplitReader:
                     try:
                         codec.decode_many([content], self._codec, out[number : number + 1])
                     except DamagedData as error:
-                        raise _damaged(_piece_of(block, position), position, str(error)) from None
+                        raise damaged(piece_of(block, position), position, str(error)) from None
             raise
 
     def _scattered(
@@ -164,7 +138,7 @@ class SplitReader:
             return wanted, lr, hr
         room = scatter.Room(form)
         for number, (block, position) in enumerate(wanted):
-            piece = _piece_of(block, position)
+            piece = piece_of(block, position)
             rows, file = piece.rows, piece.source.file()
             if rows is None or file is None:
                 return wanted[number:], lr[number:], hr[number:]
@@ -205,69 +179,11 @@ class SplitReader:
         promise = promised()
         return Piece(first, source, lambda: promise, None)
 
-    def _checked(self, block: Block, position: int) -> tuple[Buffer, Buffer, Buffer]:
-        """HR, JSON and LR of a pair of a block: headers, sizes and checksums are those of the index."""
-        piece = _piece_of(block, position)
-        promise, row = piece.promised(), position - piece.first
-        a, b, c, d, e, f = promise.spans[row]
-        content, base = piece.source.part(a - tar.BLOCK, f)
-        a, b, c, d, e, f = a - base, b - base, c - base, d - base, e - base, f - base
-        view = memoryview(content)
-        found = view[a:b], view[c:d], view[e:f]
-        headers = (
-            content[a - tar.BLOCK : a] + content[c - tar.BLOCK : c] + content[e - tar.BLOCK : e]
-        )
-        at = 3 * tar.BLOCK * row
-        if headers != promise.headers[at : at + 3 * tar.BLOCK]:
-            self._look_closer(piece, position)
-        if f > len(content) or [crc32(each) for each in found] != promise.crcs[row]:
-            for part, data, stop, crc in zip(
-                self._parts, found, (b, d, f), promise.crcs[row], strict=True
-            ):
-                if stop > len(content):
-                    raise _damaged(piece, position, f"{part} is cut off")
-                if crc32(data) != crc:
-                    raise _damaged(piece, position, f"{part} has a wrong checksum")
-        return found
-
-    def _look_closer(self, piece: Piece, position: int) -> None:
-        """Headers that are not those of our writer: say why they will not do, or return if they will."""
-        promise, row = piece.promised(), position - piece.first
-        key, span = promise.keys[row], promise.spans[row]
-        expected = [
-            tar.Member(key, part, begin - tar.BLOCK, end - begin)
-            for part, begin, end in zip(self._parts, span[::2], span[1::2], strict=True)
-        ]
-        try:
-            at = expected[0].header_at
-            content, base = piece.source.part(at, expected[2].end)
-            found = tar.parse_sample(memoryview(content), at - base, base=base)
-            if found[0].key != key:
-                raise DamagedData(f"holds key {found[0].key:012d} in its place")
-            if found[0].part != self._parts[0]:
-                raise DamagedData(f"holds {found[0].part} where {self._parts[0]} is expected")
-            if list(found) != expected:
-                raise DamagedData("its members are not where the index has them")
-        except DamagedData as error:
-            raise _damaged(piece, position, str(error)) from None
-
     def _locate(self, position: int) -> tuple[int, int]:
         if not 0 <= position < len(self):
             raise IndexError(position)
         number = bisect_right(self._first, position) - 1
         return number, position - self._first[number]
-
-
-def _piece_of(block: Block, position: int) -> Piece:
-    if len(block) == 1:
-        return block[0]
-    return next(each for each in reversed(block) if each.first <= position)
-
-
-def _damaged(piece: Piece, position: int, reason: str) -> DamagedData:
-    key = piece.promised().keys[position - piece.first]
-    place, fix = piece.source.place, piece.source.fix
-    return DamagedData(f"{place}: sample {key:012d}: {reason}; {fix}")
 
 
 def _check_shapes(pair: Pair, manifest: Manifest) -> None:

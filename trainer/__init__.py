@@ -1,6 +1,7 @@
 """The trainer: shards in, super-resolution models out.
 
-config      TOML → frozen structs; presets lie in `configs/`
+config      the settings of a run: frozen structs
+settings    presets, TOML and `--set` into them; presets lie in `configs/`
 loop        one stage from wherever it stands to its end
 steps       the gradients of the two stages, `psnr` and `gan`
 update      a step of all ranks, taken whole or not at all
@@ -13,6 +14,7 @@ job, start  a stage as it was asked for, and where it begins
 guard       losses that are not finite: skip, roll back, stop
 keeper      what is written while training
 ranks       the processes of a job, and what they do together
+store       where all of them can look
 watch       how they learn of each other's death
 launch      `--gpus N`: starts them
 checkpoint  `last` and the best generators on disk

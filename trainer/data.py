@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from shards.dataset import Dataset
-from shards.reader import Block, SplitReader
+from shards.pieces import Block
+from shards.reader import SplitReader
 from trainer.cache import Cache, Store, check_cache
 from trainer.loading import Batch, Chunk, Loaded, Read, Wanted, lane, load_batch, load_on_device
 from trainer.order import CHUNK, Order, Visit, places_of, steps_per_pass

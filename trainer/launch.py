@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from shards.errors import Stopped, UsrganError
-from trainer.watch import Failure, all_ready, host_store, note_failure
+from trainer.store import Failure, all_ready, host_store, note_failure
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]  # torch's stub hides it

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from shards.pieces import Block
 from shards.png import RGB8
-from shards.reader import Block, SplitReader
+from shards.reader import SplitReader
 from trainer.cache import Store, stored_sides
 from trainer.order import Visit
 

@@ -20,10 +20,11 @@ from shards import files, png
 from shards.errors import DamagedData, UsageError, UsrganError
 from shards.png import RGB8
 from trainer import charts, page
-from trainer.config import PAPER, STAGES, Stage, load_config
+from trainer.config import PAPER, STAGES, Stage
 from trainer.deviations import deviations
 from trainer.figures import Figure, figures_of_run, figures_of_stage, series
 from trainer.run import read_metrics
+from trainer.settings import load_config
 from trainer.strips import tiles_of
 from trainer.tables import TITLES, format_value
 

@@ -24,8 +24,9 @@ from shards import __version__, files, png, resize
 from shards.errors import ConfigError, UsageError
 from shards.manifest import Manifest
 from shards.png import RGB8
-from trainer.config import STAGES, Config, Stage, load_config
+from trainer.config import STAGES, Config, Stage
 from trainer.ranks import ALONE, Ranks
+from trainer.settings import load_config
 from trainer.toml import stages_to_toml
 
 METRICS = "metrics.jsonl"

@@ -15,7 +15,7 @@ from shards.dataset import open_dataset
 from shards.errors import UsageError
 from shards.storage import Location
 from trainer.checkpoint import best_file, has_last, weights_of
-from trainer.config import PAPER, Config, Stage, load_config
+from trainer.config import PAPER, Config, Stage
 from trainer.content import build_content_features, doubt, smallest_patch
 from trainer.data import check_data, with_cache
 from trainer.job import Job
@@ -26,6 +26,7 @@ from trainer.models import SMALLEST_PATCH
 from trainer.ranks import ALONE, Ranks
 from trainer.report import write_report
 from trainer.run import choose_device, use_bf16
+from trainer.settings import load_config
 from trainer.speed import resolve
 from trainer.watch import Watch, connected
 from trainer.weights import load_matching

@@ -8,7 +8,6 @@ and looks at its neighbour's count; the first failure is written there, and ends
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import socket
 import sys
@@ -17,17 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
-import msgspec
 import torch
 import torch.distributed as dist
-from torch.distributed import (  # type: ignore[attr-defined]  # torch's stub hides them
-    PrefixStore,
-    Store,
-    TCPStore,
-)
+from torch.distributed import Store  # type: ignore[attr-defined]  # torch's stub hides it
 
 from shards.errors import Stopped, UsageError, UsrganError
 from trainer.ranks import LostRank, Ranks, talking
+from trainer.store import Failure, is_first_to_tell, note_failure, note_ready, read_failure
 
 BEAT_SECONDS = 1.0
 SILENCE = "USRGAN_RANK_TIMEOUT"
@@ -35,51 +30,6 @@ SILENCE = "USRGAN_RANK_TIMEOUT"
 DEFAULT_SILENCE = 30.0
 PATIENCE = timedelta(minutes=30)
 """How long a collective waits for a rank that is alive: rank 0 may be writing to a slow disk."""
-MEETING = timedelta(minutes=5)
-FAILED, READY = "failed", "ready"
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """Why the job ends: what the first rank to fail, or whoever missed it, wrote into the store."""
-
-    message: str
-    code: int = 1
-
-
-def open_store(ranks: Ranks) -> Store:
-    """Reach the job's store; under plain MASTER_ADDR and MASTER_PORT rank 0 is the one that has it.
-
-    Raises:
-        UsageError: the address is missing or nobody answers there.
-    """
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
-        store = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=ranks.first and not hosted,
-            wait_for_workers=False,
-            timeout=MEETING,
-        )
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            "MASTER_ADDR, MASTER_PORT: the ranks cannot meet there"
-            f" ({' '.join(str(error).split())}); start by torchrun, or correct the address"
-        ) from None
-    # a job that torchrun starts again finds none of what was before
-    return PrefixStore(f"usrgan/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-
-def host_store() -> tuple[Store, int]:
-    """A store for the ranks that this process starts, and the port on which they find it."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=MEETING)
-    return PrefixStore("usrgan/0", store), store.port
-
-
-def all_ready(store: Store, *, world: int) -> bool:
-    """Whether every rank listens to signals."""
-    ready: bool = store.check([f"{READY}/{rank}" for rank in range(world)])
-    return ready
 
 
 def silence_seconds() -> float:
@@ -93,27 +43,6 @@ def silence_seconds() -> float:
         if float(text) > 0:
             return float(text)
     raise UsageError(f"{SILENCE}: {text!r} is no number of seconds; set it to 30, or unset it")
-
-
-def note_failure(store: Store, failure: Failure) -> bool:
-    """Write down why the job ends; False if that was known before."""
-    text = msgspec.json.encode(failure).decode()
-    written: bytes = store.compare_set(FAILED, "", text)
-    return written == text.encode()
-
-
-def read_failure(store: Store) -> Failure | None:
-    """Why the job ends, if it does."""
-    if not store.check([FAILED]):
-        return None
-    return msgspec.json.decode(store.get(FAILED), type=Failure)
-
-
-def is_first_to_tell(store: Store, message: str) -> bool:
-    """Whether no other rank said the same; all of them find what is wrong with an option."""
-    key = f"told/{hashlib.blake2b(message.encode(), digest_size=8).hexdigest()}"
-    times: int = store.add(key, 1)
-    return times == 1
 
 
 class Watch:
@@ -133,7 +62,7 @@ class Watch:
 
     def ready(self) -> None:
         """Say that this process listens to signals now."""
-        self.store.set(f"{READY}/{self._ranks.rank}", "1")
+        note_ready(self.store, self._ranks.rank)
 
     def stop(self) -> None:
         """End beating; the others must not be watching any more."""

@@ -20,8 +20,8 @@ from click.testing import CliRunner
 from shards import __version__
 from shards.manifest import Manifest, SampleInfo, dataset_digest, encode_info
 from tests.docs.regenerate import COMMANDS, FOLDER, help_text
-from trainer.config import load_config, presets
 from trainer.models import build_generator
+from trainer.settings import load_config, presets
 
 ROOT = Path(__file__).parents[2]
 FORMAT = (ROOT / "docs/shard-format.md").read_text()

@@ -20,11 +20,13 @@ import torch.distributed as dist
 
 from shards.errors import UsrganError
 from trainer.adversarial import discriminator_loss
-from trainer.config import Config, load_config
+from trainer.config import Config
 from trainer.ranks import Ranks, from_environment
+from trainer.settings import load_config
 from trainer.state import TrainState, build_state, networks, state_tensors
+from trainer.store import host_store, open_store
 from trainer.update import count_step, train_step
-from trainer.watch import Watch, connected, host_store, open_store
+from trainer.watch import Watch, connected
 
 SETTINGS = [
     "batch_size=8", "generator.features=8", "generator.blocks=1", "generator.growth=4",

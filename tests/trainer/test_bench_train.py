@@ -19,9 +19,9 @@ from trainer.bench.peer import PEERS, peer_step
 from trainer.bench.rounds import percentile, race, ratio_of_medians
 from trainer.bench.train import batch_of, trained
 from trainer.cli import bench_main
-from trainer.config import load_config
 from trainer.graph import WARM_UP
 from trainer.ranks import ALONE
+from trainer.settings import load_config
 from trainer.speed import PLAIN, SpeedConfig, build_step, prepare
 from trainer.state import build_state
 

@@ -21,9 +21,10 @@ from trainer.checkpoint import (
     save_last,
     save_weights,
 )
-from trainer.config import Config, flat, load_config
+from trainer.config import Config, flat
 from trainer.networks.fold import fold_batch_norm
 from trainer.order import ORDER
+from trainer.settings import load_config
 from trainer.state import TrainState, build_state, restore, state_tensors
 from trainer.update import train_step
 from trainer.weights import load_generator, save_tensors

@@ -10,17 +10,9 @@ import pytest
 
 from shards import __version__
 from shards.errors import ConfigError
-from trainer.config import (
-    STAGES,
-    Config,
-    differences,
-    find,
-    flat,
-    load_config,
-    presets,
-    presets_folder,
-)
+from trainer.config import STAGES, Config, differences, flat
 from trainer.deviations import deviations
+from trainer.settings import find, load_config, presets, presets_folder
 from trainer.toml import stages_to_toml, to_toml
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"

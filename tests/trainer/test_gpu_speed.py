@@ -16,9 +16,9 @@ from tests.trainer.ranked import group_of_one
 from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of
 from trainer.cache import Store
-from trainer.config import load_config
 from trainer.data import DataConfig, batches, to_float
 from trainer.ranks import ALONE, Ranks
+from trainer.settings import load_config
 from trainer.speed import IMPLEMENTATIONS, PLAIN, SpeedConfig, build_step, prepare, resolve
 from trainer.state import build_state, restore, state_tensors
 from trainer.update import count_step

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from trainer.adversarial import discriminator_loss
-from trainer.config import Config, load_config
+from trainer.config import Config
 from trainer.content import content_loss
 from trainer.losses import LossConfig, pixel_loss
+from trainer.settings import load_config
 from trainer.state import TrainState, build_state
 from trainer.update import train_step
 

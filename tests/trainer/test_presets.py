@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.config import STAGES, flat, load_config, presets
+from trainer.config import STAGES, flat
 from trainer.content import build_content_features, layer_weights
 from trainer.models import build_discriminator, build_generator
 from trainer.networks import discriminator, rrdb
 from trainer.optim import learning_rate
+from trainer.settings import load_config, presets
 from trainer.state import build_state
 from trainer.update import train_step
 

@@ -23,9 +23,9 @@ from tests.trainer.test_resume import train
 from trainer import charts, report
 from trainer import train as training
 from trainer.cli import train_main
-from trainer.config import load_config
 from trainer.report import LiveReport, write_report
 from trainer.run import read_metrics
+from trainer.settings import load_config
 from trainer.strips import Shown, strip
 from trainer.testsets import Picture
 from trainer.toml import stages_to_toml

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from shards.errors import ConfigError
 from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of
-from trainer.config import load_config
 from trainer.content import build_content_features
 from trainer.networks.winograd import Conv3x3
 from trainer.ranks import ALONE
+from trainer.settings import load_config
 from trainer.speed import (
     PLAIN,
     SpeedConfig,

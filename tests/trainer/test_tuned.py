@@ -16,7 +16,7 @@ from tests.trainer.test_resume import SETTINGS, train, weights
 from trainer import loop
 from trainer.bench import tune
 from trainer.cli import bench_main
-from trainer.config import load_config
+from trainer.settings import load_config
 from trainer.speed import SpeedConfig
 from trainer.tuned import Shape, Tuned, advice, look_up, remember, settle
 

@@ -124,8 +124,9 @@ def train_command(
     from trainer.bench.tune import lines as tune_lines
     from trainer.bench.tune import tune
     from trainer.bench.wait import data_wait
-    from trainer.config import STAGES, load_config
+    from trainer.config import STAGES
     from trainer.run import choose_device
+    from trainer.settings import load_config
     from trainer.speed import AUTO, IMPLEMENTATIONS
 
     chosen = choose_device(device)

@@ -116,7 +116,8 @@ def train_main(
     on when the same command is run again.
     """
     given = click.get_current_context().meta[console.GIVEN]
-    from trainer.config import STAGES, load_config
+    from trainer.config import STAGES
+    from trainer.settings import load_config
     from trainer.toml import stages_to_toml
 
     if report_of is not None:
@@ -201,7 +202,8 @@ def _together(ranks: Places, *, debug: bool) -> Iterator[Watch | None]:
     if ranks.world == 1:
         yield None
         return
-    from trainer.watch import Watch, failing_together, open_store, silence_seconds
+    from trainer.store import open_store
+    from trainer.watch import Watch, failing_together, silence_seconds
 
     def tell(error: BaseException) -> int:
         try:

@@ -1,0 +1,106 @@
+"""Folders and stores walked in order for what looks like photos; folders of LR images are left out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from shards import storage
+from shards.errors import UsageError
+from shards.photos import looks_like_photo
+from shards.storage import Location
+
+LR = re.compile(r"(?:^|[_-])LR(?:[_-]|$)", re.IGNORECASE)
+"""Is found in the names of folders of LR images."""
+_HIDDEN = re.compile(r"\.|lost\+found$")
+
+
+class File(NamedTuple):
+    """What looks like a photo by its name."""
+
+    path: Location
+    name: str
+    size: int
+    mtime_ns: int
+
+
+def files_below(source: Location, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], File]]:
+    """Photo-like files, each with the parts of its folder, in order; folders of LR are `skipped`."""
+    return _walk_store(source, skipped) if isinstance(source, str) else _walk(source, skipped)
+
+
+def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], File]]:
+    for folder, folders, names in walk(source, "--src"):
+        skipped += [name for name in folders if LR.search(name)]
+        folders[:] = [n for n in folders if not LR.search(n) and not _HIDDEN.match(n)]
+        parts = folder.relative_to(source).parts
+        for name in names:
+            path = folder / name
+            yield parts, File(path, name, *stamp(path))
+
+
+def walk(top: Path, option: str) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Each folder below `top`, the names of its folders and of its photo-like files, in order.
+
+    What is taken out of the names of folders is left out. Links are followed, but no loop.
+
+    Raises:
+        UsageError: naming the option: what cannot be listed is no folder without photos.
+    """
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(top, onerror=_unreadable(option), followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        yield Path(folder), folders, sorted(filter(looks_like_photo, names))
+
+
+def _unreadable(option: str) -> Callable[[OSError], NoReturn]:
+    """For `os.walk`, which by itself passes over what it cannot list."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise UsageError(
+            f"{option} {error.filename}: cannot be listed ({error.strerror});"
+            " check its permissions, or move it away"
+        )
+
+    return refuse
+
+
+def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], File]]:
+    left_out = set()
+    for below, found in storage.listing(source).items():
+        *parts, name = below.split("/")
+        lr = next((part for part in parts if LR.search(part)), None)
+        if lr:
+            left_out.add(lr)
+        elif looks_like_photo(name) and not any(part.startswith(".") for part in parts):
+            path = f"{source.rstrip('/')}/{below}"
+            yield tuple(parts), File(path, name, found.size, found.changed)
+    skipped += sorted(left_out)
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file, which tell whether it is still the same."""
+    try:
+        status = path.stat()
+    except OSError:  # a dangling link: reading it will say so
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def plain_name(name: str) -> str:
+    """A file name in UTF-8: bytes that are not stand as %XX."""
+    raw = os.fsencode(name)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "surrogateescape").translate(
+            {0xDC00 + byte: f"%{byte:02X}" for byte in range(0x80, 0x100)}
+        )

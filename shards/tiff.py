@@ -1,0 +1,50 @@
+"""The first directory of a TIFF or of an Exif block, which is a small TIFF: TIFF 6.0 §2, Exif 3.0 §4.5.2."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+_SHORT, _LONG = 3, 4
+_ORIENTATION, _PROFILE = 274, 34675
+
+
+def tags_of(content: bytes) -> dict[int, int]:
+    """Its whole numbers; none if it is broken."""
+    order = _order(content)
+    return {
+        tag: struct.unpack_from(order + ("H" if form == _SHORT else "I"), value)[0]
+        for tag, form, _, value in _entries(content)
+        if form in (_SHORT, _LONG)
+    }
+
+
+def profile_of(content: bytes) -> bytes:
+    """Its colour profile, or nothing."""
+    for tag, _, size, value in _entries(content):
+        if tag == _PROFILE:
+            (place,) = struct.unpack(_order(content) + "I", value)
+            return content[place : place + size]
+    return b""
+
+
+def orientation_of(tags: dict[int, int]) -> int:
+    """Exif's 1 to 8; values outside mean nothing."""
+    found = tags.get(_ORIENTATION, 1)
+    return found if 1 <= found <= 8 else 1
+
+
+def _entries(content: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Tag, form, count and value, four bytes, of each entry up to where the directory is broken."""
+    order = _order(content)
+    try:
+        (at,) = struct.unpack_from(order + "I", content, 4)
+        (count,) = struct.unpack_from(order + "H", content, at)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            yield struct.unpack_from(order + "HHI4s", content, entry)
+    except struct.error:
+        return
+
+
+def _order(content: bytes) -> str:
+    return "<" if content[:2] == b"II" else ">"

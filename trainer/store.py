@@ -1,0 +1,92 @@
+"""The job's store: where all ranks can look, torchrun's, the launcher's or rank 0's.
+
+The first failure of any rank is written there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from datetime import timedelta
+
+import msgspec
+from torch.distributed import (  # type: ignore[attr-defined]  # torch's stub hides them
+    PrefixStore,
+    Store,
+    TCPStore,
+)
+
+from shards.errors import UsageError
+from trainer.ranks import Ranks
+
+_MEETING = timedelta(minutes=5)
+_FAILED, _READY = "failed", "ready"
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why the job ends: what the first rank to fail, or whoever missed it, wrote into the store."""
+
+    message: str
+    code: int = 1
+
+
+def open_store(ranks: Ranks) -> Store:
+    """Reach the job's store; under plain MASTER_ADDR and MASTER_PORT rank 0 is the one that has it.
+
+    Raises:
+        UsageError: the address is missing or nobody answers there.
+    """
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=ranks.first and not hosted,
+            wait_for_workers=False,
+            timeout=_MEETING,
+        )
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            "MASTER_ADDR, MASTER_PORT: the ranks cannot meet there"
+            f" ({' '.join(str(error).split())}); start by torchrun, or correct the address"
+        ) from None
+    # a job that torchrun starts again finds none of what was before
+    return PrefixStore(f"usrgan/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def host_store() -> tuple[Store, int]:
+    """A store for the ranks that this process starts, and the port on which they find it."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=_MEETING)
+    return PrefixStore("usrgan/0", store), store.port
+
+
+def note_ready(store: Store, rank: int) -> None:
+    """Say that the process of a rank listens to signals now."""
+    store.set(f"{_READY}/{rank}", "1")
+
+
+def all_ready(store: Store, *, world: int) -> bool:
+    """Whether every rank listens to signals."""
+    ready: bool = store.check([f"{_READY}/{rank}" for rank in range(world)])
+    return ready
+
+
+def note_failure(store: Store, failure: Failure) -> bool:
+    """Write down why the job ends; False if that was known before."""
+    text = msgspec.json.encode(failure).decode()
+    written: bytes = store.compare_set(_FAILED, "", text)
+    return written == text.encode()
+
+
+def read_failure(store: Store) -> Failure | None:
+    """Why the job ends, if it does."""
+    if not store.check([_FAILED]):
+        return None
+    return msgspec.json.decode(store.get(_FAILED), type=Failure)
+
+
+def is_first_to_tell(store: Store, message: str) -> bool:
+    """Whether no other rank said the same; all of them find what is wrong with an option."""
+    key = f"told/{hashlib.blake2b(message.encode(), digest_size=8).hexdigest()}"
+    times: int = store.add(key, 1)
+    return times == 1
