@@ -10,12 +10,12 @@ from pipeline.engines import Run
 from pipeline.job import Job, Watch
 from pipeline.pool import Done
 from pipeline.scan import Found
-from pipeline.spill import load_spill
+from pipeline.spill import FEW, load_spill
 from shards.errors import UsrganError
 
 CHUNKS = 4096
 """At most so many spills: a shard is merged out of all of them."""
-_TOGETHER, _BYTES = 4, 4 * 2**20
+_BYTES = 4 * 2**20
 _APART = 32
 
 
@@ -65,7 +65,7 @@ def chunked(photos: Sequence[Found]) -> list[list[Found]]:
     any size, where there would be too many chunks.
     """
     least = -(-len(photos) // CHUNKS)
-    most = max(least, min(_TOGETHER, len(photos) // _APART), 1)
+    most = max(least, min(FEW, len(photos) // _APART), 1)
     chunks: list[list[Found]] = []
     held = 0
     for photo in photos:

@@ -34,7 +34,7 @@ class Cut(NamedTuple):
 
 
 def cut_photo(photo: Admitted, options: Options) -> Iterator[Cut]:
-    """Cut a photo into encoded pairs, in no particular order.
+    """Cut a photo into encoded pairs, in the order of their ranks.
 
     LR is the antialiased bicubic x1/scale of the whole photo (cropped to a multiple of the scale),
     so a patch's LR saw the pixels around the patch, as at inference; or its official LR image.
@@ -45,8 +45,8 @@ def cut_photo(photo: Admitted, options: Options) -> Iterator[Cut]:
     degraded = options.degrade == "realesrgan"
     if lr is None and options.lr_from == "image" and not degraded:
         lr = resize.downscale(hr, scale=scale, kernel=options.kernel)
-    for x, y in positions(hr.shape[1], hr.shape[0], pixels, options):
-        place = rank(options.seed, pixels, x, y)
+    corners = positions(hr.shape[1], hr.shape[0], pixels, options)
+    for place, x, y in sorted((rank(options.seed, pixels, x, y), x, y) for x, y in corners):
         spread, gradient = detail(photo.luma[y : y + size, x : x + size])
         if not kept(spread, place, options):
             continue

@@ -46,7 +46,10 @@ ROW = np.dtype(
 )
 Rows = npt.NDArray[np.void]
 RUN = 2**27
-"""Bytes of pairs that a process holds before it writes them: a chunk may be of any size."""
+"""Bytes of pairs that a process holds and sorts before it writes them: a chunk may be of any size."""
+FEW, PART = 4, 2**20
+"""The pairs of so few photos are written so many bytes at a time: what is on its way to the disk while others
+are encoded need not be waited for, and a photo's pairs come in order."""
 _END = struct.Struct("<QI")
 """Length of the marker, bytes, and its CRC-32."""
 
@@ -106,6 +109,7 @@ def write_spill(
     runs = [np.zeros(0, ROW)]
     cuts: list[tuple[int, Cut]] = []
     at = held = 0
+    most = PART if len(photos) <= FEW else RUN
     with files.replacing(work / spill_name(chunk)) as stream:
         for number, photo in enumerate(photos):
             outcome, found = _cut(photo, options, crashed=photo.name in crashed)
@@ -113,8 +117,9 @@ def write_spill(
             for cut in found:
                 cuts.append((number, cut))
                 held += len(cut.hr) + len(cut.lr)
-                if held >= RUN:
+                if held >= most:
                     runs.append(_write_run(stream, cuts, at))
+                    files.write_behind(stream, at, at + held)
                     at, held = at + held, 0
                     cuts.clear()
         runs.append(_write_run(stream, cuts, at))

@@ -33,15 +33,32 @@ def test_a_spill_tells_where_each_pair_lies(spilled):
         assert content[at + hr + lr - 8 : at + hr + lr].endswith(b"IEND\xaeB`\x82")
 
 
-@pytest.mark.parametrize("run", [1, 20_000])
+@pytest.mark.parametrize("few", [0, 100])
+@pytest.mark.parametrize("size", [1, 20_000])
 def test_a_spill_in_runs_holds_the_same_pairs_in_the_same_order(
-    spilled, tmp_path, monkeypatch, run
+    spilled, tmp_path, monkeypatch, few, size
 ):
     path, found = spilled
-    monkeypatch.setattr("pipeline.spill.RUN", run)
+    monkeypatch.setattr("pipeline.spill.FEW", few)
+    monkeypatch.setattr("pipeline.spill.PART" if few else "pipeline.spill.RUN", size)
     write_spill(tmp_path, 1, found, OPTIONS, frozenset())
     assert _pairs(path, found) == _pairs(tmp_path / spill_name(1), found)
     assert (tmp_path / spill_name(1)).read_bytes() != path.read_bytes()
+
+
+def test_the_pairs_of_a_photo_lie_in_order_however_they_are_written(photos, tmp_path, monkeypatch):
+    found = scan([photos]).photos[:1]
+    options = Options(hr_size=32, patches_per_image=200)
+    spills = []
+    for chunk, size in enumerate((1, 5_000, 2**20)):
+        monkeypatch.setattr("pipeline.spill.PART", size)
+        write_spill(tmp_path, chunk, found, options, frozenset())
+        spills.append((tmp_path / spill_name(chunk)).read_bytes())
+        loaded = load_spill(tmp_path, chunk, found)
+        assert loaded is not None
+        assert len(loaded[0]) > 20
+        assert sorted(loaded[0]["offset"]) == loaded[0]["offset"].tolist()
+    assert len(set(spills)) == 1
 
 
 def _pairs(path, found):
