@@ -5,6 +5,7 @@ settings    presets, TOML and `--set` into them; presets lie in `configs/`
 loop        one stage from wherever it stands to its end
 steps       the gradients of the two stages, `psnr` and `gan`
 update      a step of all ranks, taken whole or not at all
+ways        ways to the same step, by name
 speed       how a step is made fast, and nothing about what it computes
 tuned       which way of a step is the fastest on this machine
 graph       a step as one CUDA graph

@@ -11,14 +11,13 @@ import msgspec
 from trainer.adversarial import AdversarialConfig
 from trainer.content import ContentConfig
 from trainer.data import DataConfig
-from trainer.guard import GuardConfig
 from trainer.losses import LossConfig
 from trainer.models import SETTINGS, DiscriminatorConfig, GeneratorConfig
 from trainer.networks.start import COLOURS
 from trainer.optim import EmaConfig, OptimConfig
-from trainer.speed import SpeedConfig
 from trainer.telemetry import TelemetryConfig
 from trainer.validate import ValidationConfig
+from trainer.ways import SpeedConfig
 
 Stage = Literal["psnr", "gan"]
 STAGES: tuple[Stage, ...] = ("psnr", "gan")
@@ -36,6 +35,15 @@ class CheckpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     every_patches: int = 23_680
     keep: int = 2
+
+
+class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is done about losses that are not finite."""
+
+    patience: int = 3
+    """Steps in a row that are left out before the run returns to its last good checkpoint."""
+    rollbacks: int = 2
+    """Returns in a stage before it is given up."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,13 +9,11 @@ place, so a restored state is captured anew only because its step is built anew.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # which knows the configuration, which knows `speed`
-    from trainer.update import Outcome
+from trainer.update import Outcome
 
 WARM_UP = 3
 """Steps that run one operation at a time on a side stream, as capturing wants: libraries choose their

@@ -13,19 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import msgspec
 import torch
 
 from shards.errors import UsrganError
+from trainer.config import GuardConfig
+from trainer.state import TrainState
+from trainer.update import STOP, Outcome
 
-if TYPE_CHECKING:  # both know the configuration, which knows this module
-    from trainer.state import TrainState
-    from trainer.update import Outcome
-
-STOP = "stop"
-"""Stands among the signs of a step for the wish of a rank to stop."""
 DERIVED = (
     "generator",
     "d_real",
@@ -34,15 +29,6 @@ DERIVED = (
     "gradient of the discriminator",
 )
 """What is not finite because something else is not."""
-
-
-class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is done about losses that are not finite."""
-
-    patience: int = 3
-    """Steps in a row that are left out before the run returns to its last good checkpoint."""
-    rollbacks: int = 2
-    """Returns in a stage before it is given up."""
 
 
 class Reading:

@@ -20,12 +20,13 @@ from trainer.keeper import Keeper
 from trainer.log import EpochLog, header, note_of
 from trainer.optim import learning_rate, set_learning_rate
 from trainer.run import use_bf16, write_header
-from trainer.speed import SpeedConfig, build_step, prepare
+from trainer.speed import build_step, prepare
 from trainer.start import begin, begin_again
 from trainer.state import TrainState
 from trainer.telemetry import imbalances
 from trainer.update import count_step
 from trainer.validate import sample_strip, validate
+from trainer.ways import SpeedConfig
 
 
 def train_stage(job: Job) -> TrainState:

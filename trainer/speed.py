@@ -1,12 +1,4 @@
-"""How fast a step is made, and nothing about what it computes: each setting has a test against the plain way.
-
-    dense      the order of the sums in a dense block (`networks.dense`)
-    compile    torch.compile of each RRDB; the 23 of them share one compilation
-    graph      the whole step as one CUDA graph (`trainer.graph`)
-    content    the frozen VGG-19's weights kept in bf16, which autocast would make of them in every step
-    allocator  freed memory kept for the next step instead of being returned to the system
-    convolutions  on a GPU: cuDNN tries its algorithms on each shape; which wins may differ from start to start, so
-               "first" is for runs that have to repeat to the bit; on a CPU: Winograd's algorithm
+"""How a step is made fast, and nothing about what it computes: ways chosen for a device, the step built by them.
 
 "auto" is what was measured to be fastest: on this machine, by `bench-sr train --tune` (`trainer.tuned`), else on
 the machines of docs/log.md. No GPU was among those: there it takes what cannot fail.
@@ -18,7 +10,6 @@ import contextlib
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import torch
@@ -26,65 +17,20 @@ from torch import Tensor, nn
 
 from shards.errors import ConfigError
 from shards.native import NotHere
+from trainer.config import Config
 from trainer.networks import last, planes
 from trainer.networks.dense import Form
 from trainer.networks.last import LastConv
 from trainer.networks.rrdb import RRDB, DenseBlock
 from trainer.networks.winograd import Conv3x3, Conv4x4
+from trainer.ranks import Ranks
+from trainer.state import TrainState
+from trainer.update import Outcome
+from trainer.ways import AUTO, SpeedConfig
 
-if TYPE_CHECKING:  # both know the configuration, which knows this module
-    from trainer.config import Config
-    from trainer.ranks import Ranks
-    from trainer.state import TrainState
-    from trainer.update import Outcome
-
-Step = Callable[[Tensor, Tensor, bool], "Outcome"]
+Step = Callable[[Tensor, Tensor, bool], Outcome]
 """LR [B 3 h w], HR [B 3 sh sw] and whether this rank wants to stop => what the step found."""
-AUTO = "auto"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
-
-class SpeedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Ways to the same step."""
-
-    dense: Literal["auto", "plain", "push", "hybrid"] = "auto"
-    """Of the generator's dense blocks; "hybrid" is for norm = "none"."""
-    compile: Literal["auto", "none", "blocks"] = "auto"
-    graph: Literal["auto", "none", "step"] = "auto"
-    """"step" needs a GPU."""
-    content: Literal["auto", "fp32", "bf16"] = "auto"
-    allocator: Literal["auto", "system", "keep"] = "auto"
-    convolutions: Literal["auto", "first", "fastest", "winograd"] = "auto"
-    """Which of cuDNN's algorithms: its first guess, or the one that is fastest when tried on each shape;
-    or `networks.winograd`, for bf16 on a CPU, where the others are oneDNN's direct algorithm."""
-
-
-PLAIN = SpeedConfig(
-    dense="plain",
-    compile="none",
-    graph="none",
-    content="fp32",
-    allocator="system",
-    convolutions="fastest",
-)
-DEFAULT = "default"
-IMPLEMENTATIONS: dict[str, SpeedConfig] = {
-    "auto": SpeedConfig(),
-    DEFAULT: SpeedConfig(),
-    "plain": PLAIN,
-    "winograd": SpeedConfig(convolutions="winograd"),
-    "push": SpeedConfig(dense="push"),
-    "hybrid": SpeedConfig(dense="hybrid"),
-    "compile": SpeedConfig(compile="blocks"),
-    "compile-push": SpeedConfig(compile="blocks", dense="push"),
-    "compile-hybrid": SpeedConfig(compile="blocks", dense="hybrid"),
-    "graph": SpeedConfig(graph="step"),
-    "graph-compile": SpeedConfig(graph="step", compile="blocks"),
-    "graph-compile-push": SpeedConfig(graph="step", compile="blocks", dense="push"),
-    "graph-compile-hybrid": SpeedConfig(graph="step", compile="blocks", dense="hybrid"),
-}
-"""The rungs of the ladder by name, for `bench-sr train --impl`; "auto" is what `train-sr` takes, the default
-or what was measured to be faster."""
 
 
 def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1) -> SpeedConfig:

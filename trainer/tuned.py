@@ -20,7 +20,8 @@ from shards.errors import ConfigError
 from shards.home import kept
 from trainer.config import Config, Stage
 from trainer.run import describe_device, use_bf16
-from trainer.speed import AUTO, DEFAULT, SpeedConfig, resolve
+from trainer.speed import resolve
+from trainer.ways import AUTO, DEFAULT, SpeedConfig
 
 SCALE, SIDE = 4, 128
 """Of the paper's patches, for which `bench-sr train` measures."""

@@ -16,11 +16,13 @@ from torch import Tensor
 from trainer import telemetry
 from trainer.config import Config
 from trainer.flat import SPARE, Gradients
-from trainer.guard import STOP
 from trainer.optim import take_step, update_average
 from trainer.ranks import ALONE, Ranks
 from trainer.state import COUNTED, TrainState, optimizers
 from trainer.steps import GRADIENTS, Images
+
+STOP = "stop"
+"""Stands among the signs of a step for the wish of a rank to stop."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from trainer.cli import bench_main
 from trainer.graph import WARM_UP
 from trainer.ranks import ALONE
 from trainer.settings import load_config
-from trainer.speed import PLAIN, SpeedConfig, build_step, prepare
+from trainer.speed import build_step, prepare
 from trainer.state import build_state
+from trainer.ways import PLAIN, SpeedConfig
 
 CPU = torch.device("cpu")
 SMALL = ["generator.features=8", "generator.blocks=1", "generator.growth=4", "optim.lr=1e-5"]

@@ -19,9 +19,10 @@ from trainer.cache import Store
 from trainer.data import DataConfig, batches, to_float
 from trainer.ranks import ALONE, Ranks
 from trainer.settings import load_config
-from trainer.speed import IMPLEMENTATIONS, PLAIN, SpeedConfig, build_step, prepare, resolve
+from trainer.speed import build_step, prepare, resolve
 from trainer.state import build_state, restore, state_tensors
 from trainer.update import count_step
+from trainer.ways import IMPLEMENTATIONS, PLAIN, SpeedConfig
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,16 +16,9 @@ from trainer.content import build_content_features
 from trainer.networks.winograd import Conv3x3
 from trainer.ranks import ALONE
 from trainer.settings import load_config
-from trainer.speed import (
-    PLAIN,
-    SpeedConfig,
-    build_step,
-    held_up_by,
-    missing_kernels,
-    prepare,
-    resolve,
-)
+from trainer.speed import build_step, held_up_by, missing_kernels, prepare, resolve
 from trainer.state import build_state
+from trainer.ways import PLAIN, SpeedConfig
 
 CPU = torch.device("cpu")
 SMALL = ["generator.features=12", "generator.blocks=1", "discriminator.features=4"]

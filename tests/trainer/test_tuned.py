@@ -17,8 +17,8 @@ from trainer import loop
 from trainer.bench import tune
 from trainer.cli import bench_main
 from trainer.settings import load_config
-from trainer.speed import SpeedConfig
 from trainer.tuned import Shape, Tuned, advice, look_up, remember, settle
+from trainer.ways import SpeedConfig
 
 CPU = torch.device("cpu")
 SHAPE = Shape("psnr", scale=4, side=128)

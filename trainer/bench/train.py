@@ -24,20 +24,12 @@ from trainer.config import Config, Stage
 from trainer.optim import EmaConfig
 from trainer.ranks import ALONE
 from trainer.run import use_bf16
-from trainer.speed import (
-    AUTO,
-    IMPLEMENTATIONS,
-    SpeedConfig,
-    build_step,
-    keep_freed_memory,
-    prepare,
-    resolve,
-    return_freed_memory,
-)
+from trainer.speed import build_step, keep_freed_memory, prepare, resolve, return_freed_memory
 from trainer.state import TrainState, build_state
 from trainer.tuned import SCALE, Shape, settle
 from trainer.tuned import SIDE as HR_SIZE
 from trainer.update import count_step
+from trainer.ways import AUTO, IMPLEMENTATIONS, SpeedConfig
 
 PRODUCT = "matrix product"
 RATE = 1e-5

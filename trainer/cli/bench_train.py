@@ -127,7 +127,7 @@ def train_command(
     from trainer.config import STAGES
     from trainer.run import choose_device
     from trainer.settings import load_config
-    from trainer.speed import AUTO, IMPLEMENTATIONS
+    from trainer.ways import AUTO, IMPLEMENTATIONS
 
     chosen = choose_device(device)
     known = [name for name in PEERS if chosen.type == "cuda" or name != "peer-tf32"]

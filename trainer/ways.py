@@ -1,0 +1,62 @@
+"""The ways to one and the same training step, by their settings and by name.
+
+    dense      the order of the sums in a dense block (`networks.dense`)
+    compile    torch.compile of each RRDB; the 23 of them share one compilation
+    graph      the whole step as one CUDA graph (`trainer.graph`)
+    content    the frozen VGG-19's weights kept in bf16, which autocast would make of them in every step
+    allocator  freed memory kept for the next step instead of being returned to the system
+    convolutions  on a GPU: cuDNN tries its algorithms on each shape; which wins may differ from start to start, so
+               "first" is for runs that have to repeat to the bit; on a CPU: Winograd's algorithm
+
+Each has a test against the plain way; `trainer.speed` takes them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+AUTO, DEFAULT = "auto", "default"
+
+
+class SpeedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Ways to the same step."""
+
+    dense: Literal["auto", "plain", "push", "hybrid"] = "auto"
+    """Of the generator's dense blocks; "hybrid" is for norm = "none"."""
+    compile: Literal["auto", "none", "blocks"] = "auto"
+    graph: Literal["auto", "none", "step"] = "auto"
+    """"step" needs a GPU."""
+    content: Literal["auto", "fp32", "bf16"] = "auto"
+    allocator: Literal["auto", "system", "keep"] = "auto"
+    convolutions: Literal["auto", "first", "fastest", "winograd"] = "auto"
+    """Which of cuDNN's algorithms: its first guess, or the one that is fastest when tried on each shape;
+    or `networks.winograd`, for bf16 on a CPU, where the others are oneDNN's direct algorithm."""
+
+
+PLAIN = SpeedConfig(
+    dense="plain",
+    compile="none",
+    graph="none",
+    content="fp32",
+    allocator="system",
+    convolutions="fastest",
+)
+IMPLEMENTATIONS: dict[str, SpeedConfig] = {
+    "auto": SpeedConfig(),
+    DEFAULT: SpeedConfig(),
+    "plain": PLAIN,
+    "winograd": SpeedConfig(convolutions="winograd"),
+    "push": SpeedConfig(dense="push"),
+    "hybrid": SpeedConfig(dense="hybrid"),
+    "compile": SpeedConfig(compile="blocks"),
+    "compile-push": SpeedConfig(compile="blocks", dense="push"),
+    "compile-hybrid": SpeedConfig(compile="blocks", dense="hybrid"),
+    "graph": SpeedConfig(graph="step"),
+    "graph-compile": SpeedConfig(graph="step", compile="blocks"),
+    "graph-compile-push": SpeedConfig(graph="step", compile="blocks", dense="push"),
+    "graph-compile-hybrid": SpeedConfig(graph="step", compile="blocks", dense="hybrid"),
+}
+"""The rungs of the ladder by name, for `bench-sr train --impl`; "auto" is what `train-sr` takes, the default
+or what was measured to be faster."""
