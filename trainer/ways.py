@@ -23,7 +23,7 @@ AUTO, DEFAULT = "auto", "default"
 class SpeedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Ways to the same step."""
 
-    dense: Literal["auto", "plain", "push", "hybrid"] = "auto"
+    dense: Literal["auto", "plain", "push", "hybrid", "fused"] = "auto"
     """Of the generator's dense blocks; "hybrid" is for norm = "none"."""
     compile: Literal["auto", "none", "blocks"] = "auto"
     graph: Literal["auto", "none", "step"] = "auto"
@@ -53,7 +53,9 @@ IMPLEMENTATIONS: dict[str, SpeedConfig] = {
     "compile": SpeedConfig(compile="blocks"),
     "compile-push": SpeedConfig(compile="blocks", dense="push"),
     "compile-hybrid": SpeedConfig(compile="blocks", dense="hybrid"),
+    "fused": SpeedConfig(dense="fused"),
     "graph": SpeedConfig(graph="step"),
+    "graph-fused": SpeedConfig(graph="step", dense="fused"),
     "graph-compile": SpeedConfig(graph="step", compile="blocks"),
     "graph-compile-push": SpeedConfig(graph="step", compile="blocks", dense="push"),
     "graph-compile-hybrid": SpeedConfig(graph="step", compile="blocks", dense="hybrid"),

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Form = Literal["plain", "push", "hybrid"]
+Form = Literal["plain", "push", "hybrid", "fused"]
 Maps = Float[Tensor, "b c h w"]
 SLOPE = 0.2
 """Of every LeakyReLU (paper §3.2)."""

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.networks import fused
 from trainer.networks.dense import RESIDUAL, SLOPE, Form, dense_block
 from trainer.networks.last import LastConv
 from trainer.networks.start import pass_colours
@@ -41,9 +42,15 @@ class DenseBlock(nn.Module):
         self.conv4, self.norm4 = _small_conv(features + 3 * growth, growth, norm)
         self.conv5, self.norm5 = _small_conv(features + 4 * growth, features, norm)
 
+    def convolutions(self) -> list[Tensor]:
+        """Its weights, then its biases."""
+        convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
+        biases = [conv.bias for conv in convs if conv.bias is not None]
+        return [conv.weight for conv in convs] + biases
+
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
-        if self.training and self.form != "plain":
+        if self.training and self.form in ("push", "hybrid"):
             norms = (self.norm1, self.norm2, self.norm3, self.norm4, self.norm5)
             return dense_block(x, convs, norms, form=self.form)
         weights = [conv.weight for conv in convs]
@@ -120,7 +127,7 @@ class RRDBNet(nn.Module):
 
     def forward(self, lr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 sh sw"]:
         first = self.conv_first(lr)
-        x = first + self.conv_body(self.body(first))
+        x = first + self.conv_body(self._through_body(first))
         for number, factor in enumerate(STAGES[self.scale], start=1):
             conv = self.get_submodule(f"conv_up{number}")
             assert isinstance(conv, Conv3x3)
@@ -129,6 +136,13 @@ class RRDBNet(nn.Module):
             else:
                 x = conv(F.interpolate(x, scale_factor=factor, mode="nearest"), SLOPE)
         out: Tensor = self.conv_last(self.conv_hr(x, SLOPE))
+        return out
+
+    def _through_body(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        blocks = [module for module in self.body.modules() if isinstance(module, DenseBlock)]
+        if self.training and blocks[0].form == "fused" and fused.fits(x, blocks[0].conv1.weight):
+            return fused.blocks(x, [each for block in blocks for each in block.convolutions()])
+        out: Tensor = self.body(x)
         return out
 
 

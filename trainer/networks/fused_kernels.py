@@ -1,0 +1,265 @@
+"""Triton kernels of a dense block on a GPU: 3x3 convolutions of a part of each pixel's channels into another part.
+
+Pictures are channels last, [pictures * height * width, channels]: a row of such a matrix is a pixel, and a slice of
+its columns a map. A kernel of one block holds all five weights in one square, [192 outputs, 9 taps, 192 inputs].
+
+A 3x3 convolution reads nine shifted pictures. Here a program reads its pixels three times, shifted by whole rows,
+multiplies them with the three taps of that row at once, and shifts the three sums by a column in the end: a third
+of the reading, which is what bounds products of 32 columns.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _summed(
+    source,
+    kernels,
+    height,
+    PITCH: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ALONG_INPUTS: tl.constexpr,
+    ALONG_OUTPUTS: tl.constexpr,
+    TAP: tl.constexpr,
+    PIXELS: tl.constexpr,
+    STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The convolution of a program's PIXELS, whole rows of a picture: float32 [PIXELS OUTPUTS]."""
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    row = pixel // WIDTH % height
+    channel = tl.arange(0, STEP)
+    out = tl.arange(0, OUTPUTS)
+    left = tl.zeros((PIXELS, OUTPUTS), tl.float32)
+    middle = tl.zeros((PIXELS, OUTPUTS), tl.float32)
+    right = tl.zeros((PIXELS, OUTPUTS), tl.float32)
+    for number in tl.range(0, INPUTS // STEP * 3, num_stages=STAGES):
+        down = number % 3 - 1
+        inputs = number // 3 * STEP + channel
+        there = (row + down >= 0) & (row + down < height)
+        at = source + (pixel + down * WIDTH)[:, None] * PITCH + inputs[None, :]
+        maps = tl.load(at, mask=there[:, None], other=0.0)
+        taps = kernels + (down + 1) * 3 * TAP
+        taps = taps + inputs[:, None] * ALONG_INPUTS + out[None, :] * ALONG_OUTPUTS
+        left = tl.dot(maps, tl.load(taps), left)
+        middle = tl.dot(maps, tl.load(taps + TAP), middle)
+        right = tl.dot(maps, tl.load(taps + 2 * TAP), right)
+    place = tl.arange(0, PIXELS)
+    before = tl.broadcast_to(tl.maximum(place - 1, 0)[:, None], (PIXELS, OUTPUTS))
+    after = tl.broadcast_to(tl.minimum(place + 1, PIXELS - 1)[:, None], (PIXELS, OUTPUTS))
+    column = pixel % WIDTH
+    total = middle + tl.where((column > 0)[:, None], tl.gather(left, before, 0), 0.0)
+    return total + tl.where((column < WIDTH - 1)[:, None], tl.gather(right, after, 0), 0.0)
+
+
+@triton.jit
+def forward(
+    source,
+    kernels,
+    bias,
+    target,
+    first,
+    second,
+    height,
+    PITCH: tl.constexpr,
+    TARGET_PITCH: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ALONG_INPUTS: tl.constexpr,
+    ALONG_OUTPUTS: tl.constexpr,
+    TAP: tl.constexpr,
+    RESIDUALS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SLOPE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """A map of a block, through its LeakyReLU; or, with RESIDUALS 1 or 2, what a block or three of them make."""
+    total = _summed(
+        source, kernels, height, PITCH, INPUTS, OUTPUTS, WIDTH,
+        ALONG_INPUTS, ALONG_OUTPUTS, TAP, PIXELS, STEP, STAGES,
+    )  # fmt: skip
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    out = tl.arange(0, OUTPUTS)
+    total += tl.load(bias + out)[None, :]
+    if RESIDUALS == 0:
+        total = tl.where(total > 0, total, SLOPE * total)
+    else:
+        at = pixel[:, None] * PITCH + out[None, :]
+        total = tl.load(first + at).to(tl.float32) + RESIDUAL * total
+        if RESIDUALS == 2:
+            total = tl.load(second + at).to(tl.float32) + RESIDUAL * total
+    tl.store(target + pixel[:, None] * TARGET_PITCH + out[None, :], total.to(target.dtype.element_ty))
+
+
+@triton.jit
+def backward(
+    source,
+    kernels,
+    seen,
+    target,
+    sums,
+    height,
+    PITCH: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ALONG_INPUTS: tl.constexpr,
+    ALONG_OUTPUTS: tl.constexpr,
+    TAP: tl.constexpr,
+    SLOPE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The gradient of a map's convolution, from all that read the map, and its sums over a program's pixels."""
+    total = _summed(
+        source, kernels, height, PITCH, INPUTS, OUTPUTS, WIDTH,
+        ALONG_INPUTS, ALONG_OUTPUTS, TAP, PIXELS, STEP, STAGES,
+    )  # fmt: skip
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    out = tl.arange(0, OUTPUTS)
+    at = pixel[:, None] * PITCH + out[None, :]
+    total = tl.where(tl.load(seen + at) > 0, total, SLOPE * total)
+    tl.store(target + at, total.to(target.dtype.element_ty))
+    tl.store(sums + tl.program_id(0) * PITCH + out, tl.sum(total, 0))
+
+
+@triton.jit
+def backward_out(
+    source,
+    kernels,
+    first,
+    second,
+    target,
+    share,
+    sums,
+    height,
+    keep,
+    part,
+    PITCH: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ALONG_INPUTS: tl.constexpr,
+    ALONG_OUTPUTS: tl.constexpr,
+    TAP: tl.constexpr,
+    SECOND: tl.constexpr,
+    SHARED: tl.constexpr,
+    PIXELS: tl.constexpr,
+    STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The gradient of a block's input; with SHARED also the part of it that enters the block before, and its sums."""
+    total = _summed(
+        source, kernels, height, PITCH, INPUTS, OUTPUTS, WIDTH,
+        ALONG_INPUTS, ALONG_OUTPUTS, TAP, PIXELS, STEP, STAGES,
+    )  # fmt: skip
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    out = tl.arange(0, OUTPUTS)
+    at = pixel[:, None] * OUTPUTS + out[None, :]
+    total += keep * tl.load(first + at).to(tl.float32)
+    if SECOND:
+        total += tl.load(second + at).to(tl.float32)
+    tl.store(target + at, total.to(target.dtype.element_ty))
+    if SHARED:
+        total *= part
+        tl.store(share + pixel[:, None] * PITCH + out[None, :], total.to(share.dtype.element_ty))
+        tl.store(sums + tl.program_id(0) * PITCH + out, tl.sum(total, 0))
+
+
+@triton.jit
+def enter(
+    given,
+    share,
+    sums,
+    part,
+    PITCH: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """The part of a gradient that enters the last block, and its sums over a program's pixels."""
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    out = tl.arange(0, OUTPUTS)
+    total = part * tl.load(given + pixel[:, None] * OUTPUTS + out[None, :]).to(tl.float32)
+    tl.store(share + pixel[:, None] * PITCH + out[None, :], total.to(share.dtype.element_ty))
+    tl.store(sums + tl.program_id(0) * PITCH + out, tl.sum(total, 0))
+
+
+@triton.jit
+def gather(
+    w1, w2, w3, w4, w5,
+    square,
+    FEATURES: tl.constexpr,
+    GROWTH: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """A row of the square of a block's kernels, of its five weights [outputs inputs 3 3], float32, channels last."""
+    row = tl.program_id(0)
+    tap = tl.program_id(1)
+    total: tl.constexpr = FEATURES + 4 * GROWTH
+    channel = tl.arange(0, WIDE)
+    which = tl.minimum(row // GROWTH, 4)
+    inputs = FEATURES + which * GROWTH
+    weight = w5
+    if which == 0:
+        weight = w1
+    elif which == 1:
+        weight = w2
+    elif which == 2:
+        weight = w3
+    elif which == 3:
+        weight = w4
+    at = ((row - which * GROWTH) * 9 + tap) * inputs + channel
+    value = tl.load(weight + at, mask=channel < inputs, other=0.0)
+    tl.store(square + (row * 9 + tap) * total + channel, value.to(square.dtype.element_ty), mask=channel < total)
+
+
+@triton.jit
+def spread(
+    square, sums,
+    w1, w2, w3, w4, w5,
+    b1, b2, b3, b4, b5,
+    programs,
+    FEATURES: tl.constexpr,
+    GROWTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Add a row of the square of a block's gradients to those of its five weights, and a sum to those of its biases."""
+    row = tl.program_id(0)
+    tap = tl.program_id(1)
+    total: tl.constexpr = FEATURES + 4 * GROWTH
+    channel = tl.arange(0, WIDE)
+    which = tl.minimum(row // GROWTH, 4)
+    inputs = FEATURES + which * GROWTH
+    weight = w5
+    bias = b5
+    if which == 0:
+        weight = w1
+        bias = b1
+    elif which == 1:
+        weight = w2
+        bias = b2
+    elif which == 2:
+        weight = w3
+        bias = b3
+    elif which == 3:
+        weight = w4
+        bias = b4
+    inside = channel < inputs
+    at = weight + ((row - which * GROWTH) * 9 + tap) * inputs + channel
+    more = tl.load(square + (row * 9 + tap) * total + channel, mask=inside, other=0.0)
+    tl.store(at, tl.load(at, mask=inside, other=0.0) + more.to(tl.float32), mask=inside)
+    if tap == 0:
+        each = tl.arange(0, ROWS)
+        found = tl.load(sums + each * total + row, mask=each < programs, other=0.0)
+        place = bias + row - which * GROWTH
+        tl.store(place, tl.load(place) + tl.sum(found, 0))
