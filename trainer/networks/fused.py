@@ -1,75 +1,109 @@
-"""A whole chain of dense blocks on a GPU, in kernels of our own, and its gradients by hand.
+"""A whole chain of dense blocks on a GPU, in kernels of our own (`fused_kernels`), and its gradients by hand.
 
 All maps of a block lie side by side in one picture of 192 channels, and each convolution reads a part of every
 pixel and writes another, through its LeakyReLU: there are no concatenations and no passes in between. The
 backward pass is the same from the last map to the first over a picture of gradients: what a map's convolution
 gets from all that read the map is one convolution again. Both pictures together give all weights' gradients in one
 product (cuDNN's), a triangle of which, 28 %, is thrown away.
+
+Batch normalisation needs a map's moments before the first of its values is done, so what it normalises is a picture
+of its own, and each map and each gradient takes one pass more.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import BFloat16
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from trainer.networks.dense import RESIDUAL, SLOPE
 
-Maps = BFloat16[Tensor, "b c h w"]
-CONVOLUTIONS = 5
+Maps = Float[Tensor, "b c h w"]
+COUNT = 5
+"""Convolutions of a block."""
 BLOCKS = 3
 """Of one residual of residuals."""
 PIXELS = 128
 """Of a program: whole rows."""
+NORM_PIXELS = 256
+"""Of a program that normalises."""
+STEP = 32
+"""Input channels that a program multiplies at a time."""
+STAGES = 3
+"""Of those, on their way at the same time."""
+WARPS = 4
 
 
-def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether maps, and a first weight of a block, are what the kernels are for."""
+@dataclass(frozen=True)
+class Block:
+    """The parameters of a dense block, float32, and what its normalisations remember."""
+
+    weights: Sequence[Tensor]
+    """[outputs inputs 3 3], channels last."""
+    biases: Sequence[Tensor]
+    norms: Sequence[nn.BatchNorm2d]
+    """None or five."""
+
+    def parameters(self) -> list[Tensor]:
+        """In the order of their gradients."""
+        scales = [norm.weight for norm in self.norms] + [norm.bias for norm in self.norms]
+        return [*self.weights, *self.biases, *scales]
+
+
+def here() -> bool:
+    """Whether there is what compiles the kernels."""
+    return torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+
+
+def fits(x: Tensor, block: Block) -> bool:
+    """Whether maps, and blocks like this one, are what the kernels are for."""
     b, features, height, width = x.shape
-    growth = len(weight)
+    growth = len(block.weights[0])
     powers = all(each & (each - 1) == 0 and each >= 32 for each in (features, growth))
-    rows = width & (width - 1) == 0 and width <= PIXELS and height * width % PIXELS == 0
+    rows = width & (width - 1) == 0 and width <= PIXELS and height * width % NORM_PIXELS == 0
     small = b * height * width * (features + 4 * growth) < 2**31
-    half = x.dtype in (torch.bfloat16, torch.float16) and weight.dtype == torch.float32
-    return x.is_cuda and half and powers and rows and small
+    half = x.dtype in (torch.bfloat16, torch.float16) and block.weights[0].dtype == torch.float32
+    norms = all(type(norm) is nn.BatchNorm2d and norm.momentum for norm in block.norms)
+    return x.is_cuda and half and powers and rows and small and norms
 
 
-def blocks(x: Maps, parameters: Sequence[Tensor]) -> Maps:
-    """Maps [B features h w] through dense blocks, three to a residual of residuals.
+def through(x: Maps, blocks: Sequence[Block]) -> Maps:
+    """Maps [B features h w] through dense blocks in training mode, three to a residual of residuals.
 
-    `parameters` are those of all blocks, float32: five weights, channels last, then five biases. Their gradients
-    are added to `.grad` at once, where there is one, and autograd sees none.
+    The gradients of parameters are added to their `.grad` at once, where there is one, and autograd sees none.
     """
-    made: Tensor = _Blocks.apply(x, *parameters)  # type: ignore[no-untyped-call]  # as torch has it
+    parameters = [each for block in blocks for each in block.parameters()]
+    made: Tensor = _Through.apply(x, blocks, *parameters)  # type: ignore[no-untyped-call]  # as torch has it
     return made
 
 
-class _Blocks(torch.autograd.Function):
+class _Through(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401  as torch has it
         x: Maps,
+        blocks: Sequence[Block],
         *parameters: Tensor,
     ) -> Maps:
-        """Keeps the maps and the kernels of each block."""
-        features, growth = x.shape[1], len(parameters[0])
-        count = len(parameters) // (2 * CONVOLUTIONS)
-        pictures = [_picture(x, features + 4 * growth) for _ in range(count)]
-        squares = [_gathered(_weights(parameters, number), x.dtype) for number in range(count)]
+        """Keeps the pictures and the kernels of each block."""
+        features, growth = x.shape[1], len(blocks[0].weights[0])
+        normed = bool(blocks[0].norms)
+        steps = [_Step(block, _picture(x, features + 4 * growth), normed) for block in blocks]
+        steps[0].maps[:, :features] = x
         out = _picture(x, features)
-        pictures[0][:, :features] = x
-        for number, (picture, square) in enumerate(zip(pictures, squares, strict=True)):
-            biases = _biases(parameters, number)
-            for k in range(CONVOLUTIONS - 1):
-                reads = features + k * growth
-                _forward(picture, square, k, biases[k], picture[:, reads : reads + growth])
-            target = out if number == count - 1 else pictures[number + 1][:, :features]
-            before = pictures[number - 2] if number % BLOCKS == BLOCKS - 1 else None
-            _forward(picture, square, CONVOLUTIONS - 1, biases[-1], target, before=before)
-        ctx.save_for_backward(*pictures, *squares, *parameters)
+        for number, step in enumerate(steps):
+            for k in range(COUNT - 1):
+                step.forward(k, step.maps[:, step.reads(k) : step.reads(k + 1)])
+            target = out if number == len(steps) - 1 else steps[number + 1].maps[:, :features]
+            before = steps[number - 2].maps if number % BLOCKS == BLOCKS - 1 else None
+            step.forward(COUNT - 1, target, before=before)
+        ctx.steps = steps
+        ctx.save_for_backward(*parameters)  # which must not change before the backward pass
         return out
 
     @staticmethod
@@ -78,59 +112,188 @@ class _Blocks(torch.autograd.Function):
         *gradients: Tensor,
     ) -> tuple[Tensor | None, ...]:
         """From the last block to the first."""
-        count = len(ctx.saved_tensors) // (2 + 2 * CONVOLUTIONS)
-        pictures, squares = ctx.saved_tensors[:count], ctx.saved_tensors[count : 2 * count]
-        parameters = ctx.saved_tensors[2 * count :]
+        _ = ctx.saved_tensors
+        steps: list[_Step] = ctx.steps
+        ctx.steps = None
         given = gradients[0].contiguous(memory_format=torch.channels_last)
-        found: list[Tensor | None] = [None] * len(parameters)
-        last = _picture(pictures[0], pictures[0].shape[1])
-        sums = _sums(last)
-        _enter(given, last, sums, part=_part(count - 1))
+        steps[-1].enter(given, part=_part(len(steps) - 1))
+        found: list[Tensor | None] = []
         outer = given  # the gradient of what three blocks make
-        for number in reversed(range(count)):
-            picture, square = pictures[number], squares[number]
-            growth = len(parameters[0])
-            features = picture.shape[1] - 4 * growth
-            for k in reversed(range(CONVOLUTIONS - 1)):
-                _backward(picture, square, k, last, sums, growth=growth)
-            before = None if number == 0 else _picture(picture, picture.shape[1])
-            more = None if before is None else _sums(before)
-            given_before = given
-            given = _picture(picture, features)
-            _backward_out(
-                square,
-                last,
-                given_before,
-                outer if number % BLOCKS == 0 else None,
+        for number in reversed(range(len(steps))):
+            step = steps.pop()
+            for k in reversed(range(COUNT)):
+                if k < COUNT - 1:
+                    step.backward(k)
+                step.normalise_back(k)
+            given = step.backward_out(
                 given,
-                before,
-                more,
+                outer if number % BLOCKS == 0 else None,
+                steps[-1] if steps else None,
                 keep=RESIDUAL if number % BLOCKS == BLOCKS - 1 else 1.0,
                 part=_part(number - 1),
             )
-            _, whole, _ = torch.ops.aten.convolution_backward(
-                last, picture, square, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False]
-            )  # fmt: skip
-            mine = slice(number * 2 * CONVOLUTIONS, (number + 1) * 2 * CONVOLUTIONS)
-            found[mine] = _spread(whole, sums, parameters[mine])
+            found = [*step.spread(), *found]
             if number % BLOCKS == 0:
                 outer = given
-            if before is not None and more is not None:
-                last, sums = before, more
-        return given, *found
+        return given, None, *found
 
 
 def _part(number: int) -> float:
-    """Of a block's gradient that enters its last convolution, from what came out of the block behind it."""
+    """Of the gradient behind a block, what enters its last convolution."""
     return RESIDUAL**2 if number % BLOCKS == BLOCKS - 1 else RESIDUAL
 
 
-def _weights(parameters: Sequence[Tensor], number: int) -> Sequence[Tensor]:
-    return parameters[2 * CONVOLUTIONS * number :][:CONVOLUTIONS]
+class _Step:
+    """A block on its way forward and back."""
 
+    def __init__(self, block: Block, maps: Maps, normed: bool) -> None:
+        from trainer.networks import fused_kernels
 
-def _biases(parameters: Sequence[Tensor], number: int) -> Sequence[Tensor]:
-    return parameters[2 * CONVOLUTIONS * number :][CONVOLUTIONS : 2 * CONVOLUTIONS]
+        self.kernels: Any = fused_kernels
+        self.block, self.maps, self.normed = block, maps, normed
+        self.side, self.growth = maps.shape[1], len(block.weights[0])
+        self.features = self.side - 4 * self.growth
+        pixels = maps.shape[0] * maps.shape[2] * maps.shape[3]
+        self.programs, self.norm_programs = pixels // PIXELS, pixels // NORM_PIXELS
+        self.raw = torch.empty_like(maps) if normed else maps
+        rows = 2 if normed else 1
+        self.sums = torch.empty(self.programs, rows, self.side, device=maps.device)
+        self.scales = torch.empty(2, self.side, device=maps.device)
+        self.gradients = maps  # a picture of its own from the backward pass on
+        self.made: dict[int, Tensor] = {}
+        """Gradients of parameters that had none."""
+        self.square = torch.empty(
+            (self.side, self.side, 3, 3), dtype=maps.dtype, device=maps.device, memory_format=torch.channels_last
+        )  # fmt: skip
+        self.kernels.gather[self.side, 9](*block.weights, self.square, **self._sizes())
+
+    def reads(self, k: int) -> int:
+        """How many channels convolution k reads; its own come behind them."""
+        return self.features + k * self.growth
+
+    def forward(self, k: int, target: Maps, *, before: Maps | None = None) -> None:
+        """Convolution k into a map; the last one with the residual, and that of three blocks from `before`."""
+        made = self._made(k)
+        first, second = self.maps, self.maps if before is None else before
+        ends = {
+            "TARGET_PITCH": target.stride(3),
+            "RESIDUALS": 0 if k < COUNT - 1 else 1 if before is None else 2,
+            "RESIDUAL": RESIDUAL,
+            "SLOPE": SLOPE,
+        }
+        to = self.raw[:, made] if self.normed else target
+        self.kernels.forward[(self.programs,)](
+            self.maps, self.square[made], self.block.biases[k], to, first, second,
+            self.sums[:, :, made], self.maps.shape[2], PITCH=self.side, NORM=self.normed,
+            **(ends | {"TARGET_PITCH": to.stride(3)}),
+            **self._convolution(self.reads(k), made, back=False),
+        )  # fmt: skip
+        if self.normed:
+            norm = self.block.norms[k]
+            self.kernels.normalise[(self.norm_programs,)](
+                to, self.sums[:, :, made], norm.weight, norm.bias, norm.running_mean, norm.running_var,
+                norm.num_batches_tracked, self.scales[:, made], target, first, second, self.programs,
+                EPS=norm.eps, MOMENTUM=norm.momentum, **ends, **self._normalisation(made),
+            )  # fmt: skip
+
+    def enter(self, given: Maps, *, part: float) -> None:
+        """The gradient behind the block enters its last convolution."""
+        self.gradients = torch.empty_like(self.maps)
+        last = self._made(COUNT - 1)
+        self.kernels.enter[(self.programs,)](
+            given, self.gradients[:, last], self.raw[:, last], self.scales[:, last], self.sums[:, :, last], part,
+            PITCH=self.side, OUTPUTS=self.features, NORM=self.normed, PIXELS=PIXELS,
+        )  # fmt: skip
+
+    def backward(self, k: int) -> None:
+        """The gradient of what convolution k made, from the convolutions after it."""
+        made, start = self._made(k), self.reads(k)
+        self.kernels.backward[(self.programs,)](
+            self.gradients[:, made.stop :], self.square[made.stop :, start:, 2:, 2:], self.maps[:, start:],
+            self.raw[:, made], self.scales[:, made], self.gradients[:, made], self.sums[:, :, made],
+            self.maps.shape[2], PITCH=self.side, SLOPE=SLOPE, NORM=self.normed,
+            **self._convolution(self.side - made.stop, made, back=True),
+        )  # fmt: skip
+
+    def normalise_back(self, k: int) -> None:
+        """From the gradient behind normalisation k to that before it."""
+        if not self.normed:
+            return
+        made, norm = self._made(k), self.block.norms[k]
+        scale, shift = self._gradient(norm.weight), self._gradient(norm.bias)
+        self.kernels.normalise_back[(self.norm_programs,)](
+            self.gradients[:, made], self.raw[:, made], self.scales[:, made], self.sums[:, :, made],
+            norm.weight, scale, shift, self.programs, **self._normalisation(made),
+        )  # fmt: skip
+
+    def backward_out(
+        self, first: Maps, second: Maps | None, before: _Step | None, *, keep: float, part: float
+    ) -> Maps:
+        """The gradient of the block's input; a part of it enters the block before."""
+        target = _picture(self.maps, self.features)
+        at = before or self
+        if before is not None:
+            before.gradients = torch.empty_like(before.maps)
+        last = self._made(COUNT - 1)
+        self.kernels.backward_out[(self.programs,)](
+            self.gradients, self.square[:, :, 2:, 2:], first, first if second is None else second, target,
+            at.gradients[:, last], at.raw[:, last], at.scales[:, last], at.sums[:, :, last], self.maps.shape[2],
+            keep, part, PITCH=self.side, SECOND=second is not None, SHARED=before is not None, NORM=self.normed,
+            **self._convolution(self.side, slice(0, self.features), back=True),
+        )  # fmt: skip
+        return target
+
+    def spread(self) -> list[Tensor | None]:
+        """Add the gradients of weights and biases; returns those that had none, in the order of the parameters."""
+        _, whole, _ = torch.ops.aten.convolution_backward(
+            self.gradients, self.maps, self.square, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1,
+            [False, True, False],
+        )  # fmt: skip
+        whole = whole.contiguous(memory_format=torch.channels_last)
+        grads = [self._gradient(each) for each in (*self.block.weights, *self.block.biases)]
+        # what is normalised next does not depend on a bias: its gradient is zero
+        self.kernels.spread[self.side, 9](
+            whole, self.sums, *grads, self.programs, ROWS=_above(self.programs), BIASES=not self.normed, **self._sizes()
+        )  # fmt: skip
+        return [self.made.get(id(each)) for each in self.block.parameters()]
+
+    def _gradient(self, parameter: Tensor) -> Tensor:
+        """Where a parameter's gradient is added to."""
+        if parameter.grad is not None:
+            return parameter.grad
+        return self.made.setdefault(id(parameter), torch.zeros_like(parameter))
+
+    def _made(self, k: int) -> slice:
+        """The channels of convolution k in a picture of what convolutions make, and in one of gradients."""
+        start = k * self.growth
+        return slice(start, self.side if k == COUNT - 1 else start + self.growth)
+
+    def _sizes(self) -> dict[str, int]:
+        return {"FEATURES": self.features, "GROWTH": self.growth, "WIDE": _above(self.side)}
+
+    def _convolution(self, inputs: int, made: slice, *, back: bool) -> dict[str, int]:
+        return {
+            "INPUTS": inputs,
+            "OUTPUTS": made.stop - made.start,
+            "WIDTH": self.maps.shape[3],
+            "ALONG_INPUTS": 9 * self.side if back else 1,
+            "ALONG_OUTPUTS": 1 if back else 9 * self.side,
+            "TAP": -self.side if back else self.side,
+            "PIXELS": PIXELS,
+            "STEP": STEP,
+            "STAGES": STAGES,
+            "num_warps": WARPS,
+        }
+
+    def _normalisation(self, made: slice) -> dict[str, int]:
+        return {
+            "PITCH": self.side,
+            "OUTPUTS": made.stop - made.start,
+            "EACH": PIXELS,
+            "ROWS": _above(self.programs),
+            "PIXELS": NORM_PIXELS,
+            "num_warps": 8,
+        }
 
 
 def _picture(like: Tensor, channels: int) -> Maps:
@@ -140,152 +303,6 @@ def _picture(like: Tensor, channels: int) -> Maps:
     )  # fmt: skip
 
 
-def _programs(picture: Tensor) -> int:
-    return picture.shape[0] * picture.shape[2] * picture.shape[3] // PIXELS
-
-
-def _sums(picture: Tensor) -> Tensor:
-    return torch.empty(_programs(picture), picture.shape[1], device=picture.device)
-
-
-def _gathered(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    from trainer.networks import fused_kernels as kernels
-
-    features, growth = weights[0].shape[1], len(weights[0])
-    side = features + 4 * growth
-    square = torch.empty(
-        (side, side, 3, 3), dtype=dtype, device=weights[0].device, memory_format=torch.channels_last
-    )  # fmt: skip
-    wide = 1 << (side - 1).bit_length()
-    kernels.gather[side, 9](*weights, square, FEATURES=features, GROWTH=growth, WIDE=wide)
-    return square
-
-
-def _spread(
-    square: Tensor, sums: Tensor, parameters: Sequence[Tensor]
-) -> list[Tensor | None]:
-    from trainer.networks import fused_kernels as kernels
-
-    weights = parameters[:CONVOLUTIONS]
-    features, growth = weights[0].shape[1], len(weights[0])
-    side = features + 4 * growth
-    grads = [each.grad for each in parameters]
-    made: list[Tensor | None] = [None] * len(parameters)
-    for i, each in enumerate(parameters):
-        if grads[i] is None:
-            made[i] = grads[i] = torch.zeros_like(each)
-    square = square.contiguous(memory_format=torch.channels_last)
-    wide = 1 << (side - 1).bit_length()
-    rows = 1 << (len(sums) - 1).bit_length()
-    kernels.spread[side, 9](
-        square, sums, *grads, len(sums), FEATURES=features, GROWTH=growth, WIDE=wide, ROWS=rows
-    )
-    return made
-
-
-def _common(picture: Tensor, *, inputs: int, outputs: int, side: int, back: bool) -> dict[str, Any]:
-    step = 64 if inputs % 64 == 0 else 32
-    return {
-        "INPUTS": inputs,
-        "OUTPUTS": outputs,
-        "WIDTH": picture.shape[3],
-        "ALONG_INPUTS": 9 * side if back else 1,
-        "ALONG_OUTPUTS": 1 if back else 9 * side,
-        "TAP": -side if back else side,
-        "PIXELS": PIXELS,
-        "STEP": step,
-        "STAGES": 3,
-        "num_warps": 4 if outputs <= 32 else 8,
-    }
-
-
-def _forward(
-    picture: Maps, square: Tensor, k: int, bias: Tensor, target: Maps, *, before: Maps | None = None
-) -> None:
-    from trainer.networks import fused_kernels as kernels
-
-    side, outputs = picture.shape[1], len(bias)
-    last = k == CONVOLUTIONS - 1
-    growth = side - outputs if last else outputs  # features and four growths
-    growth = growth // 4 if last else growth
-    inputs = side - (CONVOLUTIONS - 1 - k) * growth
-    kernels.forward[(_programs(picture),)](
-        picture,
-        square[k * growth :],
-        bias,
-        target,
-        picture,
-        picture if before is None else before,
-        picture.shape[2],
-        PITCH=side,
-        TARGET_PITCH=target.stride(3),
-        RESIDUALS=0 if not last else 1 if before is None else 2,
-        RESIDUAL=RESIDUAL,
-        SLOPE=SLOPE,
-        **_common(picture, inputs=inputs, outputs=outputs, side=side, back=False),
-    )
-
-
-def _backward(
-    picture: Maps, square: Tensor, k: int, last: Maps, sums: Tensor, *, growth: int
-) -> None:
-    """The gradients of convolution k's map, from the convolutions after it."""
-    from trainer.networks import fused_kernels as kernels
-
-    side = picture.shape[1]
-    start, reader = side - (CONVOLUTIONS - 1 - k) * growth, (k + 1) * growth
-    kernels.backward[(_programs(picture),)](
-        last[:, reader:],
-        square[reader:, start:, 2:, 2:],
-        picture[:, start:],
-        last[:, k * growth :],
-        sums[:, k * growth :],
-        picture.shape[2],
-        PITCH=side,
-        SLOPE=SLOPE,
-        **_common(picture, inputs=side - reader, outputs=growth, side=side, back=True),
-    )
-
-
-def _backward_out(
-    square: Tensor,
-    last: Maps,
-    first: Maps,
-    second: Maps | None,
-    target: Maps,
-    before: Maps | None,
-    more: Tensor | None,
-    *,
-    keep: float,
-    part: float,
-) -> None:
-    """The gradient of a block's input, and what of it enters the block before."""
-    from trainer.networks import fused_kernels as kernels
-
-    side, features = last.shape[1], target.shape[1]
-    shared = before is not None and more is not None
-    kernels.backward_out[(_programs(last),)](
-        last,
-        square[:, :, 2:, 2:],
-        first,
-        first if second is None else second,
-        target,
-        before[:, side - features :] if before is not None else target,
-        more[:, side - features :] if more is not None else target,
-        last.shape[2],
-        keep,
-        part,
-        PITCH=side,
-        SECOND=second is not None,
-        SHARED=shared,
-        **_common(last, inputs=side, outputs=features, side=side, back=True),
-    )
-
-
-def _enter(given: Maps, last: Maps, sums: Tensor, *, part: float) -> None:
-    from trainer.networks import fused_kernels as kernels
-
-    side, features = last.shape[1], given.shape[1]
-    kernels.enter[(_programs(given),)](
-        given, last[:, side - features :], sums[:, side - features :], part, PITCH=side, OUTPUTS=features, PIXELS=PIXELS
-    )  # fmt: skip
+def _above(count: int) -> int:
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()

@@ -58,6 +58,26 @@ def _summed(
 
 
 @triton.jit
+def _store_moments(moments, values, PITCH: tl.constexpr, OUTPUTS: tl.constexpr, PIXELS: tl.constexpr):
+    """Mean and sum of squared distances from it of a program's pixels, float32 [programs 2 PITCH]."""
+    out = tl.arange(0, OUTPUTS)
+    mean = tl.sum(values, 0) / PIXELS
+    apart = values - mean[None, :]
+    at = moments + tl.program_id(0) * 2 * PITCH + out
+    tl.store(at, mean)
+    tl.store(at + PITCH, tl.sum(apart * apart, 0))
+
+
+@triton.jit
+def _store_sums(sums, gradient, normal, PITCH: tl.constexpr, OUTPUTS: tl.constexpr, NORM: tl.constexpr):
+    """Sums over a program's pixels, of gradients and with NORM of gradients times normalised values."""
+    at = sums + tl.program_id(0) * (2 if NORM else 1) * PITCH + tl.arange(0, OUTPUTS)
+    tl.store(at, tl.sum(gradient, 0))
+    if NORM:
+        tl.store(at + PITCH, tl.sum(gradient * normal, 0))
+
+
+@triton.jit
 def forward(
     source,
     kernels,
@@ -65,6 +85,7 @@ def forward(
     target,
     first,
     second,
+    moments,
     height,
     PITCH: tl.constexpr,
     TARGET_PITCH: tl.constexpr,
@@ -77,11 +98,15 @@ def forward(
     RESIDUALS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     SLOPE: tl.constexpr,
+    NORM: tl.constexpr,
     PIXELS: tl.constexpr,
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """A map of a block, through its LeakyReLU; or, with RESIDUALS 1 or 2, what a block or three of them make."""
+    """A map of a block, through its LeakyReLU; or, with RESIDUALS 1 or 2, what a block or three of them make.
+
+    With NORM it is the map before its normalisation, and its moments.
+    """
     total = _summed(
         source, kernels, height, PITCH, INPUTS, OUTPUTS, WIDTH,
         ALONG_INPUTS, ALONG_OUTPUTS, TAP, PIXELS, STEP, STAGES,
@@ -89,7 +114,10 @@ def forward(
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     out = tl.arange(0, OUTPUTS)
     total += tl.load(bias + out)[None, :]
-    if RESIDUALS == 0:
+    if NORM:
+        total = total.to(target.dtype.element_ty).to(tl.float32)
+        _store_moments(moments, total, PITCH, OUTPUTS, PIXELS)
+    elif RESIDUALS == 0:
         total = tl.where(total > 0, total, SLOPE * total)
     else:
         at = pixel[:, None] * PITCH + out[None, :]
@@ -104,6 +132,8 @@ def backward(
     source,
     kernels,
     seen,
+    raw,
+    scales,
     target,
     sums,
     height,
@@ -115,11 +145,12 @@ def backward(
     ALONG_OUTPUTS: tl.constexpr,
     TAP: tl.constexpr,
     SLOPE: tl.constexpr,
+    NORM: tl.constexpr,
     PIXELS: tl.constexpr,
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """The gradient of a map's convolution, from all that read the map, and its sums over a program's pixels."""
+    """The gradient of a map before its LeakyReLU, from all that read the map, and its sums."""
     total = _summed(
         source, kernels, height, PITCH, INPUTS, OUTPUTS, WIDTH,
         ALONG_INPUTS, ALONG_OUTPUTS, TAP, PIXELS, STEP, STAGES,
@@ -129,7 +160,19 @@ def backward(
     at = pixel[:, None] * PITCH + out[None, :]
     total = tl.where(tl.load(seen + at) > 0, total, SLOPE * total)
     tl.store(target + at, total.to(target.dtype.element_ty))
-    tl.store(sums + tl.program_id(0) * PITCH + out, tl.sum(total, 0))
+    normal = total
+    if NORM:
+        normal = _normal(raw, scales, at, PITCH, OUTPUTS)
+    _store_sums(sums, total, normal, PITCH, OUTPUTS, NORM)
+
+
+@triton.jit
+def _normal(raw, scales, at, PITCH: tl.constexpr, OUTPUTS: tl.constexpr):
+    """Normalised values of a map; `scales` [2 PITCH] are its mean and one over its spread."""
+    out = tl.arange(0, OUTPUTS)
+    mean = tl.load(scales + out)
+    scale = tl.load(scales + PITCH + out)
+    return (tl.load(raw + at).to(tl.float32) - mean[None, :]) * scale[None, :]
 
 
 @triton.jit
@@ -140,6 +183,8 @@ def backward_out(
     second,
     target,
     share,
+    raw,
+    scales,
     sums,
     height,
     keep,
@@ -153,6 +198,7 @@ def backward_out(
     TAP: tl.constexpr,
     SECOND: tl.constexpr,
     SHARED: tl.constexpr,
+    NORM: tl.constexpr,
     PIXELS: tl.constexpr,
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
@@ -170,27 +216,140 @@ def backward_out(
         total += tl.load(second + at).to(tl.float32)
     tl.store(target + at, total.to(target.dtype.element_ty))
     if SHARED:
-        total *= part
-        tl.store(share + pixel[:, None] * PITCH + out[None, :], total.to(share.dtype.element_ty))
-        tl.store(sums + tl.program_id(0) * PITCH + out, tl.sum(total, 0))
+        _share(share, raw, scales, sums, part * total, pixel, PITCH, OUTPUTS, NORM)
+
+
+@triton.jit
+def _share(
+    share, raw, scales, sums, total, pixel, PITCH: tl.constexpr, OUTPUTS: tl.constexpr, NORM: tl.constexpr
+):  # fmt: skip
+    at = pixel[:, None] * PITCH + tl.arange(0, OUTPUTS)[None, :]
+    tl.store(share + at, total.to(share.dtype.element_ty))
+    normal = total
+    if NORM:
+        normal = _normal(raw, scales, at, PITCH, OUTPUTS)
+    _store_sums(sums, total, normal, PITCH, OUTPUTS, NORM)
 
 
 @triton.jit
 def enter(
     given,
     share,
+    raw,
+    scales,
     sums,
     part,
     PITCH: tl.constexpr,
     OUTPUTS: tl.constexpr,
+    NORM: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """The part of a gradient that enters the last block, and its sums over a program's pixels."""
+    """The part of a gradient that enters the last block, and its sums."""
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     out = tl.arange(0, OUTPUTS)
     total = part * tl.load(given + pixel[:, None] * OUTPUTS + out[None, :]).to(tl.float32)
-    tl.store(share + pixel[:, None] * PITCH + out[None, :], total.to(share.dtype.element_ty))
-    tl.store(sums + tl.program_id(0) * PITCH + out, tl.sum(total, 0))
+    _share(share, raw, scales, sums, total, pixel, PITCH, OUTPUTS, NORM)
+
+
+@triton.jit
+def normalise(
+    raw,
+    moments,
+    weight,
+    bias,
+    running_mean,
+    running_variance,
+    count,
+    scales,
+    target,
+    first,
+    second,
+    programs,
+    PITCH: tl.constexpr,
+    TARGET_PITCH: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    RESIDUALS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SLOPE: tl.constexpr,
+    EPS: tl.constexpr,
+    MOMENTUM: tl.constexpr,
+    EACH: tl.constexpr,
+    ROWS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """Batch normalisation of a map by the moments of all programs, EACH pixels one, then as `forward` goes on.
+
+    Moments are merged by Chan et al. (1983, eq. 1.5). The first program writes them to `scales` and into the
+    running averages, whose variance is the unbiased one.
+    """
+    out = tl.arange(0, OUTPUTS)
+    row = tl.arange(0, ROWS)
+    there = (row < programs)[:, None]
+    at = moments + row[:, None] * 2 * PITCH + out[None, :]
+    means = tl.load(at, mask=there, other=0.0)
+    mean = tl.sum(means, 0) / programs
+    apart = tl.where(there, means - mean[None, :], 0.0)
+    squares = tl.sum(tl.load(at + PITCH, mask=there, other=0.0) + EACH * apart * apart, 0)
+    total = programs * EACH
+    variance = squares / total
+    scale = 1.0 / tl.sqrt(variance + EPS)
+    if tl.program_id(0) == 0:
+        tl.store(scales + out, mean)
+        tl.store(scales + PITCH + out, scale)
+        before = tl.load(running_mean + out)
+        tl.store(running_mean + out, before + MOMENTUM * (mean - before))
+        before = tl.load(running_variance + out)
+        unbiased = squares / (total - 1)
+        tl.store(running_variance + out, before + MOMENTUM * (unbiased - before))
+        tl.store(count, tl.load(count) + 1)
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    at = pixel[:, None] * PITCH + out[None, :]
+    value = (tl.load(raw + at).to(tl.float32) - mean[None, :]) * scale[None, :]
+    value = value * tl.load(weight + out)[None, :] + tl.load(bias + out)[None, :]
+    if RESIDUALS == 0:
+        value = tl.where(value > 0, value, SLOPE * value)
+    else:
+        value = tl.load(first + at).to(tl.float32) + RESIDUAL * value
+        if RESIDUALS == 2:
+            value = tl.load(second + at).to(tl.float32) + RESIDUAL * value
+    tl.store(target + pixel[:, None] * TARGET_PITCH + out[None, :], value.to(target.dtype.element_ty))
+
+
+@triton.jit
+def normalise_back(
+    gradient,
+    raw,
+    scales,
+    sums,
+    weight,
+    weight_gradient,
+    bias_gradient,
+    programs,
+    PITCH: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    EACH: tl.constexpr,
+    ROWS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """In place, the gradient of what was normalised from that of what came out; the first program adds those of
+    weight and bias to theirs."""
+    out = tl.arange(0, OUTPUTS)
+    row = tl.arange(0, ROWS)
+    there = (row < programs)[:, None]
+    at = sums + row[:, None] * 2 * PITCH + out[None, :]
+    plain = tl.sum(tl.load(at, mask=there, other=0.0), 0)
+    along = tl.sum(tl.load(at + PITCH, mask=there, other=0.0), 0)
+    if tl.program_id(0) == 0:
+        tl.store(weight_gradient + out, tl.load(weight_gradient + out) + along)
+        tl.store(bias_gradient + out, tl.load(bias_gradient + out) + plain)
+    total = programs * EACH
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    at = pixel[:, None] * PITCH + out[None, :]
+    normal = _normal(raw, scales, at, PITCH, OUTPUTS)
+    value = tl.load(gradient + at).to(tl.float32)
+    value -= plain[None, :] / total + normal * (along[None, :] / total)
+    value *= (tl.load(weight + out) * tl.load(scales + PITCH + out))[None, :]
+    tl.store(gradient + at, value.to(gradient.dtype.element_ty))
 
 
 @triton.jit
@@ -232,8 +391,9 @@ def spread(
     GROWTH: tl.constexpr,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
+    BIASES: tl.constexpr,
 ):  # fmt: skip
-    """Add a row of the square of a block's gradients to those of its five weights, and a sum to those of its biases."""
+    """Add a row of the square of a block's gradients to those of its five weights, and with BIASES a sum to those of its biases."""
     row = tl.program_id(0)
     tap = tl.program_id(1)
     total: tl.constexpr = FEATURES + 4 * GROWTH
@@ -258,7 +418,7 @@ def spread(
     at = weight + ((row - which * GROWTH) * 9 + tap) * inputs + channel
     more = tl.load(square + (row * 9 + tap) * total + channel, mask=inside, other=0.0)
     tl.store(at, tl.load(at, mask=inside, other=0.0) + more.to(tl.float32), mask=inside)
-    if tap == 0:
+    if BIASES and tap == 0:
         each = tl.arange(0, ROWS)
         found = tl.load(sums + each * total + row, mask=each < programs, other=0.0)
         place = bias + row - which * GROWTH

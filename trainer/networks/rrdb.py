@@ -42,11 +42,15 @@ class DenseBlock(nn.Module):
         self.conv4, self.norm4 = _small_conv(features + 3 * growth, growth, norm)
         self.conv5, self.norm5 = _small_conv(features + 4 * growth, features, norm)
 
-    def convolutions(self) -> list[Tensor]:
-        """Its weights, then its biases."""
+    def pieces(self) -> fused.Block:
+        """What it is made of."""
         convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
-        biases = [conv.bias for conv in convs if conv.bias is not None]
-        return [conv.weight for conv in convs] + biases
+        norms = (self.norm1, self.norm2, self.norm3, self.norm4, self.norm5)
+        return fused.Block(
+            weights=[conv.weight for conv in convs],
+            biases=[conv.bias for conv in convs if conv.bias is not None],
+            norms=[norm for norm in norms if isinstance(norm, nn.BatchNorm2d)],
+        )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
@@ -140,8 +144,8 @@ class RRDBNet(nn.Module):
 
     def _through_body(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         blocks = [module for module in self.body.modules() if isinstance(module, DenseBlock)]
-        if self.training and blocks[0].form == "fused" and fused.fits(x, blocks[0].conv1.weight):
-            return fused.blocks(x, [each for block in blocks for each in block.convolutions()])
+        if self.training and blocks[0].form == "fused" and fused.fits(x, blocks[0].pieces()):
+            return fused.through(x, [block.pieces() for block in blocks])
         out: Tensor = self.body(x)
         return out
 
