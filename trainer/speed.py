@@ -126,7 +126,7 @@ def prepare(state: TrainState, speed: SpeedConfig) -> None:
     for network in networks:
         for module in network.modules():
             if isinstance(module, Conv3x3 | Conv4x4):
-                module.winograd = winograd
+                module.winograd, module.fused = winograd, form == "fused"
             elif isinstance(module, LastConv):
                 module.native = winograd
     for module in state.generator.modules():

@@ -30,7 +30,7 @@ class VGGDiscriminator(nn.Module):
     def __init__(self, *, features: int = 64, dense: int = 100) -> None:
         super().__init__()
         f1, f2, f4, f8 = features, features * 2, features * 4, features * 8
-        self.conv0_0 = spectral_norm(nn.Conv2d(3, f1, 3, padding=1))
+        self.conv0_0 = spectral_norm(Conv3x3(3, f1))
         self.conv0_1 = spectral_norm(Conv4x4(f1, f1))
         self.conv1_0 = spectral_norm(Conv3x3(f1, f2))
         self.conv1_1 = spectral_norm(Conv4x4(f2, f2))
@@ -44,7 +44,7 @@ class VGGDiscriminator(nn.Module):
         self.linear2 = spectral_norm(nn.Linear(dense, 1))
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-        x = self.conv0_1(F.leaky_relu(self.conv0_0(image), SLOPE), SLOPE)
+        x = self.conv0_1(self.conv0_0(image, SLOPE), SLOPE)
         x = self.conv1_1(self.conv1_0(x, SLOPE), SLOPE)
         x = self.conv2_1(self.conv2_0(x, SLOPE), SLOPE)
         x = self.conv3_1(self.conv3_0(x, SLOPE), SLOPE)

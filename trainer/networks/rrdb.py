@@ -138,7 +138,9 @@ class RRDBNet(nn.Module):
             if self.upsampler == "pixelshuffle":
                 x = shuffled(conv, x, factor, SLOPE)
             else:
-                x = conv(F.interpolate(x, scale_factor=factor, mode="nearest"), SLOPE)
+                with torch.autocast(x.device.type, enabled=False):  # which copies in float32 on a GPU
+                    x = F.interpolate(x, scale_factor=factor, mode="nearest")
+                x = conv(x, SLOPE)
         out: Tensor = self.conv_last(self.conv_hr(x, SLOPE))
         return out
 

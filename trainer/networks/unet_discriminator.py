@@ -22,7 +22,7 @@ class UNetDiscriminator(nn.Module):
     def __init__(self, *, features: int = 64) -> None:
         super().__init__()
         f1, f2, f4, f8 = features, features * 2, features * 4, features * 8
-        self.conv0 = nn.Conv2d(3, f1, 3, padding=1)
+        self.conv0 = Conv3x3(3, f1)
         self.conv1 = _normalised_conv(f1, f2, stride=2)
         self.conv2 = _normalised_conv(f2, f4, stride=2)
         self.conv3 = _normalised_conv(f4, f8, stride=2)
@@ -34,7 +34,7 @@ class UNetDiscriminator(nn.Module):
         self.conv9 = nn.Conv2d(f1, 1, 3, padding=1)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
-        x0 = F.leaky_relu(self.conv0(image), SLOPE)
+        x0 = self.conv0(image, SLOPE)
         x1 = self.conv1(x0, SLOPE)
         x2 = self.conv2(x1, SLOPE)
         x3 = self.conv3(x2, SLOPE)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.networks import activate
 from trainer.networks.chains import Chain
 from trainer.networks.halving import Halved
 from trainer.networks.planes import HALVING, KEEPING, Tiling
@@ -28,7 +29,8 @@ class _Conv(nn.Conv2d):
 
     tiling: Tiling
     winograd = False
-    """Set by `trainer.speed`."""
+    fused = False
+    """Both set by `trainer.speed`."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
         tiling = self.tiling
@@ -41,6 +43,10 @@ class _Conv(nn.Conv2d):
             if self.tiling is HALVING:
                 return halved(input, weight, self.bias, slope)
             return chain(input, [weight], [self.bias], last_slope=slope)
+        if self.fused and self.bias is not None and slope != 1:
+            if activate.fits(input, weight, self.bias):
+                maps = self._conv_forward(input, weight, None)
+                return activate.activate(maps, self.bias, slope)
         return _activated(self._conv_forward(input, weight, self.bias), slope)
 
 
@@ -68,12 +74,16 @@ def shuffled(conv: Conv3x3, x: Maps, factor: int, slope: float = 1.0) -> Maps:
     torch's own moves every value of channels-last maps on its own, backward 2 ns each.
     """
     weight = conv.weight
-    if not (conv.winograd and fits(x, [weight])):
+    tiled = conv.winograd and fits(x, [weight])
+    fused = conv.fused and activate.fits(x, weight, conv.bias, factor=factor)
+    if not (tiled or fused):
         out: Tensor = functional.pixel_shuffle(conv(x, slope), factor)
         return out
     count, phases = len(weight) // factor**2, (factor, factor)
     by_phase = weight.unflatten(0, (count, -1)).transpose(0, 1).flatten(0, 1)
     bias = None if conv.bias is None else conv.bias.view(count, -1).T.flatten()
+    if fused and bias is not None:
+        return activate.activate_shuffled(functional.conv2d(x, by_phase, padding=1), bias, slope, factor)
     maps = chain(x, [by_phase], [bias], last_slope=slope)
     in_order: Tensor = maps.permute(0, 2, 3, 1).unflatten(3, (*phases, count)).transpose(2, 3)
     return in_order.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
