@@ -37,6 +37,8 @@ STEP = 32
 STAGES = 3
 """Of those, on their way at the same time."""
 WARPS = 4
+OVERLAP = True
+"""Whether kernels are launched before the one before them ends, on GPUs that can (Hopper and later)."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ class _Step:
         from trainer.networks import fused_kernels
 
         self.kernels: Any = fused_kernels
+        overlap = OVERLAP and maps.is_cuda and torch.cuda.get_device_capability(maps.device) >= (9, 0)
+        self.launch = {"OVERLAP": overlap} | ({"launch_pdl": True} if overlap else {})
         self.block, self.maps, self.normed = block, maps, normed
         self.side, self.growth = maps.shape[1], len(block.weights[0])
         self.features = self.side - 4 * self.growth
@@ -202,7 +206,7 @@ class _Step:
         last = self._made(COUNT - 1)
         self.kernels.enter[(self.programs,)](
             given, self.gradients[:, last], self.raw[:, last], self.scales[:, last], self.sums[:, :, last], part,
-            PITCH=self.side, OUTPUTS=self.features, NORM=self.normed, PIXELS=PIXELS,
+            PITCH=self.side, OUTPUTS=self.features, NORM=self.normed, PIXELS=PIXELS, **self.launch,
         )  # fmt: skip
 
     def backward(self, k: int) -> None:
@@ -269,7 +273,8 @@ class _Step:
         return slice(start, self.side if k == COUNT - 1 else start + self.growth)
 
     def _sizes(self) -> dict[str, int]:
-        return {"FEATURES": self.features, "GROWTH": self.growth, "WIDE": _above(self.side)}
+        sizes = {"FEATURES": self.features, "GROWTH": self.growth, "WIDE": _above(self.side)}
+        return sizes | self.launch
 
     def _convolution(self, inputs: int, made: slice, *, back: bool) -> dict[str, int]:
         return {
@@ -283,7 +288,7 @@ class _Step:
             "STEP": STEP,
             "STAGES": STAGES,
             "num_warps": WARPS,
-        }
+        } | self.launch
 
     def _normalisation(self, made: slice) -> dict[str, int]:
         return {
@@ -293,7 +298,7 @@ class _Step:
             "ROWS": _above(self.programs),
             "PIXELS": NORM_PIXELS,
             "num_warps": 8,
-        }
+        } | self.launch
 
 
 def _picture(like: Tensor, channels: int) -> Maps:

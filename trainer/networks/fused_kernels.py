@@ -12,6 +12,15 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def _start(OVERLAP: tl.constexpr):
+    """With OVERLAP a kernel is launched before the one before it ends: wait for that, and let the next be launched."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit
@@ -102,11 +111,13 @@ def forward(
     PIXELS: tl.constexpr,
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """A map of a block, through its LeakyReLU; or, with RESIDUALS 1 or 2, what a block or three of them make.
 
     With NORM it is the map before its normalisation, and its moments.
     """
+    _start(OVERLAP)
     total = _summed(
         source, kernels, height, PITCH, INPUTS, OUTPUTS, WIDTH,
         ALONG_INPUTS, ALONG_OUTPUTS, TAP, PIXELS, STEP, STAGES,
@@ -149,8 +160,10 @@ def backward(
     PIXELS: tl.constexpr,
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The gradient of a map before its LeakyReLU, from all that read the map, and its sums."""
+    _start(OVERLAP)
     total = _summed(
         source, kernels, height, PITCH, INPUTS, OUTPUTS, WIDTH,
         ALONG_INPUTS, ALONG_OUTPUTS, TAP, PIXELS, STEP, STAGES,
@@ -202,8 +215,10 @@ def backward_out(
     PIXELS: tl.constexpr,
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The gradient of a block's input; with SHARED also the part of it that enters the block before, and its sums."""
+    _start(OVERLAP)
     total = _summed(
         source, kernels, height, PITCH, INPUTS, OUTPUTS, WIDTH,
         ALONG_INPUTS, ALONG_OUTPUTS, TAP, PIXELS, STEP, STAGES,
@@ -243,8 +258,10 @@ def enter(
     OUTPUTS: tl.constexpr,
     NORM: tl.constexpr,
     PIXELS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The part of a gradient that enters the last block, and its sums."""
+    _start(OVERLAP)
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     out = tl.arange(0, OUTPUTS)
     total = part * tl.load(given + pixel[:, None] * OUTPUTS + out[None, :]).to(tl.float32)
@@ -276,12 +293,14 @@ def normalise(
     EACH: tl.constexpr,
     ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Batch normalisation of a map by the moments of all programs, EACH pixels one, then as `forward` goes on.
 
     Moments are merged by Chan et al. (1983, eq. 1.5). The first program writes them to `scales` and into the
     running averages, whose variance is the unbiased one.
     """
+    _start(OVERLAP)
     out = tl.arange(0, OUTPUTS)
     row = tl.arange(0, ROWS)
     there = (row < programs)[:, None]
@@ -330,9 +349,11 @@ def normalise_back(
     EACH: tl.constexpr,
     ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """In place, the gradient of what was normalised from that of what came out; the first program adds those of
     weight and bias to theirs."""
+    _start(OVERLAP)
     out = tl.arange(0, OUTPUTS)
     row = tl.arange(0, ROWS)
     there = (row < programs)[:, None]
@@ -359,8 +380,10 @@ def gather(
     FEATURES: tl.constexpr,
     GROWTH: tl.constexpr,
     WIDE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """A row of the square of a block's kernels, of its five weights [outputs inputs 3 3], float32, channels last."""
+    _start(OVERLAP)
     row = tl.program_id(0)
     tap = tl.program_id(1)
     total: tl.constexpr = FEATURES + 4 * GROWTH
@@ -392,8 +415,10 @@ def spread(
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     BIASES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Add a row of the square of a block's gradients to those of its five weights, and with BIASES a sum to those of its biases."""
+    _start(OVERLAP)
     row = tl.program_id(0)
     tap = tl.program_id(1)
     total: tl.constexpr = FEATURES + 4 * GROWTH
