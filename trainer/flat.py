@@ -41,7 +41,7 @@ def gather_gradients(parameters: Iterable[nn.Parameter]) -> Gradients:
     """
     wanted = list(parameters)
     flat = torch.zeros(_size(wanted) + SPARE, device=wanted[0].device)
-    for parameter, view in _views(wanted, flat):
+    for parameter, view in zip(wanted, views(wanted, flat), strict=True):
         parameter.grad = view
     return Gradients(flat)
 
@@ -54,16 +54,29 @@ def pack(tensors: Iterable[Tensor]) -> list[Tensor]:
     packed = []
     for dtype, members in by_type.items():
         flat = torch.zeros(_size(members), dtype=dtype, device=members[0].device)
-        for tensor, view in _views(members, flat):
+        for tensor, view in zip(members, views(members, flat), strict=True):
             tensor.data = view.copy_(tensor)
         packed.append(flat)
     return packed
 
 
-def _views(tensors: Sequence[Tensor], flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def as_one(weights: Tensor, gradients: Gradients) -> nn.Parameter:
+    """Packed parameters and their gathered gradients as a single parameter, for an optimiser."""
+    one = nn.Parameter(weights)
+    one.grad = gradients.flat[:-SPARE]
+    return one
+
+
+def changed(network: nn.Module) -> None:
+    """Tell torch, and who keeps what was made of weights, that a network's packed parameters changed."""
+    torch.autograd.graph.increment_version(list(network.parameters()))
+
+
+def views(tensors: Sequence[Tensor], flat: Tensor) -> Iterator[Tensor]:
+    """The part of a flat tensor that stands for each of `tensors`, laid out as that is."""
     start = 0
     for tensor in tensors:
-        yield tensor, flat[start:].as_strided(tensor.shape, tensor.stride(), start)
+        yield flat[start:].as_strided(tensor.shape, tensor.stride(), flat.storage_offset() + start)
         start += _rounded(tensor.numel())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -84,8 +84,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @torch.no_grad()
 def update_average(
-    average: nn.Module,
-    live: nn.Module,
+    average: Sequence[Tensor],
+    live: Sequence[Tensor],
     *,
     halflife: float,
     batch_size: int,
@@ -95,14 +95,17 @@ def update_average(
     """Move `average` towards `live` by one step's share, if the step was `taken` (1, else 0).
 
     The half-life grows with the patches seen until it reaches its full length, so that an early
-    average is not dominated by the random start (EDM, arXiv:2206.00364, ramp-up). Buffers, which
-    batch normalisation has, are copied: averaged weights with stale statistics are worse than none.
+    average is not dominated by the random start (EDM, arXiv:2206.00364, ramp-up).
     """
     halflife = min(halflife, max(patches_seen * 0.1, 1e-8))
     keep = 0.5 ** (batch_size / halflife)
-    averaged: list[Tensor] = list(average.parameters())
-    towards = torch._foreach_sub(list(live.parameters()), averaged)
+    towards = torch._foreach_sub(live, average)
     torch._foreach_mul_(towards, taken * (1 - keep))
-    torch._foreach_add_(averaged, towards)
+    torch._foreach_add_(average, towards)
+
+
+@torch.no_grad()
+def copy_buffers(average: nn.Module, live: nn.Module) -> None:
+    """What batch normalisation remembers: averaged weights with stale statistics are worse than none."""
     for target, source in zip(average.buffers(), live.buffers(), strict=True):
         target.copy_(source)

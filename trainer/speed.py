@@ -1,7 +1,7 @@
 """How a step is made fast, and nothing about what it computes: ways chosen for a device, the step built by them.
 
 "auto" is what was measured to be fastest: on this machine, by `bench-sr train --tune` (`trainer.tuned`), else on
-the machines of docs/log.md. No GPU was among those: there it takes what cannot fail.
+the machines of docs/log.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from shards.errors import ConfigError
 from shards.native import NotHere
 from trainer.config import Config
-from trainer.networks import last, planes
+from trainer.networks import fused, last, planes
 from trainer.networks.dense import Form
 from trainer.networks.last import LastConv
 from trainer.networks.rrdb import RRDB, DenseBlock
@@ -57,6 +57,9 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
             f"speed.dense: hybrid has no backward pass through norm = {config.generator.norm!r};"
             " use speed.dense=push, or generator.norm=none"
         )
+    unfused = _no_fused(config, device, bf16, world)
+    if speed.dense == "fused" and unfused:
+        raise ConfigError(f"speed.dense: cannot be fused here: {unfused}; use speed.dense=auto")
     if speed.content == "bf16" and not bf16:
         raise ConfigError(
             "speed.content: bf16 weights need bf16 steps; use precision=bf16 or speed.content=auto"
@@ -65,17 +68,27 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
         raise ConfigError(
             f"speed.convolutions: cannot be Winograd's here: {reason}; use speed.convolutions=auto"
         )
+    captures = device.type == "cuda" and world == 1 and config.precision != "fp16"
     glibc = device.type == "cpu" and sys.platform == "linux"
     best = {
-        "dense": "plain",
+        "dense": "plain" if unfused or speed.compile == "blocks" else "fused",
         "compile": "none",
-        "graph": "none",
+        "graph": "step" if captures else "none",
         "content": "bf16" if bf16 else "fp32",
         "allocator": "keep" if glibc else "system",
         "convolutions": "fastest" if _no_winograd(speed, device, bf16) else "winograd",
     }
     asked = {name: value for name, value in msgspec.structs.asdict(speed).items() if value != AUTO}
     return msgspec.convert(best | asked, SpeedConfig)
+
+
+def _no_fused(config: Config, device: torch.device, bf16: bool, world: int) -> str:
+    """Why dense blocks are not to be in kernels of ours; empty if they are."""
+    if device.type != "cuda" or not (bf16 or config.precision == "fp16"):
+        return "it is for steps in half precision on a GPU"
+    if config.generator.norm != "none" and world > 1:
+        return "batch normalisation over several processes is not in these kernels"
+    return fused.missing()
 
 
 def _no_winograd(speed: SpeedConfig, device: torch.device, bf16: bool) -> str:
@@ -99,6 +112,8 @@ def _unwanted_winograd(speed: SpeedConfig, device: torch.device, bf16: bool) -> 
 def held_up_by(config: Config, *, device: torch.device, bf16: bool) -> str:
     """What keeps steps from being as fast as this machine allows, and how to have it; empty if nothing does."""
     speed = config.speed
+    if device.type == "cuda" and speed.dense == "auto" and (bf16 or config.precision == "fp16"):
+        return fused.missing()
     if speed.convolutions != "auto" or _unwanted_winograd(speed, device, bf16):
         return ""
     return missing_kernels()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainer.config import Config, Stage
 from trainer.content import build_content_features
-from trainer.flat import Gradients, gather_gradients, pack
+from trainer.flat import Gradients, as_one, gather_gradients, pack, views
 from trainer.models import build_discriminator, build_generator
 from trainer.networks.synced import synchronise
 from trainer.networks.vgg import VGGFeatures
@@ -48,6 +48,10 @@ class TrainState:
     adversary: Adversary | None
     gradients: Gradients
     """Of the generator; nothing of them survives a step."""
+    weights: Tensor
+    """Of the generator, flat; the optimiser knows nothing else of it."""
+    averaged: Tensor | None
+    """Those of the average."""
     buffers: list[Tensor]
     """Statistics and singular vectors of both networks, flat: a step that is left out puts them back."""
     scaler: torch.amp.GradScaler | None = None
@@ -94,23 +98,27 @@ def build_state(
     adversary = None
     if stage == "gan":
         discriminator = place(build_discriminator(config.discriminator), device)
+        judged = gather_gradients(discriminator.parameters())
         adversary = Adversary(
             discriminator=discriminator,
-            optimizer=build_adam(config.optim, discriminator.parameters()),
+            optimizer=build_adam(config.optim, [as_one(_flat(discriminator), judged)]),
             content=place(build_content_features(config.content, weights=content_weights), device),
-            gradients=gather_gradients(discriminator.parameters()),
+            gradients=judged,
         )
     trained = [generator] if adversary is None else [generator, adversary.discriminator]
     if synced:
         for network in trained:
             synchronise(network)
+    gradients, weights = gather_gradients(generator.parameters()), _flat(generator)
     return TrainState(
         stage=stage,
         generator=generator,
-        optimizer=build_adam(config.optim, generator.parameters()),
+        optimizer=build_adam(config.optim, [as_one(weights, gradients)]),
         average=average,
         adversary=adversary,
-        gradients=gather_gradients(generator.parameters()),
+        gradients=gradients,
+        weights=weights,
+        averaged=None if average is None else _flat(average),
         buffers=pack(buffer for network in trained for buffer in network.buffers()),
         scaler=torch.amp.GradScaler(device.type) if config.precision == "fp16" else None,
     )
@@ -146,9 +154,11 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
     """All tensors that must survive, by name."""
     tensors = networks(state)
     for prefix, optimizer in optimizers(state).items():
-        for number, parameter in enumerate(_parameters(optimizer)):
-            for name, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{prefix}.{number}.{name}"] = value
+        parameters = list(trained(state)[prefix].parameters())
+        for name, value in optimizer.state.get(_only(optimizer), {}).items():
+            # Adam's moments lie in memory as the weights do; its step count is a scalar
+            each = views(parameters, value) if value.ndim else [value.clone() for _ in parameters]
+            tensors |= {f"{prefix}.{number}.{name}": part for number, part in enumerate(each)}
     tensors |= {f"losses.{name}": value for name, value in state.losses.items()}
     tensors |= {f"telemetry.{name}": value for name, value in state.telemetry.items()}
     if state.scaler is not None:
@@ -169,13 +179,12 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
     if state.adversary is not None:
         state.adversary.discriminator.load_state_dict(_below(tensors, "discriminator."))
     for prefix, optimizer in optimizers(state).items():
-        for number, parameter in enumerate(_parameters(optimizer)):
-            saved = _below(tensors, f"{prefix}.{number}.")
-            for name, value in saved.items():
-                # Adam's moments lie in memory as their parameter does; its step count is a scalar
-                moment = value.ndim > 0
-                kept = torch.empty_like(parameter if moment else value, device=parameter.device)
-                optimizer.state[parameter][name] = kept.copy_(value)
+        parameters, one = list(trained(state)[prefix].parameters()), _only(optimizer)
+        for name, first in _below(tensors, f"{prefix}.0.").items():
+            kept = torch.zeros_like(one if first.ndim else first, device=one.device)
+            for number, part in enumerate(views(parameters, kept) if first.ndim else [kept]):
+                part.copy_(tensors[f"{prefix}.{number}.{name}"])
+            optimizer.state[one][name] = kept
     device = _device_of(state)
     state.losses = {name: value.to(device) for name, value in _below(tensors, "losses.").items()}
     state.telemetry = {n: value.to(device) for n, value in _below(tensors, "telemetry.").items()}
@@ -195,12 +204,28 @@ def optimizers(state: TrainState) -> dict[str, torch.optim.Adam]:
     return found
 
 
+def trained(state: TrainState) -> dict[str, nn.Module]:
+    """The networks of `optimizers`."""
+    found = {"optimizer": state.generator}
+    if state.adversary is not None:
+        found["discriminator_optimizer"] = state.adversary.discriminator
+    return found
+
+
 def _device_of(state: TrainState) -> torch.device:
     return next(state.generator.parameters()).device
 
 
-def _parameters(optimizer: torch.optim.Adam) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _only(optimizer: torch.optim.Adam) -> Tensor:
+    """All that an optimiser optimises."""
+    only: Tensor = optimizer.param_groups[0]["params"][0]
+    return only
+
+
+def _flat(network: nn.Module) -> Tensor:
+    """A network's parameters as views of one tensor, and that."""
+    (flat,) = pack(network.parameters())
+    return flat
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from trainer import telemetry
 from trainer.config import Config
-from trainer.flat import SPARE, Gradients
-from trainer.optim import take_step, update_average
+from trainer.flat import SPARE, Gradients, changed
+from trainer.optim import copy_buffers, take_step, update_average
 from trainer.ranks import ALONE, Ranks
-from trainer.state import COUNTED, TrainState, optimizers
+from trainer.state import COUNTED, TrainState, optimizers, trained
 from trainer.steps import GRADIENTS, Images
 
 STOP = "stop"
@@ -94,8 +94,9 @@ def train_step(
     if state.scaler is not None:
         state.scaler.update()
         signs = signs[: len(told)]  # fp16's gradients overflow now and then: no bad step
-    for optimizer in optimizers(state).values():
+    for name, optimizer in optimizers(state).items():
         take_step(optimizer, skip=skip)
+        changed(trained(state)[name])
     take_back(state.buffers, before, taken=1 - skip)
     return Outcome(
         losses=dict(zip(names, means, strict=True)),
@@ -112,15 +113,17 @@ def count_step(state: TrainState, config: Config, outcome: Outcome) -> None:
     for name, value in (outcome.losses | {COUNTED: outcome.taken}).items():
         added = torch.where(good, value, torch.zeros_like(value))
         state.losses[name] = state.losses[name] + added if name in state.losses else added
-    if state.average is not None:
+    if state.average is not None and state.averaged is not None:
+        copy_buffers(state.average, state.generator)
         update_average(
-            state.average,
-            state.generator,
+            [state.averaged],
+            [state.weights],
             halflife=config.ema.halflife_patches,
             batch_size=config.batch_size,
             patches_seen=state.patches_seen,
             taken=outcome.taken,
         )
+        changed(state.average)
 
 
 def looking(state: TrainState, config: Config) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 from trainer.optim import (
     OptimConfig,
     build_adam,
+    copy_buffers,
     learning_rate,
     set_learning_rate,
     take_step,
@@ -113,6 +114,10 @@ def test_adam_is_told_whether_it_is_captured(capturing, monkeypatch):
 # the average
 
 
+def update(average: nn.Module, live: nn.Module, **settings) -> None:
+    update_average(list(average.parameters()), list(live.parameters()), **settings)
+
+
 def networks() -> tuple[nn.Module, nn.Module]:
     live = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     average = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
@@ -131,7 +136,7 @@ def test_after_its_half_life_in_patches_an_old_weight_counts_half(batch_size):
     fill(average, 1.0)
     fill(live, 0.0)
     for seen in range(10**6, 10**6 + 400, batch_size):  # far beyond the ramp
-        update_average(average, live, halflife=400, batch_size=batch_size, patches_seen=seen)
+        update(average, live, halflife=400, batch_size=batch_size, patches_seen=seen)
     for parameter in average.parameters():
         torch.testing.assert_close(parameter, torch.full_like(parameter, 0.5), rtol=1e-4, atol=0)
 
@@ -143,7 +148,7 @@ def test_the_half_life_ramps_up_with_a_tenth_of_the_patches_seen(seen, halflife)
     average, live = networks()
     fill(average, 1.0)
     fill(live, 0.0)
-    update_average(average, live, halflife=400, batch_size=8, patches_seen=int(seen))
+    update(average, live, halflife=400, batch_size=8, patches_seen=int(seen))
     wanted = 0.5 ** (8 / halflife)
     assert average[0].bias[0].item() == pytest.approx(wanted, rel=1e-6)
 
@@ -152,9 +157,9 @@ def test_the_first_update_forgets_the_random_start():
     average, live = networks()
     fill(average, 1e6)
     fill(live, 3.0)
-    update_average(average, live, halflife=400, batch_size=8, patches_seen=8)
+    update(average, live, halflife=400, batch_size=8, patches_seen=8)
     assert average[0].bias[0].item() == pytest.approx(3 + 1e6 * 0.5**10, rel=1e-4)
-    update_average(average, live, halflife=400, batch_size=8, patches_seen=0)
+    update(average, live, halflife=400, batch_size=8, patches_seen=0)
     assert average[0].bias[0].item() == 3
 
 
@@ -162,7 +167,8 @@ def test_the_average_copies_batch_statistics_and_leaves_the_live_network_alone()
     average, live = networks()
     live(torch.rand(4, 1, 8, 8))
     before = {name: value.clone() for name, value in live.state_dict().items()}
-    update_average(average, live, halflife=400, batch_size=8, patches_seen=10**6)
+    copy_buffers(average, live)
+    update(average, live, halflife=400, batch_size=8, patches_seen=10**6)
     assert live[1].num_batches_tracked == 1
     for source, target in zip(live.buffers(), average.buffers(), strict=True):
         assert torch.equal(source, target)
@@ -175,6 +181,6 @@ def test_averaging_equal_weights_changes_no_bit():
     average, live = networks()
     average.load_state_dict(live.state_dict())
     for seen in (8, 800, 80_000):
-        update_average(average, live, halflife=400, batch_size=8, patches_seen=seen)
+        update(average, live, halflife=400, batch_size=8, patches_seen=seen)
     for source, target in zip(live.parameters(), average.parameters(), strict=True):
         assert torch.equal(source, target)

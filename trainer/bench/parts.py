@@ -32,13 +32,13 @@ def parts(
         return sr
 
     def through_generator() -> None:
-        state.optimizer.zero_grad()
+        state.gradients.flat.zero_()
         generate().float().sub(hr).abs().mean().backward()
 
     def average() -> None:
-        target = state.generator if state.average is None else state.average
+        target = state.weights if state.averaged is None else state.averaged
         update_average(
-            target, state.generator, halflife=1e4, batch_size=len(lr), patches_seen=1_000_000
+            [target], [state.weights], halflife=1e4, batch_size=len(lr), patches_seen=1_000_000
         )
 
     found: dict[str, Callable[[], object]] = {
@@ -70,7 +70,7 @@ def parts(
     def train_discriminator() -> None:
         assert state.adversary is not None
         discriminator.train().requires_grad_(True)
-        state.adversary.optimizer.zero_grad()
+        state.adversary.gradients.flat.zero_()
         with normalised(discriminator), autocast:
             logits = discriminator(torch.cat((hr, hr)))
         logits.float().square().mean().backward()

@@ -13,6 +13,8 @@ of its own, and each map and each gradient takes one pass more.
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,9 +59,13 @@ class Block:
         return [*self.weights, *self.biases, *scales]
 
 
-def here() -> bool:
-    """Whether there is what compiles the kernels."""
-    return torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+def missing() -> str:
+    """Why this machine cannot have the kernels; empty if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton, which compiles kernels for GPUs, is not installed"
+    if not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
+        return "there is no C compiler, which Triton needs"
+    return ""
 
 
 def fits(x: Tensor, block: Block) -> bool:
