@@ -198,12 +198,12 @@ def test_one_rank_over_nccl_steps_as_one_process(norm, exact, monkeypatch):
     assert_close(found, wanted, rel=1e-4 if norm == "none" else 1e-3)
 
 
-@pytest.mark.parametrize("side", [32, 16])
+@pytest.mark.parametrize("side", [16, 8])
 def test_patches_come_out_of_a_cache_on_the_device_without_waiting(tiny_shards, side):
     split = open_dataset(tiny_shards).split("train")
     store = Store(split, CUDA)
     positions, corners = np.arange(8), np.zeros((8, 2), np.int64)
-    low, high = (torch.full((8, each, each, 3), 7, dtype=torch.uint8) for each in (32, 128))
+    low, high = (torch.full((8, each, each, 3), 7, dtype=torch.uint8) for each in (16, 64))
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
