@@ -46,6 +46,7 @@ def gather_gradients(parameters: Iterable[nn.Parameter]) -> Gradients:
     return Gradients(flat)
 
 
+@torch.no_grad()  # or the flat tensor would hold on to a graph, with streams that no capture may touch
 def pack(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Move tensors into one flat tensor per type, of which they become views; returns the flat ones."""
     by_type: dict[torch.dtype, list[Tensor]] = defaultdict(list)
