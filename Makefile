@@ -10,7 +10,7 @@ PHOTOS := .cache/scikit-image/skimage/data
 # Commands that tests start find their modules compiled, as an installation has them.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test check lint types imports test-slow test-gpu test-storage test-engines test-interop clean
+.PHONY: demo test check lint types imports test-slow test-gpu test-kernels test-storage test-engines test-interop clean
 
 demo: .venv/ready $(PHOTOS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh $(DEMO) $(PHOTOS)
@@ -37,6 +37,10 @@ test-gpu: .venv/ready
 	$(BIN)/python -m pytest -m gpu
 
 # These need packages that nothing else here needs.
+test-kernels: .venv/ready
+	test -d .venv/kernels/triton || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/kernels triton==3.6.0
+	PYTHONPATH=.venv/kernels $(BIN)/python -m pytest -m kernels
+
 test-storage: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check s3fs==2026.9.0 "moto[server]>=5"
 	$(BIN)/python -m pytest -m storage

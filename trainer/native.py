@@ -47,7 +47,7 @@ def once_differentiable(backward: Backward) -> Backward:
     @functools.wraps(backward)
     def once(*arguments: Any) -> Any:  # noqa: ANN401  as torch has it
         if torch.is_grad_enabled():  # as `create_graph` has it
-            raise NotImplementedError("kernels of C can be differentiated once only")
+            raise NotImplementedError("kernels of ours can be differentiated once only")
         return backward(*arguments)
 
     return once  # type: ignore[return-value]  # of the same signature

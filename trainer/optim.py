@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -84,8 +84,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @torch.no_grad()
 def update_average(
-    average: Sequence[Tensor],
-    live: Sequence[Tensor],
+    average: list[Tensor],
+    live: list[Tensor],
     *,
     halflife: float,
     batch_size: int,

@@ -19,10 +19,10 @@ from shards.errors import ConfigError
 from shards.native import NotHere
 from trainer.config import Config
 from trainer.networks import fused, last, planes
+from trainer.networks.convolution import Conv3x3, Conv4x4
 from trainer.networks.dense import Form
 from trainer.networks.last import LastConv
 from trainer.networks.rrdb import RRDB, DenseBlock
-from trainer.networks.winograd import Conv3x3, Conv4x4
 from trainer.ranks import Ranks
 from trainer.state import TrainState
 from trainer.update import Outcome

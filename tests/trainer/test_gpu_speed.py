@@ -18,8 +18,8 @@ from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of
 from trainer.cache import Store
 from trainer.data import DataConfig, batches, to_float
+from trainer.networks.convolution import Conv3x3
 from trainer.networks.rrdb import DenseBlock, RRDBNet
-from trainer.networks.winograd import Conv3x3
 from trainer.ranks import ALONE, Ranks
 from trainer.settings import load_config
 from trainer.speed import build_step, prepare, resolve

@@ -13,7 +13,7 @@ from shards.errors import ConfigError
 from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of
 from trainer.content import build_content_features
-from trainer.networks.winograd import Conv3x3
+from trainer.networks.convolution import Conv3x3
 from trainer.ranks import ALONE
 from trainer.settings import load_config
 from trainer.speed import build_step, held_up_by, missing_kernels, prepare, resolve

@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from trainer.networks.convolution import Conv3x3, Conv4x4, shuffled
 from trainer.networks.planes import HALVING, KEEPING
 from trainer.networks.rrdb import SLOPE, DenseBlock
-from trainer.networks.winograd import Conv3x3, Conv4x4, chain, fits, halved, shuffled
+from trainer.networks.winograd import chain, fits, halved
 from trainer.speed import missing_kernels
 
 SINGLE, DENSE = [(64, 48)], [(32, 16), (48, 16), (64, 16), (80, 16), (96, 32)]

@@ -18,11 +18,11 @@ _VALUES = 8192
 """Of a program."""
 
 
-def fits(x: Tensor, weight: Tensor, bias: Tensor | None, *, factor: int = 1) -> bool:
+def fits(x: Tensor, weight: Tensor, *, factor: int = 1) -> bool:
     """Whether a convolution of x is followed by this: half precision, and a power of two of channels."""
     channels = len(weight) // factor**2
     half = x.is_cuda and torch.is_autocast_enabled("cuda")
-    return half and bias is not None and channels & (channels - 1) == 0 and 16 <= channels <= _VALUES
+    return half and channels & (channels - 1) == 0 and 16 <= channels <= _VALUES
 
 
 def activate(x: Maps, bias: Tensor, slope: float) -> Maps:
@@ -47,7 +47,7 @@ class _Activate(torch.autograd.Function):
         factor: int,
     ) -> Maps:
         """Keeps what it makes, whose signs are those before the LeakyReLU."""
-        from trainer.networks import activate_kernels as kernels
+        from trainer.networks.kernels import activate as kernels
 
         source = x.contiguous(memory_format=torch.channels_last)
         b, c, h, w = x.shape
@@ -72,7 +72,7 @@ class _Activate(torch.autograd.Function):
         *gradients: Tensor,
     ) -> tuple[Tensor, Tensor | None, None, None]:
         """Of x and of bias."""
-        from trainer.networks import activate_kernels as kernels
+        from trainer.networks.kernels import activate as kernels
 
         (out,) = ctx.saved_tensors
         b, c, h, w = ctx.shape

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from trainer.networks.convolution import Conv3x3, Conv4x4
 from trainer.networks.rrdb import SLOPE
 from trainer.networks.spectral import spectral_norm
-from trainer.networks.winograd import Conv3x3, Conv4x4
 
 
 class VGGDiscriminator(nn.Module):

@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.networks.convolution import Conv4x4
 from trainer.networks.rrdb import SLOPE
 from trainer.networks.spectral import spectral_norm
-from trainer.networks.winograd import Conv4x4
 
 
 class PatchDiscriminator(nn.Module):

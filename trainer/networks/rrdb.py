@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.networks import fused
+from trainer.networks.block_pass import Block
+from trainer.networks.convolution import Conv3x3, shuffled
 from trainer.networks.dense import RESIDUAL, SLOPE, Form, dense_block
 from trainer.networks.last import LastConv
 from trainer.networks.start import pass_colours
-from trainer.networks.winograd import Conv3x3, chain, fits, shuffled
+from trainer.networks.winograd import chain, fits
 
 __all__ = ["RESIDUAL", "SLOPE", "RRDBNet", "to_pixelshuffle"]
 Upsampler = Literal["pixelshuffle", "nearest_conv"]
@@ -42,11 +44,11 @@ class DenseBlock(nn.Module):
         self.conv4, self.norm4 = _small_conv(features + 3 * growth, growth, norm)
         self.conv5, self.norm5 = _small_conv(features + 4 * growth, features, norm)
 
-    def pieces(self) -> fused.Block:
+    def pieces(self) -> Block:
         """What it is made of."""
         convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
         norms = (self.norm1, self.norm2, self.norm3, self.norm4, self.norm5)
-        return fused.Block(
+        return Block(
             weights=[conv.weight for conv in convs],
             biases=[conv.bias for conv in convs if conv.bias is not None],
             norms=[norm for norm in norms if isinstance(norm, nn.BatchNorm2d)],
@@ -138,7 +140,9 @@ class RRDBNet(nn.Module):
             if self.upsampler == "pixelshuffle":
                 x = shuffled(conv, x, factor, SLOPE)
             else:
-                with torch.autocast(x.device.type, enabled=False):  # which copies in float32 on a GPU
+                with torch.autocast(
+                    x.device.type, enabled=False
+                ):  # which copies in float32 on a GPU
                     x = F.interpolate(x, scale_factor=factor, mode="nearest")
                 x = conv(x, SLOPE)
         out: Tensor = self.conv_last(self.conv_hr(x, SLOPE))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trainer.networks.convolution import Conv3x3, shuffled
 from trainer.networks.last import LastConv
 from trainer.networks.rrdb import STAGES, Norm
 from trainer.networks.start import pass_colours
-from trainer.networks.winograd import Conv3x3, shuffled
 
 QUIET = 0.1
 """What the last layer of a residual branch starts multiplied with, so that a fresh trunk is quiet."""

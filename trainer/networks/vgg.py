@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainer.networks.winograd import Conv3x3
+from trainer.networks.convolution import Conv3x3
 
 InputRange = Literal["imagenet", "unit"]
 Activation = Literal["before", "after"]

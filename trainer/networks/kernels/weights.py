@@ -1,0 +1,86 @@
+"""The five weights of a dense block as one square, [outputs, 9 taps, inputs], and its gradient back to theirs.
+
+Weights are [outputs inputs 3 3], float32, channels last.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def gather(
+    w1, w2, w3, w4, w5,
+    square,
+    FEATURES: tl.constexpr,
+    GROWTH: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """A row of the square."""
+    row = tl.program_id(0)
+    tap = tl.program_id(1)
+    total: tl.constexpr = FEATURES + 4 * GROWTH
+    channel = tl.arange(0, WIDE)
+    which = tl.minimum(row // GROWTH, 4)
+    inputs = FEATURES + which * GROWTH
+    weight = w5
+    if which == 0:
+        weight = w1
+    elif which == 1:
+        weight = w2
+    elif which == 2:
+        weight = w3
+    elif which == 3:
+        weight = w4
+    at = ((row - which * GROWTH) * 9 + tap) * inputs + channel
+    value = tl.load(weight + at, mask=channel < inputs, other=0.0)
+    tl.store(
+        square + (row * 9 + tap) * total + channel,
+        value.to(square.dtype.element_ty),
+        mask=channel < total,
+    )
+
+
+@triton.jit
+def spread(
+    square, sums,
+    w1, w2, w3, w4, w5,
+    b1, b2, b3, b4, b5,
+    programs,
+    FEATURES: tl.constexpr,
+    GROWTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BIASES: tl.constexpr,
+):  # fmt: skip
+    """Add a row of a square of gradients to those of its weights, and with BIASES a sum over programs to a bias."""
+    row = tl.program_id(0)
+    tap = tl.program_id(1)
+    total: tl.constexpr = FEATURES + 4 * GROWTH
+    channel = tl.arange(0, WIDE)
+    which = tl.minimum(row // GROWTH, 4)
+    inputs = FEATURES + which * GROWTH
+    weight = w5
+    bias = b5
+    if which == 0:
+        weight = w1
+        bias = b1
+    elif which == 1:
+        weight = w2
+        bias = b2
+    elif which == 2:
+        weight = w3
+        bias = b3
+    elif which == 3:
+        weight = w4
+        bias = b4
+    inside = channel < inputs
+    at = weight + ((row - which * GROWTH) * 9 + tap) * inputs + channel
+    more = tl.load(square + (row * 9 + tap) * total + channel, mask=inside, other=0.0)
+    tl.store(at, tl.load(at, mask=inside, other=0.0) + more.to(tl.float32), mask=inside)
+    if BIASES and tap == 0:
+        each = tl.arange(0, ROWS)
+        found = tl.load(sums + each * total + row, mask=each < programs, other=0.0)
+        place = bias + row - which * GROWTH
+        tl.store(place, tl.load(place) + tl.sum(found, 0))
