@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -13,7 +14,9 @@ from shards.errors import ConfigError
 from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of
 from trainer.content import build_content_features
+from trainer.networks import fused
 from trainer.networks.convolution import Conv3x3
+from trainer.networks.rrdb import DenseBlock, RRDBNet
 from trainer.ranks import ALONE
 from trainer.settings import load_config
 from trainer.speed import build_step, held_up_by, missing_kernels, prepare, resolve
@@ -225,3 +228,76 @@ def test_a_step_that_cannot_be_is_refused_before_anything_is_written(tiny_shards
     ended = train(tiny_shards, tmp_path / "run", "--set", "speed.graph=step", code=2)
     assert "speed.graph: a CUDA graph needs a CUDA device" in ended.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_fused_blocks_are_for_half_precision_on_a_gpu_that_can_have_them(monkeypatch):
+    cuda = torch.device("cuda")
+    config = load_config("usrgan", stage="psnr")
+    plain = load_config("usrgan", stage="psnr", overrides=["generator.norm=none"])
+
+    def chosen(config=config, speed=config.speed, device=cuda, bf16=True, **more) -> str:
+        asked = msgspec.structs.replace(config, speed=speed)
+        return resolve(asked, device=device, bf16=bf16, **more).dense
+
+    monkeypatch.setattr("trainer.networks.fused.missing", str)
+    assert chosen() == chosen(plain, world=2) == "fused"
+    assert chosen(device=CPU) == chosen(bf16=False) == chosen(world=2) == "plain"
+    assert chosen(speed=SpeedConfig(compile="blocks")) == "plain"
+    for settings, why in (
+        ({"device": CPU}, "half precision on a GPU"),
+        ({"world": 2}, "batch normalisation over several"),
+    ):
+        with pytest.raises(ConfigError, match=rf"speed.dense: cannot be fused here: .*{why}"):
+            chosen(speed=SpeedConfig(dense="fused"), **settings)
+
+    monkeypatch.setattr("trainer.networks.fused.missing", lambda: "Triton is away")
+    assert chosen() == "plain"
+    assert held_up_by(config, device=cuda, bf16=True) == "Triton is away"
+    with pytest.raises(ConfigError, match=r"Triton is away; use speed.dense=auto"):
+        chosen(speed=SpeedConfig(dense="fused"))
+
+
+def test_what_keeps_kernels_for_gpus_away_is_told(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert fused.missing().startswith("Triton, which compiles kernels for GPUs, is not")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert fused.missing() == "there is no C compiler, which Triton needs"
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    assert fused.missing() == ""
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "growth", "norm", "wanted"),
+    [
+        ((32, 64, 32, 32), 64, 32, "none", True),
+        ((32, 64, 32, 32), 64, 32, "batch", True),
+        ((1, 32, 16, 16), 32, 32, "none", True),
+        ((4, 64, 4, 64), 64, 32, "none", True),
+        ((32, 64, 24, 24), 64, 32, "none", False),  # rows that are no power of two
+        ((1, 64, 8, 16), 64, 32, "none", False),  # half of a program that normalises
+        ((32, 48, 32, 32), 48, 32, "none", False),
+        ((32, 64, 32, 32), 64, 16, "none", False),
+        ((1, 64, 2, 256), 64, 32, "none", False),  # a row is longer than a program
+        ((4096, 64, 64, 64), 64, 32, "none", False),  # more than 32 bits count
+    ],
+)
+def test_fused_blocks_take_shapes_that_their_kernels_are_for(shape, features, growth, norm, wanted):
+    block = DenseBlock(features=features, growth=growth, norm=norm).pieces()
+    x = SimpleNamespace(shape=shape, is_cuda=True, dtype=torch.bfloat16)
+    assert fused.fits(x, block) is wanted
+    assert not fused.fits(SimpleNamespace(shape=shape, is_cuda=False, dtype=x.dtype), block)
+    assert not fused.fits(SimpleNamespace(shape=shape, is_cuda=True, dtype=torch.float32), block)
+
+
+def test_a_block_that_cannot_be_fused_is_plain():
+    body = RRDBNet(scale=2, features=16, blocks=1, growth=8).train()
+    x = torch.rand(1, 3, 8, 8)
+    wanted = body(x)
+    for module in body.modules():
+        if isinstance(module, DenseBlock):
+            module.form = "fused"
+        elif isinstance(module, Conv3x3):
+            module.fused = True
+    assert torch.equal(body(x), wanted)

@@ -28,7 +28,8 @@ STEP = 32
 """Input channels that a program multiplies at a time."""
 STAGES = 3
 """Of those, on their way at the same time."""
-WARPS = 4
+WARPS, WARPS_BEFORE_HOPPER = 4, 8
+"""In the registers of four there is no room for a program's sums on older GPUs (`make test-kernels`)."""
 NORM_PIXELS, NORM_WARPS = 256, 8
 """Of a program that normalises."""
 
@@ -214,7 +215,7 @@ class BlockPass:
             "PIXELS": PIXELS,
             "STEP": STEP,
             "STAGES": STAGES,
-            "num_warps": WARPS,
+            "num_warps": WARPS if hopper(self.maps) else WARPS_BEFORE_HOPPER,
         }
 
     def _normalisation(self, made: slice) -> dict[str, int]:
@@ -234,6 +235,11 @@ def picture(like: Tensor, channels: int) -> Maps:
     return torch.empty(
         (b, channels, h, w), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
     )  # fmt: skip
+
+
+def hopper(x: Tensor) -> bool:
+    """Whether a tensor lies on a GPU whose products read their factors from shared memory, Hopper or later."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 def _above(count: int) -> int:

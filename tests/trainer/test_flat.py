@@ -1,0 +1,88 @@
+"""Parameters, gradients and moments as one tensor each, of which the small ones are views."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from trainer.flat import SPARE, as_one, changed, gather_gradients, pack, views
+from trainer.networks.chains import kept
+from trainer.optim import OptimConfig, build_adam, take_step
+from trainer.settings import load_config
+from trainer.state import build_state
+from trainer.update import count_step, train_step
+
+CPU = torch.device("cpu")
+
+
+def network() -> nn.Sequential:
+    made = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Conv2d(5, 2, 1, bias=False))
+    return made.to(memory_format=torch.channels_last)
+
+
+def test_packed_parameters_keep_values_layout_and_no_graph():
+    one, other = network(), network()
+    other.load_state_dict(one.state_dict())
+    (flat,) = pack(one.parameters())
+    assert flat.grad_fn is None
+    assert not flat.requires_grad
+    for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.stride() == theirs.stride()
+        assert ours.is_leaf
+        assert ours.requires_grad
+    flat.zero_()
+    assert not any(parameter.any() for parameter in one.parameters())
+
+
+def test_views_are_where_the_parameters_are():
+    one = network()
+    parameters = list(one.parameters())
+    (flat,) = pack(parameters)
+    for parameter, view in zip(parameters, views(parameters, flat), strict=True):
+        assert view.data_ptr() == parameter.data_ptr()
+        assert view.stride() == parameter.stride()
+    for parameter, view in zip(parameters, views(parameters, flat.clone()), strict=True):
+        assert torch.equal(parameter, view)
+
+
+def test_adam_over_one_tensor_moves_each_parameter_as_adam_over_all():
+    one, other = network(), network()
+    other.load_state_dict(one.state_dict())
+    gradients = gather_gradients(one.parameters())
+    (flat,) = pack(one.parameters())
+    ours = build_adam(OptimConfig(lr=0.1), [as_one(flat, gradients)])
+    theirs = build_adam(OptimConfig(lr=0.1), other.parameters())
+    x = torch.randn(2, 3, 8, 8)
+    for _ in range(3):
+        gradients.flat.zero_()
+        theirs.zero_grad()
+        for each in (one, other):
+            each(x).square().sum().backward()
+        take_step(ours, skip=torch.zeros(()))
+        theirs.step()
+    for mine, wanted in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, wanted)
+    assert len(gradients.flat) == len(flat) + SPARE
+
+
+def test_a_step_is_seen_by_who_keeps_what_was_made_of_a_weight():
+    one = network().requires_grad_(False)
+    (flat,) = pack(one.parameters())
+    weight = one[0].weight
+    assert kept(weight, "twice", lambda: weight * 2) is kept(weight, "twice", lambda: weight * 2)
+    flat.add_(1)
+    changed(one)
+    assert torch.equal(kept(weight, "twice", lambda: weight * 2), weight * 2)
+
+
+def test_a_training_step_tells_that_generator_and_average_changed():
+    config = load_config("tiny", stage="psnr", overrides=["ema.halflife_patches=8"])
+    state = build_state(config, stage="psnr", scale=4, device=CPU, content_weights=None)
+    watched = [next(network.parameters()) for network in (state.generator, state.average)]
+    before = [(each.clone(), each._version) for each in watched]
+    lr, hr = torch.rand(8, 3, 8, 8), torch.rand(8, 3, 32, 32)
+    count_step(state, config, train_step(state, config, lr, hr, False))
+    for parameter, (value, version) in zip(watched, before, strict=True):
+        assert not torch.equal(parameter, value)
+        assert parameter._version > version

@@ -1,0 +1,113 @@
+"""Triton's kernels without a GPU: what they compute, interpreted, and that they compile; run by `make test-kernels`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from trainer.networks import activate, fused
+from trainer.networks.rrdb import RRDB, DenseBlock
+
+pytestmark = pytest.mark.kernels
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """Triton decides when it meets a kernel, and the kernels are imported at their first launch."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def body(norm: str) -> nn.Sequential:
+    """Two residuals of residuals with weights that are neither small nor alike."""
+    made = nn.Sequential(*(RRDB(features=32, growth=32, norm=norm) for _ in range(2)))
+    for name, parameter in made.named_parameters():
+        with torch.no_grad():
+            parameter.normal_(0, 0.03 if parameter.ndim == 4 else 0.1)
+            if "norm" in name and name.endswith("weight"):
+                parameter.add_(1)
+    return made.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_blocks_their_gradients_and_statistics_are_those_of_float64(norm, kept):
+    ours = body(norm)
+    theirs = nn.Sequential(*(RRDB(features=32, growth=32, norm=norm) for _ in range(2))).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 32, 16, 16).contiguous(memory_format=torch.channels_last)
+    mine, wanted = x.clone().requires_grad_(), x.double().requires_grad_()
+    for parameter in ours.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5) if kept else None
+
+    out = theirs(wanted)
+    back = torch.randn_like(out)
+    out.backward(back)
+    blocks = [each.pieces() for each in ours.modules() if isinstance(each, DenseBlock)]
+    made = fused.through(mine, blocks)
+    made.backward(back.float())
+
+    # what the blocks add, without the way past them
+    assert_near(made - x, out - x)
+    assert_near(mine.grad - back, wanted.grad - back)
+    known = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        found = parameter.grad - 0.5 if kept else parameter.grad
+        if norm == "batch" and "conv" in name and name.endswith("bias"):
+            assert not found.any()  # float64 has rounding of 1e-17 there
+        else:
+            assert_near(found, known[name].grad)
+    statistics = dict(theirs.named_buffers())
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer.double(), statistics[name].double())
+
+
+def assert_near(found, wanted):
+    assert (found.double() - wanted).norm() <= 2e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("channels", "factor", "slope"), [(16, 1, 0.2), (32, 1, 0.0), (64, 2, 0.2), (144, 3, 0.1)]
+)
+def test_bias_and_leaky_relu_with_and_without_sub_pixels_are_torchs(channels, factor, slope):
+    given = torch.randn(2, channels, 6, 10).contiguous(memory_format=torch.channels_last)
+    mine, wanted = given.clone().requires_grad_(), given.clone().requires_grad_()
+    bias = torch.randn(channels)
+    ours, theirs = bias.clone().requires_grad_(), bias.clone().requires_grad_()
+    # torch has the channels of a pixel's square side by side, the kernels one after the other
+    phases = torch.arange(channels).view(-1, factor**2).T.flatten().argsort()
+    out = F.leaky_relu(wanted + theirs.view(1, -1, 1, 1), slope)
+    out = F.pixel_shuffle(out[:, phases], factor)
+    back = torch.randn_like(out)
+    out.backward(back)
+    made = activate.activate_shuffled(mine * 1, ours, slope, factor)
+    made.backward(back)
+    assert torch.equal(made, out)
+    assert torch.equal(mine.grad, wanted.grad)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_every_launch_of_the_papers_step_compiles_without_spilling(capability, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    made = subprocess.run(
+        [sys.executable, str(HERE / "compile_kernels.py"), str(capability)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(made.stdout)
+    assert len(found) > 30
+    assert {name.split()[0] for name in found} >= {
+        "forward",
+        "backward",
+        "backward_out",
+        "normalise",
+        "spread",
+    }
+    assert [name for name, stack in found.items() if stack] == []
