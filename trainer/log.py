@@ -31,7 +31,7 @@ def header(job: Job, state: TrainState) -> Iterator[str]:
         bicubic = validate_bicubic(val, patches=config.validation.patches)
         yield f"  to beat: bicubic {bicubic['psnr_y']:.2f} dB / {bicubic['ssim_y']:.4f} on Y"
     if reason := held_up_by(config, device=device, bf16=use_bf16(config, device)):
-        yield f"  a step may take half as long again as it could: {reason}"
+        yield f"  steps are slower than they have to be: {reason}"
     if words := advice(config, job.shape, device=device, speed=state.speed, run=job.run):
         yield f"  {words}"
     if state.patches_seen:

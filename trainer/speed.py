@@ -88,7 +88,7 @@ def _no_fused(config: Config, device: torch.device, bf16: bool, world: int) -> s
         return "it is for steps in half precision on a GPU"
     if config.generator.norm != "none" and world > 1:
         return "batch normalisation over several processes is not in these kernels"
-    return fused.missing()
+    return fused.missing(device)
 
 
 def _no_winograd(speed: SpeedConfig, device: torch.device, bf16: bool) -> str:
@@ -113,7 +113,7 @@ def held_up_by(config: Config, *, device: torch.device, bf16: bool) -> str:
     """What keeps steps from being as fast as this machine allows, and how to have it; empty if nothing does."""
     speed = config.speed
     if device.type == "cuda" and speed.dense == "auto" and (bf16 or config.precision == "fp16"):
-        return fused.missing()
+        return fused.missing(device)
     if speed.convolutions != "auto" or _unwanted_winograd(speed, device, bf16):
         return ""
     return missing_kernels()

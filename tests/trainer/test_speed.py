@@ -239,7 +239,7 @@ def test_fused_blocks_are_for_half_precision_on_a_gpu_that_can_have_them(monkeyp
         asked = msgspec.structs.replace(config, speed=speed)
         return resolve(asked, device=device, bf16=bf16, **more).dense
 
-    monkeypatch.setattr("trainer.networks.fused.missing", str)
+    monkeypatch.setattr("trainer.networks.fused.missing", lambda _: "")
     assert chosen() == chosen(plain, world=2) == "fused"
     assert chosen(device=CPU) == chosen(bf16=False) == chosen(world=2) == "plain"
     assert chosen(speed=SpeedConfig(compile="blocks")) == "plain"
@@ -250,22 +250,31 @@ def test_fused_blocks_are_for_half_precision_on_a_gpu_that_can_have_them(monkeyp
         with pytest.raises(ConfigError, match=rf"speed.dense: cannot be fused here: .*{why}"):
             chosen(speed=SpeedConfig(dense="fused"), **settings)
 
-    monkeypatch.setattr("trainer.networks.fused.missing", lambda: "Triton is away")
+    monkeypatch.setattr("trainer.networks.fused.missing", lambda _: "Triton is away")
     assert chosen() == "plain"
     assert held_up_by(config, device=cuda, bf16=True) == "Triton is away"
     with pytest.raises(ConfigError, match=r"Triton is away; use speed.dense=auto"):
         chosen(speed=SpeedConfig(dense="fused"))
 
 
-def test_what_keeps_kernels_for_gpus_away_is_told(monkeypatch):
+def test_what_keeps_kernels_for_gpus_away_is_told(monkeypatch, tmp_path):
+    cuda = torch.device("cuda")
+    monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert fused.missing().startswith("Triton, which compiles kernels for GPUs, is not")
+    assert fused.missing(cuda).startswith("Triton, which compiles kernels for GPUs, is not")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr("shutil.which", lambda _: None)
-    monkeypatch.delenv("CC", raising=False)
-    assert fused.missing() == "there is no C compiler, which Triton needs"
+    assert fused.missing(cuda) == "there is no C compiler, which Triton needs"
     monkeypatch.setattr("shutil.which", lambda name: name)
-    assert fused.missing() == ""
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    assert fused.missing(cuda).startswith("Python's headers, which Triton needs")
+    (tmp_path / "Python.h").touch()
+    assert fused.missing(cuda) == ""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (7, 5))
+    assert fused.missing(cuda) == "they are for GPUs from Ampere on"
+    monkeypatch.setattr("torch.version.hip", "7.0")
+    assert fused.missing(cuda) == "they have not been tried on AMD's GPUs"
 
 
 @pytest.mark.parametrize(

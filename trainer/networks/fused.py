@@ -11,7 +11,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,12 +35,18 @@ BLOCKS = 3
 """Of one residual of residuals."""
 
 
-def missing() -> str:
-    """Why this machine cannot have the kernels; empty if it can."""
+def missing(device: torch.device) -> str:
+    """Why a GPU, or this machine, cannot have the kernels; empty if it can."""
+    if torch.version.hip is not None:
+        return "they have not been tried on AMD's GPUs"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
+        return "they are for GPUs from Ampere on"
     if importlib.util.find_spec("triton") is None:
         return "Triton, which compiles kernels for GPUs, is not installed"
     if not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
         return "there is no C compiler, which Triton needs"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+        return "Python's headers, which Triton needs, are not installed (python3-dev)"
     return ""
 
 
