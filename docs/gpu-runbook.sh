@@ -73,7 +73,7 @@ bench_() { # STAGE: the paper's networks beside every peer
 }
 
 tune() { # PRESET: what its trainings below then take; a way that fails is told and left out
-  local ways=push,hybrid,graph,graph-compile,graph-compile-push size=32
+  local ways=graph,graph-compile,graph-compile-hybrid size=32
   if [[ -n $tiny ]]; then size=2; fi
   if [[ $device != cuda ]]; then ways=push,hybrid; fi
   tool trainer bench_main bench-sr train --tune --config "$1" --device "$device" --stage both --batch $size --impl $ways \
