@@ -32,6 +32,8 @@ def header(job: Job, state: TrainState) -> Iterator[str]:
         yield f"  to beat: bicubic {bicubic['psnr_y']:.2f} dB / {bicubic['ssim_y']:.4f} on Y"
     if reason := held_up_by(config, device=device, bf16=use_bf16(config, device)):
         yield f"  steps are slower than they have to be: {reason}"
+    if state.speed.get("dense") == "fused":
+        yield "  kernels for this GPU are compiled at the first step, in up to half a minute, and kept"
     if words := advice(config, job.shape, device=device, speed=state.speed, run=job.run):
         yield f"  {words}"
     if state.patches_seen:

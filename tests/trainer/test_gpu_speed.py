@@ -195,7 +195,8 @@ def test_no_layout_is_changed_within_a_step():
     step = build_step(state, config, True, ranks=ALONE, speed=PLAIN)
     lr, hr = batch_of(4, CUDA)
     step(lr, hr, False)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+    cuda = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=cuda, acc_events=True) as profiler:
         step(lr, hr, False)
         torch.cuda.synchronize()
     names = [event.name.lower() for event in profiler.events()]
@@ -205,12 +206,16 @@ def test_no_layout_is_changed_within_a_step():
     )  # of some hundred: layers of three channels are cuDNN's to pad
 
 
+@pytest.mark.parametrize("speed", [PLAIN, SpeedConfig(dense="fused", graph="none")])
 @pytest.mark.parametrize("stage", ["psnr", "gan"])
-def test_no_step_waits_for_the_device(stage):
-    config = load_config("tiny", stage=stage, overrides=[*SMALL, "ema.halflife_patches=100"])
+def test_no_step_waits_for_the_device(stage, speed):
+    overrides = [*SMALL, *WIDE, "ema.halflife_patches=100"]
+    config = load_config("tiny", stage=stage, overrides=overrides)
+    speed = resolve(msgspec.structs.replace(config, speed=speed), device=CUDA, bf16=True)
     state = build_state(config, stage=stage, scale=4, device=CUDA, content_weights=None)
     state.generator.train()
-    step = build_step(state, config, True, ranks=ALONE, speed=PLAIN)
+    prepare(state, speed)
+    step = build_step(state, config, True, ranks=ALONE, speed=speed)
     lr, hr = batch_of(4, CUDA)
     for _ in range(2):
         count_step(state, config, step(lr, hr, False))

@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -23,19 +24,36 @@ def race(
 ) -> dict[str, list[float]]:
     """Milliseconds of each contestant's step, `steps` in a row in each of `rounds`.
 
-    One round more comes first and is thrown away.
+    One round more comes first and is thrown away. On a GPU nobody waits between steps in a row but who reads
+    from the device, as in training: a step lasts from the end of the one before it to its own.
     """
+    timed = _in_a_row if device.type == "cuda" else _one_by_one
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
         for name, work in contestants.items():
-            for _ in range(steps if number else 1):
-                synchronise(device)
-                start = time.perf_counter()
-                work()
-                synchronise(device)
-                if number:
-                    taken[name].append((time.perf_counter() - start) * 1e3)
+            found = timed(work, steps if number else 1, device)
+            taken[name] += found if number else []
     return taken
+
+
+def _one_by_one(work: Callable[[], object], steps: int, device: torch.device) -> list[float]:
+    found = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        work()
+        found.append((time.perf_counter() - start) * 1e3)
+    return found
+
+
+def _in_a_row(work: Callable[[], object], steps: int, device: torch.device) -> list[float]:
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
+    synchronise(device)
+    marks[0].record()
+    for mark in marks[1:]:
+        work()
+        mark.record()
+    synchronise(device)
+    return [before.elapsed_time(after) for before, after in pairwise(marks)]
 
 
 def percentile(values: Sequence[float], share: float) -> float:

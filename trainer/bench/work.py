@@ -37,7 +37,7 @@ def operations(work: Callable[[], object], device: torch.device) -> int:
         with _Counting() as counting:
             work()
         return int(counting.count)
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         work()
         synchronise(device)
     return sum(event.device_type.name == "CUDA" for event in profiler.events() or ())
