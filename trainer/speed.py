@@ -23,6 +23,7 @@ from trainer.networks.convolution import Conv3x3, Conv4x4
 from trainer.networks.dense import Form
 from trainer.networks.last import LastConv
 from trainer.networks.rrdb import RRDB, DenseBlock
+from trainer.networks.unet_discriminator import UNetDiscriminator
 from trainer.ranks import Ranks
 from trainer.state import TrainState
 from trainer.update import Outcome
@@ -144,6 +145,8 @@ def prepare(state: TrainState, speed: SpeedConfig) -> None:
                 module.winograd, module.fused = winograd, form == "fused"
             elif isinstance(module, LastConv):
                 module.native = winograd
+            elif isinstance(module, UNetDiscriminator):
+                module.fused = form == "fused"
     for module in state.generator.modules():
         if isinstance(module, DenseBlock):
             module.form = form

@@ -18,9 +18,10 @@ from torch import nn
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trainer.networks import activate, block_pass, fused
+from trainer.networks import activate, block_pass, enlarge, fused
 from trainer.networks.kernels import activate as activations
 from trainer.networks.kernels import convolve, norms, weights
+from trainer.networks.kernels import enlarge as enlargements
 from trainer.networks.rrdb import RRDB, DenseBlock
 
 POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
@@ -50,7 +51,7 @@ def kind(argument) -> str:
 
 def launches() -> dict:
     noted: dict = {}
-    for module in (convolve, norms, weights, activations):
+    for module in (convolve, norms, weights, activations, enlargements):
         for name in (
             "forward",
             "backward",
@@ -74,6 +75,10 @@ def launches() -> dict:
         maps = torch.zeros(2, channels, 32, 32, dtype=torch.bfloat16).requires_grad_()
         bias = torch.zeros(channels, requires_grad=True)
         made = activate.activate_shuffled(maps * 1, bias, 0.2, factor)
+        made.backward(torch.zeros_like(made))
+    for channels in (64, 512):
+        maps = torch.zeros(2, channels, 32, 32, dtype=torch.bfloat16).requires_grad_()
+        made = enlarge.doubled(maps)
         made.backward(torch.zeros_like(made))
     return noted
 
@@ -111,7 +116,11 @@ def main() -> None:
     block_pass.hopper = lambda _: target.arch >= 90
     found = {}
     for kernel, signature, compiled, warps in launches():
-        name = f"{kernel.__name__} {' '.join(f'{key}={value}' for key, value in compiled)}"
+        module, settings = (
+            kernel.__module__.rpartition(".")[2],
+            map("{0[0]}={0[1]}".format, compiled),
+        )
+        name = " ".join((module, kernel.__name__, *settings))
         found[name] = spilled(kernel, signature, compiled, warps, target)
     sys.stdout.write(json.dumps(found))
 

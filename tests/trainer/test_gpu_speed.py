@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn import functional as F
 
 from shards.dataset import open_dataset
 from tests.trainer.ranked import group_of_one
@@ -18,6 +19,7 @@ from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of
 from trainer.cache import Store
 from trainer.data import DataConfig, batches, to_float
+from trainer.networks import enlarge
 from trainer.networks.convolution import Conv3x3
 from trainer.networks.rrdb import DenseBlock, RRDBNet
 from trainer.ranks import ALONE, Ranks
@@ -128,6 +130,28 @@ def test_fused_steps_lose_as_float32_within_noise(stage, graph, norm):
     found, _ = run(speed, stage=stage, bf16=True, norm=norm, more=WIDE)
     for ours, plain in zip(found, wanted, strict=True):
         assert ours["pixel"] == pytest.approx(plain["pixel"], rel=0.05)
+
+
+def test_fused_steps_beside_a_u_net_lose_as_float32_within_noise():
+    more = [*WIDE, "discriminator.architecture=unet"]
+    wanted, _ = run(PLAIN, stage="gan", bf16=False, more=more)
+    found, _ = run(SpeedConfig(dense="fused", graph="step"), stage="gan", bf16=True, more=more)
+    for ours, plain in zip(found, wanted, strict=True):
+        for name in ("pixel", "discriminator"):
+            assert ours[name] == pytest.approx(plain[name], rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 16, 32), (2, 512, 5, 3)])
+def test_doubled_maps_are_those_of_float32_rounded_once(shape):
+    x = torch.randn(*shape, device=CUDA).bfloat16().contiguous(memory_format=torch.channels_last)
+    mine, wanted = x.clone().requires_grad_(), x.float().requires_grad_()
+    out = F.interpolate(wanted, scale_factor=2, mode="bilinear", align_corners=False)
+    back = torch.randn_like(out).bfloat16()
+    out.backward(back.float())
+    made = enlarge.doubled(mine)
+    made.backward(back)
+    torch.testing.assert_close(made.float(), out, rtol=0.004, atol=1e-6)  # a bit of bf16
+    torch.testing.assert_close(mine.grad.float(), wanted.grad, rtol=0.004, atol=1e-6)
 
 
 @pytest.mark.parametrize("kept", [False, True])

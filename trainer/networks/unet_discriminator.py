@@ -6,9 +6,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trainer.networks import enlarge
 from trainer.networks.convolution import Conv3x3, Conv4x4
 from trainer.networks.rrdb import SLOPE
 from trainer.networks.spectral import spectral_norm
+
+Maps = Float[Tensor, "b c h w"]
 
 
 class UNetDiscriminator(nn.Module):
@@ -18,6 +21,9 @@ class UNetDiscriminator(nn.Module):
     added, then three convolutions. All but the first and the last layer are spectrally normalised,
     and have no bias. The pixels of a patch are judged on their own, so textures get a local gradient.
     """
+
+    fused = False
+    """Set by `trainer.speed`."""
 
     def __init__(self, *, features: int = 64) -> None:
         super().__init__()
@@ -38,19 +44,21 @@ class UNetDiscriminator(nn.Module):
         x1 = self.conv1(x0, SLOPE)
         x2 = self.conv2(x1, SLOPE)
         x3 = self.conv3(x2, SLOPE)
-        x = self.conv4(_as_large_as(x2, x3), SLOPE) + x2
-        x = self.conv5(_as_large_as(x1, x), SLOPE) + x1
-        x = self.conv6(_as_large_as(x0, x), SLOPE) + x0
+        x = self.conv4(self._as_large_as(x2, x3), SLOPE) + x2
+        x = self.conv5(self._as_large_as(x1, x), SLOPE) + x1
+        x = self.conv6(self._as_large_as(x0, x), SLOPE) + x0
         x = self.conv8(self.conv7(x, SLOPE), SLOPE)
         logits: Tensor = self.conv9(x)
         return logits
+
+    def _as_large_as(self, wanted: Maps, x: Maps) -> Maps:
+        twice = wanted.shape[2:] == (2 * x.shape[2], 2 * x.shape[3])
+        if self.fused and twice and enlarge.fits(x):
+            return enlarge.doubled(x)
+        return F.interpolate(x, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _normalised_conv(inputs: int, outputs: int, *, stride: int = 1) -> nn.Module:
     if stride == 1:
         return spectral_norm(Conv3x3(inputs, outputs, bias=False))
     return spectral_norm(Conv4x4(inputs, outputs, bias=False))
-
-
-def _as_large_as(wanted: Tensor, x: Tensor) -> Tensor:
-    return F.interpolate(x, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
