@@ -168,16 +168,14 @@ def build_step(
     from trainer.steps import penalised
     from trainer.update import looking, train_step
 
-    if speed.graph != "step":
-        return lambda lr, hr, stop: train_step(state, config, lr, hr, bf16, ranks=ranks, stop=stop)
+    def step(lr: Tensor, hr: Tensor, stop: bool | Tensor) -> Outcome:
+        with fused.explained():
+            return train_step(state, config, lr, hr, bf16, ranks=ranks, stop=stop)
 
     def other() -> bool:
         return looking(state, config) or (state.stage == "gan" and penalised(state, config))
 
-    return capture_later(
-        lambda lr, hr, stop: train_step(state, config, lr, hr, bf16, ranks=ranks, stop=stop),
-        other=other,
-    )
+    return capture_later(step, other=other) if speed.graph == "step" else step
 
 
 def keep_freed_memory() -> None:

@@ -277,6 +277,21 @@ def test_what_keeps_kernels_for_gpus_away_is_told(monkeypatch, tmp_path):
     assert fused.missing(cuda) == "they have not been tried on AMD's GPUs"
 
 
+def test_kernels_that_do_not_compile_end_a_run_in_one_line(tiny_shards, tmp_path, monkeypatch):
+    class OutOfResources(Exception):
+        __module__ = "triton.runtime.errors"
+
+    def failing(*_, **__):
+        raise OutOfResources("out of resource: shared memory\nmore")
+
+    monkeypatch.setattr("trainer.update.train_step", failing)
+    said = train(tiny_shards, tmp_path / "run", "--stage", "psnr", code=1).output
+    assert (
+        "error: speed.dense: kernels for this GPU do not compile: out of resource: shared memory;"
+        " use --set speed.dense=plain" in said
+    )
+
+
 @pytest.mark.parametrize(
     ("shape", "features", "growth", "norm", "wanted"),
     [

@@ -8,17 +8,20 @@ gets from all that read the map is one convolution again (`block_pass` has a blo
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
+import subprocess
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from shards.errors import UsrganError
 from trainer import native
 from trainer.networks.block_pass import (
     CONVOLUTIONS,
@@ -48,6 +51,25 @@ def missing(device: torch.device) -> str:
     if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
         return "Python's headers, which Triton needs, are not installed (python3-dev)"
     return ""
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """What to do about kernels that do not compile, in place of the compiler's words alone.
+
+    Raises:
+        UsrganError: Triton, or the compiler that it started, failed inside.
+    """
+    try:
+        yield
+    except Exception as error:
+        triton = type(error).__module__.startswith("triton")
+        if not triton and not isinstance(error, subprocess.CalledProcessError):
+            raise
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsrganError(
+            f"speed.dense: kernels for this GPU do not compile: {said}; use --set speed.dense=plain"
+        ) from error
 
 
 def fits(x: Tensor, block: Block) -> bool:
