@@ -59,6 +59,10 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
             " use speed.dense=push, or generator.norm=none"
         )
     unfused = _no_fused(config, device, bf16, world)
+    if speed.dense == "fused" and speed.compile == "blocks":
+        raise ConfigError(
+            "speed.compile: fused blocks are no modules that could be compiled; use one of the two"
+        )
     if speed.dense == "fused" and unfused:
         raise ConfigError(f"speed.dense: cannot be fused here: {unfused}; use speed.dense=auto")
     if speed.content == "bf16" and not bf16:
@@ -169,7 +173,7 @@ def build_step(
     from trainer.update import looking, train_step
 
     def step(lr: Tensor, hr: Tensor, stop: bool | Tensor) -> Outcome:
-        with fused.explained():
+        with fused.explained() if speed.dense == "fused" else contextlib.nullcontext():
             return train_step(state, config, lr, hr, bf16, ranks=ranks, stop=stop)
 
     def other() -> bool:

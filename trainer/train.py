@@ -123,9 +123,9 @@ def train(
                 progress=progress,
                 stop_requested=stop_requested,
             )
-            with within_memory(
-                str(run), fix="use a smaller batch_size; the checkpoints are intact"
-            ):
+            less = ", or speed.graph=none, which needs half the memory"
+            less = f"use a smaller batch_size{less if chosen.type == 'cuda' else ''}"
+            with within_memory(str(run), fix=f"{less}; the checkpoints are intact"):
                 state = train_stage(job)
             results.append(
                 {"stage": stage, "patches_seen": state.patches_seen, "best": dict(state.best)}

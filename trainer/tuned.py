@@ -136,11 +136,14 @@ def _file(config: Config, shape: Shape, device: torch.device) -> Path | None:
         # whatever its weights are, they cost the same
         content = msgspec.structs.replace(config.content, features="random")
         networks += [config.discriminator, content]
+    bf16 = use_bf16(config, device)
+    usual = msgspec.structs.replace(config, speed=SpeedConfig())
     depends = {
+        "beside": resolve(usual, device=device, bf16=bf16, world=shape.world),
         "device": describe_device(device),
         "torch": str(torch.__version__),
         "shape": (shape.stage, shape.scale, shape.side),
-        "bf16": use_bf16(config, device),
+        "bf16": bf16,
         "precision": config.precision,
         "patches": config.batch_size // (shape.world * config.accumulate),
         "networks": networks,

@@ -94,6 +94,24 @@ def test_bias_and_leaky_relu_with_and_without_sub_pixels_are_torchs(channels, fa
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_frozen_stays_so_and_infinite_values_stay_no_nans():
+    ours = body("none")
+    for parameter in ours.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    frozen = ours[0].rdb1.requires_grad_(False)
+    x = torch.randn(1, 32, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    blocks = [each.pieces() for each in ours.modules() if isinstance(each, DenseBlock)]
+    made = fused.through(x, blocks)
+    made.sum().backward(retain_graph=True)
+    assert not any(parameter.grad.any() for parameter in frozen.parameters())
+    assert all(parameter.grad.any() for parameter in ours[1].parameters())
+    with pytest.raises(RuntimeError, match="once only"):
+        made.sum().backward()
+
+    given = torch.full((1, 16, 2, 2), -torch.inf).contiguous(memory_format=torch.channels_last)
+    assert not activate.activate(given, torch.zeros(16), 0.0).any()
+
+
 @pytest.mark.parametrize("shape", [(2, 16, 6, 10), (1, 64, 8, 8), (3, 32, 1, 5), (1, 512, 1, 1)])
 def test_bilinear_doubling_and_its_gradient_are_torchs(shape):
     given = torch.randn(*shape).contiguous(memory_format=torch.channels_last)

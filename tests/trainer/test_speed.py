@@ -243,6 +243,8 @@ def test_fused_blocks_are_for_half_precision_on_a_gpu_that_can_have_them(monkeyp
     assert chosen() == chosen(plain, world=2) == "fused"
     assert chosen(device=CPU) == chosen(bf16=False) == chosen(world=2) == "plain"
     assert chosen(speed=SpeedConfig(compile="blocks")) == "plain"
+    with pytest.raises(ConfigError, match=r"speed.compile: fused blocks are no modules"):
+        chosen(speed=SpeedConfig(compile="blocks", dense="fused"))
     for settings, why in (
         ({"device": CPU}, "half precision on a GPU"),
         ({"world": 2}, "batch normalisation over several"),
@@ -285,6 +287,8 @@ def test_kernels_that_do_not_compile_end_a_run_in_one_line(tiny_shards, tmp_path
         raise OutOfResources("out of resource: shared memory\nmore")
 
     monkeypatch.setattr("trainer.update.train_step", failing)
+    monkeypatch.setattr("trainer.speed.fused.missing", lambda _: "")
+    monkeypatch.setattr("trainer.speed._no_fused", lambda *_: "")
     said = train(tiny_shards, tmp_path / "run", "--stage", "psnr", code=1).output
     assert (
         "error: speed.dense: kernels for this GPU do not compile: out of resource: shared memory;"
@@ -301,18 +305,27 @@ def test_kernels_that_do_not_compile_end_a_run_in_one_line(tiny_shards, tmp_path
         ((4, 64, 4, 64), 64, 32, "none", True),
         ((32, 64, 24, 24), 64, 32, "none", False),  # rows that are no power of two
         ((1, 64, 8, 16), 64, 32, "none", False),  # half of a program that normalises
+        ((64, 64, 32, 32), 64, 32, "batch", True),
+        ((128, 64, 32, 32), 64, 32, "batch", False),  # more moments than a program has room for
+        ((128, 64, 32, 32), 64, 32, "none", True),
         ((32, 48, 32, 32), 48, 32, "none", False),
+        ((32, 256, 32, 32), 256, 32, "none", False),  # more than shared memory holds
         ((32, 64, 32, 32), 64, 16, "none", False),
         ((1, 64, 2, 256), 64, 32, "none", False),  # a row is longer than a program
         ((4096, 64, 64, 64), 64, 32, "none", False),  # more than 32 bits count
     ],
 )
 def test_fused_blocks_take_shapes_that_their_kernels_are_for(shape, features, growth, norm, wanted):
-    block = DenseBlock(features=features, growth=growth, norm=norm).pieces()
+    module = DenseBlock(features=features, growth=growth, norm=norm)
+    block = module.to(memory_format=torch.channels_last).pieces()
     x = SimpleNamespace(shape=shape, is_cuda=True, dtype=torch.bfloat16)
     assert fused.fits(x, block) is wanted
     assert not fused.fits(SimpleNamespace(shape=shape, is_cuda=False, dtype=x.dtype), block)
     assert not fused.fits(SimpleNamespace(shape=shape, is_cuda=True, dtype=torch.float32), block)
+    if norm == "batch":
+        assert not fused.fits(x, module.eval().pieces())
+    module.to(memory_format=torch.contiguous_format)
+    assert not fused.fits(x, module.train().pieces())
 
 
 def test_a_block_that_cannot_be_fused_is_plain():

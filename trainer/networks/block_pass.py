@@ -28,10 +28,12 @@ STEP = 32
 """Input channels that a program multiplies at a time."""
 STAGES = 3
 """Of those, on their way at the same time."""
-WARPS, WARPS_BEFORE_HOPPER = 4, 8
-"""In the registers of four there is no room for a program's sums on older GPUs (`make test-kernels`)."""
+WARPS, MORE_WARPS = 4, 8
+"""In the registers of four there is no room for 128 outputs, nor for fewer on other GPUs (`make test-kernels`)."""
 NORM_PIXELS, NORM_WARPS = 256, 8
 """Of a program that normalises."""
+MOST_MOMENTS = 2**15
+"""Programs times features: with more, one that normalises has no room for the moments of all (64 patches of 32x32)."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class BlockPass:
         # what is normalised does not depend on a bias before it: that has no gradient
         self.weights.spread[self.side, 9](
             square, self.sums, *grads, self.programs,
-            ROWS=_above(self.programs), BIASES=not self.normed, **self._sizes(),
+            ROWS=above(self.programs), BIASES=not self.normed, **self._sizes(),
         )  # fmt: skip
         return [self.new.get(id(each)) for each in self.block.parameters()]
 
@@ -197,12 +199,12 @@ class BlockPass:
 
     def _gradient(self, parameter: Tensor) -> Tensor:
         """Where a parameter's gradient is added to."""
-        if parameter.grad is not None:
+        if parameter.grad is not None and parameter.requires_grad:
             return parameter.grad
         return self.new.setdefault(id(parameter), torch.zeros_like(parameter))
 
     def _sizes(self) -> dict[str, int]:
-        return {"FEATURES": self.features, "GROWTH": self.growth, "WIDE": _above(self.side)}
+        return {"FEATURES": self.features, "GROWTH": self.growth, "WIDE": above(self.side)}
 
     def _convolution(self, inputs: int, made: slice, *, back: bool) -> dict[str, int]:
         return {
@@ -215,7 +217,9 @@ class BlockPass:
             "PIXELS": PIXELS,
             "STEP": STEP,
             "STAGES": STAGES,
-            "num_warps": WARPS if hopper(self.maps) else WARPS_BEFORE_HOPPER,
+            "num_warps": WARPS
+            if hopper(self.maps) and made.stop - made.start <= 64
+            else MORE_WARPS,
         }
 
     def _normalisation(self, made: slice) -> dict[str, int]:
@@ -223,7 +227,7 @@ class BlockPass:
             "PITCH": self.side,
             "OUTPUTS": made.stop - made.start,
             "EACH": PIXELS,
-            "ROWS": _above(self.programs),
+            "ROWS": above(self.programs),
             "PIXELS": NORM_PIXELS,
             "num_warps": NORM_WARPS,
         }
@@ -238,10 +242,10 @@ def picture(like: Tensor, channels: int) -> Maps:
 
 
 def hopper(x: Tensor) -> bool:
-    """Whether a tensor lies on a GPU whose products read their factors from shared memory, Hopper or later."""
-    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    """Whether products read their factors from shared memory where a tensor lies, as on H100 and B200."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
 
 
-def _above(count: int) -> int:
+def above(count: int) -> int:
     """The least power of two that is not below."""
     return 1 << (count - 1).bit_length()

@@ -25,11 +25,13 @@ from shards.errors import UsrganError
 from trainer import native
 from trainer.networks.block_pass import (
     CONVOLUTIONS,
+    MOST_MOMENTS,
     NORM_PIXELS,
     PIXELS,
     Block,
     BlockPass,
     Maps,
+    above,
     picture,
 )
 from trainer.networks.dense import RESIDUAL
@@ -76,18 +78,24 @@ def fits(x: Tensor, block: Block) -> bool:
     """Whether maps, and blocks like this one, are what the kernels are for."""
     b, features, height, width = x.shape
     growth = len(block.weights[0])
-    powers = all(each & (each - 1) == 0 and each >= 32 for each in (features, growth))
+    powers = all(each in (32, 64, 128) for each in (features, growth))
     rows = width & (width - 1) == 0 and width <= PIXELS and height * width % NORM_PIXELS == 0
     small = b * height * width * (features + 4 * growth) < 2**31
     half = x.dtype in (torch.bfloat16, torch.float16) and block.weights[0].dtype == torch.float32
-    norms = all(type(norm) is nn.BatchNorm2d and norm.momentum for norm in block.norms)
-    return x.is_cuda and half and powers and rows and small and norms
+    laid = all(each.is_contiguous(memory_format=torch.channels_last) for each in block.weights)
+    norms = all(
+        type(norm) is nn.BatchNorm2d and norm.training and norm.momentum for norm in block.norms
+    )
+    # each program that normalises reads the moments of all
+    few = not block.norms or above(b * height * width // PIXELS) * features <= MOST_MOMENTS
+    return x.is_cuda and half and powers and rows and small and laid and norms and few
 
 
 def through(x: Maps, blocks: Sequence[Block]) -> Maps:
     """Maps [B features h w] through dense blocks in training mode, three to a residual of residuals.
 
-    The gradients of parameters are added to their `.grad` at once, where there is one, and autograd sees none.
+    The gradients of parameters are added to their `.grad` at once, where there is one, and autograd sees none:
+    this is for `backward()`, and `torch.autograd.grad` would do so, too.
     """
     parameters = [each for block in blocks for each in block.parameters()]
     made: Tensor = _Through.apply(x, blocks, *parameters)  # type: ignore[no-untyped-call]  # as torch has it
@@ -125,6 +133,8 @@ class _Through(torch.autograd.Function):
         """From the last block to the first."""
         _ = ctx.saved_tensors
         passes: list[BlockPass] = list(ctx.passes)
+        if not passes:
+            raise RuntimeError("fused blocks can be gone back through once only")
         ctx.passes = []  # what a block kept goes as soon as its gradients are there
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
         passes[-1].enter(gradient, part=_entering(len(passes) - 1))

@@ -41,7 +41,7 @@ def forward(
         at = pixel * (FACTOR * FACTOR * CHANNELS) + phase * CHANNELS
         value = tl.load(source + at[:, None] + channel[None, :], mask=there, other=0.0)
         value = value.to(tl.float32) + tl.load(bias + phase * CHANNELS + channel)[None, :]
-        value = tl.where(value > 0, value, SLOPE * value)
+        value = tl.where(value > 0, value, 0.0 if SLOPE == 0 else SLOPE * value)
         place = _places(pixel, height, width, FACTOR, phase) * CHANNELS
         to = target + place[:, None] + channel[None, :]
         tl.store(to, value.to(target.dtype.element_ty), mask=there)
@@ -70,7 +70,8 @@ def backward(
         place = _places(pixel, height, width, FACTOR, phase) * CHANNELS
         place = place[:, None] + channel[None, :]
         value = tl.load(gradient + place, mask=there, other=0.0).to(tl.float32)
-        value = tl.where(tl.load(seen + place, mask=there, other=0.0) > 0, value, SLOPE * value)
+        below = 0.0 if SLOPE == 0 else SLOPE * value  # an infinite one must not become NaN
+        value = tl.where(tl.load(seen + place, mask=there, other=0.0) > 0, value, below)
         at = pixel * (FACTOR * FACTOR * CHANNELS) + phase * CHANNELS
         to = target + at[:, None] + channel[None, :]
         tl.store(to, value.to(target.dtype.element_ty), mask=there)
