@@ -24,15 +24,7 @@ def gather(
     channel = tl.arange(0, WIDE)
     which = tl.minimum(row // GROWTH, 4)
     inputs = FEATURES + which * GROWTH
-    weight = w5
-    if which == 0:
-        weight = w1
-    elif which == 1:
-        weight = w2
-    elif which == 2:
-        weight = w3
-    elif which == 3:
-        weight = w4
+    weight = _of(which, w1, w2, w3, w4, w5)
     at = ((row - which * GROWTH) * 9 + tap) * inputs + channel
     value = tl.load(weight + at, mask=channel < inputs, other=0.0)
     tl.store(
@@ -61,20 +53,8 @@ def spread(
     channel = tl.arange(0, WIDE)
     which = tl.minimum(row // GROWTH, 4)
     inputs = FEATURES + which * GROWTH
-    weight = w5
-    bias = b5
-    if which == 0:
-        weight = w1
-        bias = b1
-    elif which == 1:
-        weight = w2
-        bias = b2
-    elif which == 2:
-        weight = w3
-        bias = b3
-    elif which == 3:
-        weight = w4
-        bias = b4
+    weight = _of(which, w1, w2, w3, w4, w5)
+    bias = _of(which, b1, b2, b3, b4, b5)
     inside = channel < inputs
     at = weight + ((row - which * GROWTH) * 9 + tap) * inputs + channel
     more = tl.load(square + (row * 9 + tap) * total + channel, mask=inside, other=0.0)
@@ -84,3 +64,18 @@ def spread(
         found = tl.load(sums + each * total + row, mask=each < programs, other=0.0)
         place = bias + row - which * GROWTH
         tl.store(place, tl.load(place) + tl.sum(found, 0))
+
+
+@triton.jit
+def _of(which, first, second, third, fourth, fifth):
+    """The pointer of a convolution among those of all five."""
+    chosen = fifth
+    if which == 0:
+        chosen = first
+    elif which == 1:
+        chosen = second
+    elif which == 2:
+        chosen = third
+    elif which == 3:
+        chosen = fourth
+    return chosen
