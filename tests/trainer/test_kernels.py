@@ -126,7 +126,9 @@ def test_bilinear_doubling_and_its_gradient_are_torchs(shape):
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-def test_every_launch_of_the_papers_step_compiles_and_spills_next_to_nothing(capability, monkeypatch):
+def test_every_launch_of_the_papers_step_compiles_and_spills_next_to_nothing(
+    capability, monkeypatch
+):
     monkeypatch.delenv("TRITON_INTERPRET")
     made = subprocess.run(
         [sys.executable, str(HERE / "compile_kernels.py"), str(capability)],
