@@ -39,7 +39,7 @@ test-gpu: .venv/ready
 # These need packages that nothing else here needs.
 test-kernels: .venv/ready
 	test -d .venv/kernels/triton || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/kernels triton==3.7.1
-	PYTHONPATH=.venv/kernels $(BIN)/python -m pytest -m kernels
+	PYTHONPATH=.venv/kernels TRITON_INTERPRET=1 $(BIN)/python -m pytest -m kernels
 
 test-storage: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check s3fs==2026.9.0 "moto[server]>=5"
