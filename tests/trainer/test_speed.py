@@ -308,6 +308,7 @@ def test_kernels_that_do_not_compile_end_a_run_in_one_line(tiny_shards, tmp_path
         ((64, 64, 32, 32), 64, 32, "batch", True),
         ((128, 64, 32, 32), 64, 32, "batch", False),  # more moments than a program has room for
         ((128, 64, 32, 32), 64, 32, "none", True),
+        ((64, 32, 32, 32), 32, 128, "batch", False),  # of a growing map, too
         ((32, 48, 32, 32), 48, 32, "none", False),
         ((32, 256, 32, 32), 256, 32, "none", False),  # more than shared memory holds
         ((32, 64, 32, 32), 64, 16, "none", False),

@@ -33,7 +33,7 @@ WARPS, MORE_WARPS = 4, 8
 NORM_PIXELS, NORM_WARPS = 256, 8
 """Of a program that normalises."""
 MOST_MOMENTS = 2**15
-"""Programs times features: with more, one that normalises has no room for the moments of all (64 patches of 32x32)."""
+"""Programs times channels of a map: one that normalises has no room for the moments of more (64 patches of 32x32)."""
 
 
 @dataclass(frozen=True)

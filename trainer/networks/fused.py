@@ -87,7 +87,8 @@ def fits(x: Tensor, block: Block) -> bool:
         type(norm) is nn.BatchNorm2d and norm.training and norm.momentum for norm in block.norms
     )
     # each program that normalises reads the moments of all
-    few = not block.norms or above(b * height * width // PIXELS) * features <= MOST_MOMENTS
+    moments = above(b * height * width // PIXELS) * max(features, growth)
+    few = not block.norms or moments <= MOST_MOMENTS
     return x.is_cuda and half and powers and rows and small and laid and norms and few
 
 

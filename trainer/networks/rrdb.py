@@ -140,9 +140,8 @@ class RRDBNet(nn.Module):
             if self.upsampler == "pixelshuffle":
                 x = shuffled(conv, x, factor, SLOPE)
             else:
-                with torch.autocast(
-                    x.device.type, enabled=False
-                ):  # which copies in float32 on a GPU
+                # on a GPU autocast would copy in float32
+                with torch.autocast(x.device.type, enabled=False):
                     x = F.interpolate(x, scale_factor=factor, mode="nearest")
                 x = conv(x, SLOPE)
         out: Tensor = self.conv_last(self.conv_hr(x, SLOPE))
