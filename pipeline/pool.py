@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.machinery
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -167,13 +169,31 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
     start_server()
     context = multiprocessing.get_context("forkserver")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+    with _calling_script_left_alone():
+        try:
+            yield pool
+        finally:
+            for process in list(pool._processes.values()):
+                if process.is_alive():
+                    process.kill()
+            pool.shutdown()
+
+
+@contextlib.contextmanager
+def _calling_script_left_alone() -> Iterator[None]:
+    """Processes that start inside do not run the script that called us.
+
+    They would, to find its functions; units are none of them. It costs the import of a whole command
+    line, and a script without a `__main__` guard would start a run in each of its workers.
+    `multiprocessing.spawn` skips a main module that says it is called `__main__`.
+    """
+    script = sys.modules["__main__"]
+    before = script.__spec__
+    script.__spec__ = importlib.machinery.ModuleSpec("__main__", None)
     try:
-        yield pool
+        yield
     finally:
-        for process in list(pool._processes.values()):
-            if process.is_alive():
-                process.kill()
-        pool.shutdown()
+        script.__spec__ = before
 
 
 def _begin() -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -81,6 +83,20 @@ def test_only_workers_are_told_to_compute_in_one_thread():
     ended = list(pool.run(blas_threads, [()], workers=1, stopping=never))
     assert [done.result for done in ended] == [before.get("OPENBLAS_NUM_THREADS", "1")]
     assert dict(os.environ) == before
+
+
+def test_workers_do_not_run_the_script_that_called(tmp_path):
+    script = tmp_path / "no_guard.py"
+    script.write_text(
+        "from pipeline import pool\n"
+        "print('begun', flush=True)\n"
+        "done = pool.run(abs, [(-1,), (-2,)], workers=2, stopping=lambda: False)\n"
+        "print(sorted(each.result for each in done), __spec__)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ended.stdout == "begun\n[1, 2] None\n"
 
 
 def process_id(_: int) -> int:

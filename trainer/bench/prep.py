@@ -75,19 +75,22 @@ def bench_prep(
             say(f"round {number + 1} of {rounds}: prep-shards and its floor")
             floor = measure(_module("floor", src, made, 1))
             floors = measure(_module("floor", src, made, workers))
-            one = _prep(src, out / "one", 1, options)
-            many.append(_prep(src, out / "many", workers, options))
-            ratios["cpu_over_floor"].append(one.cpu / float(floor.output))
-            ratios["parallel_efficiency"].append(one.wall / many[-1].wall / workers)
+            ran = {}  # each is first as often as second: a machine's clock drifts
+            for count in sorted({1, workers}, reverse=number % 2 == 1):
+                ran[count] = _prep(src, out / "ours", count, options)
+                _clear(out / "ours")
+            many.append(ran[workers])
+            ratios["cpu_over_floor"].append(ran[1].cpu / float(floor.output))
+            ratios["parallel_efficiency"].append(ran[1].wall / ran[workers].wall / workers)
             ratios["floor_efficiency"].append(floor.wall / floors.wall)
-            _clear(out / "one", out / "many")
         # by itself: where gigabytes were written and deleted, a virtual machine pays for fresh memory
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}: BasicSR's way")
-            ours = _prep(src, out / "many", workers, options)
+            ours = _prep(src, out / "ours", workers, options)
+            _clear(out / "ours")
             peer = measure(_module("basicsr", src, made, out / "peer", workers))
+            _clear(out / "peer")
             ratios["speedup_over_basicsr_way"].append(peer.wall / ours.wall)
-            _clear(out / "many", out / "peer")
     report = json.loads(many[-1].output)
     wall = statistics.median(each.wall for each in many)
     megabytes = report["bytes"] / 1e6
@@ -111,10 +114,10 @@ def bench_prep(
     )
 
 
-def _clear(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder)
-    os.sync()  # what is still on its way to the disk must not slow the next one
+def _clear(folder: Path) -> None:
+    """What is on its way to the disk, or keeps memory, must not slow the next one."""
+    shutil.rmtree(folder)
+    os.sync()
 
 
 def _prep(src: Path, out: Path, workers: int, options: Sequence[str]) -> Measured:
