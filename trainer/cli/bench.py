@@ -37,7 +37,7 @@ def bench_main() -> None:
 )  # fmt: skip
 @click.option(
     "--rounds", type=click.IntRange(1), default=3, show_default=True, metavar="N",
-    help="So often everything is measured; the middle one counts.",
+    help="So often everything is measured, BasicSR's way at most three times; the middle one counts.",
 )  # fmt: skip
 @click.option(
     "--hold-memory", type=click.IntRange(0), default=0, metavar="GIB",
