@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
-from pipeline.official import read_partner
+from pipeline.official import in_srgb, read_partner
 from pipeline.options import BLOCKY, Options
 from pipeline.scan import Found
 from shards import resize, storage
-from shards.colour import UnknownProfile, to_srgb
 from shards.errors import UsrganError
 from shards.photos import Photo, RejectedPhoto, decode_photo, read_photo
 from shards.png import RGB8
@@ -50,14 +49,7 @@ def admit(photo: Found, options: Options) -> Admitted:
         RejectedPhoto: with the reason.
     """
     read = _read(photo, options)
-    image, blocks, factor = read.pixels, 1.0, 1
-    if read.icc and options.icc == "convert":
-        try:
-            image = to_srgb(image, read.icc)
-        except UnknownProfile as unknown:
-            raise RejectedPhoto(
-                "PROFILE", f"has a {unknown}; convert it to sRGB or use --icc ignore"
-            ) from None
+    image, blocks, factor = in_srgb(read, options), 1.0, 1
     if options.flags_blocks:
         blocks = blockiness(image)
         if options.max_blockiness and blocks > options.max_blockiness:

@@ -17,10 +17,12 @@ from pipeline.options import Options
 from pipeline.scan import Found, Scan
 from pipeline.walk import plain_name, stamp, walk
 from shards import resize
+from shards.colour import UnknownProfile, to_srgb
 from shards.errors import UsageError
-from shards.photos import RejectedPhoto, read_photo
+from shards.photos import Photo, RejectedPhoto, read_photo
 from shards.png import RGB8
 
+_HR = re.compile(r"(?:^|[_-])HR(?:[_-]|$)", re.IGNORECASE)
 FARTHEST = 16.0
 """Grey levels, mean: an LR image that differs more from the photo's own bicubic shows another picture."""
 
@@ -43,7 +45,8 @@ def with_partners(found: Scan, folder: Path, scale: int) -> Scan:
                 f"--lr-dir {folder}: {partners[stem].name} could be of {other} or {photo.name};"
                 " give the photos names of their own"
             )
-        photos.append(photo._replace(lr=partners.get(stem)))
+        lr = partners.get(stem)
+        photos.append(photo._replace(lr=lr, lr_stamp=stamp(lr)) if lr else photo)
     if not taken:
         raise UsageError(
             f"--lr-dir {folder}: holds no LR image of the photos (such as"
@@ -56,7 +59,7 @@ def listing_sha256(found: Scan) -> str:
     """Digest of the partners' names and sizes."""
     digest = hashlib.sha256()
     for photo in found.photos:
-        size = stamp(photo.lr)[0] if photo.lr else -1
+        size = photo.lr_stamp[0] if photo.lr else -1
         name = plain_name(photo.lr.name) if photo.lr else ""
         digest.update(f"{photo.name}\0{name}\0{size}\n".encode())
     return digest.hexdigest()
@@ -71,7 +74,8 @@ def read_partner(photo: Found, image: RGB8, options: Options) -> RGB8:
     if photo.lr is None:
         raise RejectedPhoto("NO_LR", "has no partner in --lr-dir")
     try:
-        lr = read_photo(photo.lr, max_megapixels=options.max_megapixels, alpha=options.alpha).pixels
+        read = read_photo(photo.lr, max_megapixels=options.max_megapixels, alpha=options.alpha)
+        lr = in_srgb(read, options)
     except RejectedPhoto as refused:
         raise RejectedPhoto(refused.code, f"has an LR image that {refused.reason}") from None
     scale = options.scale
@@ -91,6 +95,22 @@ def read_partner(photo: Found, image: RGB8, options: Options) -> RGB8:
     return lr
 
 
+def in_srgb(read: Photo, options: Options) -> RGB8:
+    """A photo's pixels, converted by its profile if the options say so.
+
+    Raises:
+        RejectedPhoto: PROFILE.
+    """
+    if not read.icc or options.icc != "convert":
+        return read.pixels
+    try:
+        return to_srgb(read.pixels, read.icc)
+    except UnknownProfile as unknown:
+        raise RejectedPhoto(
+            "PROFILE", f"has a {unknown}; convert it to sRGB or use --icc ignore"
+        ) from None
+
+
 def _coarse(image: RGB8) -> RGB8:
     """A quarter of the size, in float: blur and noise of a degraded LR hardly show."""
     size = max(1, image.shape[1] // 4), max(1, image.shape[0] // 4)
@@ -104,7 +124,8 @@ def _partners(folder: Path, scale: int) -> dict[str, Path]:
         re.DOTALL,  # of a name with a line feed
     )
     found: dict[str, Path] = {}
-    for place, _, names in walk(folder, "--lr-dir"):
+    for place, folders, names in walk(folder, "--lr-dir"):
+        folders[:] = [name for name in folders if not _holds_others(name, scale)]
         for name in names:
             match = form.fullmatch(os.path.splitext(plain_name(name))[0])  # noqa: PTH122
             assert match, name
@@ -115,6 +136,12 @@ def _partners(folder: Path, scale: int) -> dict[str, Path]:
                     f" are both of {match[1]}; name the folder of one scale"
                 )
     return found
+
+
+def _holds_others(folder: str, scale: int) -> bool:
+    """By its name a folder holds HR photos, or LR images of another scale."""
+    scaled = re.fullmatch(r"X(\d)", folder)
+    return bool(_HR.search(folder)) or bool(scaled and int(scaled[1]) != scale)
 
 
 def _hr_stem(name: str) -> str:

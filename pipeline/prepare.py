@@ -41,8 +41,8 @@ def survey(job: Job) -> tuple[Job, Scan, set[str]]:
         check_options(options)
         job = msgspec.structs.replace(job, options=options)
     val_names = {photo.name for photo in found.photos if photo.val}
-    if job.options.val_list:
-        val_names = matching(found, job.options.val_list)
+    if job.options.val_list:  # what is published to validate never trains
+        val_names |= matching(found, job.options.val_list)
         if len(val_names) == len(found.photos):
             raise UsageError(
                 f"--val-list: names all {len(val_names)} photos; leave some out, to train on"
@@ -77,7 +77,7 @@ def prepare(job: Job, watch: Watch) -> Report:
         Stopped: on request; what is finished stays.
     """
     job, found, val_names = survey(job)
-    watch.say(describe(found))
+    watch.say(describe(found, val_names))
     folder.check_folder(job.out)
     tests = looks_below(job.exclude_like)
     job = _with_tests(job, tests)

@@ -45,7 +45,7 @@ def print_forecast(job: Job, found: Scan, val_names: set[str], *, as_json: bool)
     if as_json:
         console.print_json(made)
         return
-    click.echo(describe(found))
+    click.echo(describe(found, val_names))
     for line in lines(made, workers=job.workers, out=job.url or str(job.out)):
         click.echo(line)
 

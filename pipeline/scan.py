@@ -1,7 +1,7 @@
 """Which photos there are: published layouts are known by their folder names, LR folders left out.
 
 DIV2K brings its own split (https://data.vision.ee.ethz.ch/cvl/DIV2K/): `DIV2K_train_HR` trains,
-`DIV2K_valid_HR` validates. LSDIR has `shard-NN/` and `val1/HR/`; Flickr2K and DF2K only train.
+`DIV2K_valid_HR` validates. LSDIR has `shard-NN/`, `val1/HR/` and LR in `val1/X4/`; Flickr2K and DF2K only train.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.walk import LR, files_below, plain_name
+from pipeline.walk import LR, files_below, plain_name, stamp
 from shards.errors import UsageError
 from shards.storage import Location
 
@@ -40,6 +40,8 @@ class Found(NamedTuple):
     """Its folder says that it validates."""
     lr: Path | None = None
     """Its official LR image."""
+    lr_stamp: tuple[int, int] = (0, 0)
+    """Size and time of change of that."""
 
 
 class Scan(NamedTuple):
@@ -82,17 +84,19 @@ def scan(sources: Sequence[Location]) -> Scan:
 
 
 def changed(before: Scan, now: Scan) -> str:
-    """The path of a photo that is not any more what an earlier scan saw, or nothing."""
+    """The path of a photo or LR image that is not any more what an earlier scan saw, or nothing."""
     seen = {photo.name: (photo.size, photo.mtime_ns) for photo in now.photos}
     for photo in before.photos:
         if seen.get(photo.name) != (photo.size, photo.mtime_ns):
             return str(photo.path)
+        if photo.lr and stamp(photo.lr) != photo.lr_stamp:
+            return str(photo.lr)
     return ""
 
 
-def describe(result: Scan) -> str:
+def describe(result: Scan, val_names: Collection[str]) -> str:
     """One line for the person: which layout, how many photos, what was left out."""
-    val = sum(photo.val for photo in result.photos)
+    val = len(val_names)
     known = f"{result.layout} layout" if result.layout != "folder" else "no known layout"
     split = f" ({len(result.photos) - val:,} to train, {val:,} to validate)" if val else ""
     skipped = f"; LR folders left out: {', '.join(result.skipped[:4])}" if result.skipped else ""

@@ -27,7 +27,7 @@ from pipeline.similar import Look, look_of
 from pipeline.walk import stamp
 from shards import files
 from shards.errors import UsrganError
-from shards.photos import RejectedPhoto
+from shards.photos import FAULT, RejectedPhoto
 
 ROW = np.dtype(
     [
@@ -54,8 +54,8 @@ _END = struct.Struct("<QI")
 """Length of the marker, bytes, and its CRC-32."""
 
 
-Seen = tuple[str, int, int]
-"""Name, size and mtime of a photo."""
+Seen = tuple[str, int, int, int, int]
+"""Name, size and mtime of a photo, size and mtime of its official LR image."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -139,6 +139,10 @@ def _cut(photo: Found, options: Options, *, crashed: bool) -> tuple[Outcome, Ite
         read = admit(photo, options)
     except RejectedPhoto as refused:
         _check_unchanged(photo)
+        if refused.code == FAULT:  # left out, the data set would be another one than the next time
+            raise UsrganError(
+                f"{photo.path}: {refused.reason}; check the disk or the network, and run the same command again"
+            ) from None
         return Outcome(photo.name, photo.val, code=refused.code, reason=refused.reason), ()
     _check_unchanged(photo)
     outcome = Outcome(
@@ -190,17 +194,18 @@ def load_spill(
 
 
 def _listing(photos: Sequence[Found]) -> list[Seen]:
-    return [(photo.name, photo.size, photo.mtime_ns) for photo in photos]
+    return [(photo.name, photo.size, photo.mtime_ns, *photo.lr_stamp) for photo in photos]
 
 
 def _check_unchanged(photo: Found) -> None:
-    """A photo must stay what it was when the run began.
+    """A photo and its official LR image must stay what they were when the run began.
 
     Raises:
-        UsrganError: it was changed or taken away.
+        UsrganError: one was changed or taken away.
     """
-    if isinstance(photo.path, Path) and stamp(photo.path) != (photo.size, photo.mtime_ns):
-        raise UsrganError(f"{photo.path}: was changed during the run; run the same command again")
+    for path, seen in (photo.path, (photo.size, photo.mtime_ns)), (photo.lr, photo.lr_stamp):
+        if isinstance(path, Path) and stamp(path) != seen:
+            raise UsrganError(f"{path}: was changed during the run; run the same command again")
 
 
 def open_photo(photo: Found, options: Options) -> str:

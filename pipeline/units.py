@@ -54,6 +54,7 @@ class _Photo(msgspec.Struct, frozen=True, array_like=True):
     mtime_ns: int
     val: bool
     lr: bytes
+    lr_stamp: tuple[int, int]
 
 
 def save_chunks(work: Path, chunks: Sequence[Sequence[Found]]) -> tuple[str, tuple[int, ...]]:
@@ -158,11 +159,20 @@ def _stored(photo: Found) -> _Photo:
     url = isinstance(photo.path, str)
     place = photo.path if isinstance(photo.path, str) else photo.path.absolute()
     lr = os.fsencode(photo.lr.absolute()) if photo.lr else b""
-    return _Photo(os.fsencode(place), url, photo.name, photo.size, photo.mtime_ns, photo.val, lr)
+    return _Photo(
+        os.fsencode(place),
+        url,
+        photo.name,
+        photo.size,
+        photo.mtime_ns,
+        photo.val,
+        lr,
+        photo.lr_stamp,
+    )
 
 
 def _found(photo: _Photo) -> Found:
     place = os.fsdecode(photo.place)
     lr = Path(os.fsdecode(photo.lr)) if photo.lr else None
     path = place if photo.url else Path(place)
-    return Found(path, photo.name, photo.size, photo.mtime_ns, photo.val, lr)
+    return Found(path, photo.name, photo.size, photo.mtime_ns, photo.val, lr, photo.lr_stamp)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -15,6 +15,8 @@ from shards.storage import Location
 
 LR = re.compile(r"(?:^|[_-])LR(?:[_-]|$)", re.IGNORECASE)
 """Is found in the names of folders of LR images."""
+_BESIDE_HR = re.compile(r"X\d")
+"""Such folders hold LR images where a folder `HR` lies beside them: LSDIR has `val1/HR` and `val1/X4`."""
 _HIDDEN = re.compile(r"\.|lost\+found$")
 
 
@@ -34,8 +36,9 @@ def files_below(source: Location, skipped: list[str]) -> Iterator[tuple[tuple[st
 
 def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], File]]:
     for folder, folders, names in walk(source, "--src"):
-        skipped += [name for name in folders if LR.search(name)]
-        folders[:] = [n for n in folders if not LR.search(n) and not _HIDDEN.match(n)]
+        low = [name for name in folders if LR.search(name) or _is_beside_hr(name, folders)]
+        skipped += low
+        folders[:] = [name for name in folders if name not in low and not _HIDDEN.match(name)]
         parts = folder.relative_to(source).parts
         for name in names:
             path = folder / name
@@ -75,15 +78,31 @@ def _unreadable(option: str) -> Callable[[OSError], NoReturn]:
 
 def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], File]]:
     left_out = set()
-    for below, found in storage.listing(source).items():
+    listed = storage.listing(source)
+    beside: dict[tuple[str, ...], set[str]] = {}
+    for folder in {tuple(below.split("/")[:-1]) for below in listed}:
+        for depth, part in enumerate(folder):
+            beside.setdefault(folder[:depth], set()).add(part)
+    for below, found in listed.items():
         *parts, name = below.split("/")
-        lr = next((part for part in parts if LR.search(part)), None)
+        lr = next(
+            (
+                part
+                for depth, part in enumerate(parts)
+                if LR.search(part) or _is_beside_hr(part, beside[tuple(parts[:depth])])
+            ),
+            None,
+        )
         if lr:
             left_out.add(lr)
         elif looks_like_photo(name) and not any(part.startswith(".") for part in parts):
             path = f"{source.rstrip('/')}/{below}"
             yield tuple(parts), File(path, name, found.size, found.changed)
     skipped += sorted(left_out)
+
+
+def _is_beside_hr(name: str, folders: Collection[str]) -> bool:
+    return bool(_BESIDE_HR.fullmatch(name)) and "HR" in folders
 
 
 def stamp(path: Path) -> tuple[int, int]:

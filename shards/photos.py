@@ -34,10 +34,14 @@ _TURNS = {
 """Exif orientation: quarter turns against the clock, then whether mirrored left to right."""
 
 
+FAULT = "FAULT"
+"""Why a file could not be read may be gone the next time: a fault of a disk, a network, too many open files."""
+
+
 class RejectedPhoto(UsrganError):
     """A photo that is not used.
 
-    `code` is one of EMPTY NOT_IMAGE CUT_OFF DAMAGED TOO_LARGE MODE ALPHA NOT_FILE NO_ACCESS, and of
+    `code` is one of EMPTY NOT_IMAGE CUT_OFF DAMAGED TOO_LARGE MODE ALPHA NOT_FILE NO_ACCESS FAULT, and of
     prep-shards TOO_SMALL CRASHED PROFILE BLOCKY NO_LR LR_SIZE LR_OTHER; `reason` completes a
     sentence that begins with the file's name.
     """
@@ -126,7 +130,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
             raise RejectedPhoto("NOT_FILE", "is no file that can be read") from None
-        raise RejectedPhoto("NO_ACCESS", f"cannot be opened ({error.strerror})") from None
+        raise _no_access(error) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -136,9 +140,15 @@ def _read(path: Path) -> bytes:
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
             return stream.read()
     except OSError as error:
-        raise RejectedPhoto("NO_ACCESS", f"cannot be read ({error.strerror})") from None
+        raise _no_access(error) from None
     finally:
         os.close(descriptor)
+
+
+def _no_access(error: OSError) -> RejectedPhoto:
+    """Whether it will be the same the next time, or the disk, the network or this process is at fault."""
+    lasting = error.errno in (errno.EACCES, errno.EPERM)
+    return RejectedPhoto("NO_ACCESS" if lasting else FAULT, f"cannot be read ({error.strerror})")
 
 
 def _check_megapixels(header: Header, most: float) -> None:

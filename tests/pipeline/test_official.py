@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.official import listing_sha256, with_partners
-from pipeline.scan import scan
+from pipeline.official import listing_sha256, read_partner, with_partners
+from pipeline.options import Options
+from pipeline.scan import changed, scan
+from pipeline.spill import _check_unchanged
 from shards import png, resize
 from shards.dataset import open_dataset
-from shards.errors import UsageError
+from shards.errors import UsageError, UsrganError
+from shards.photos import RejectedPhoto, read_photo
 from tests.pipeline.conftest import make_photo
 from tests.pipeline.test_prepare import make, prep, tree
 
@@ -149,3 +153,36 @@ def test_names_that_mean_two_files_are_refused(div2k, tmp_path):
         with_partners(scan([hr]), lr, 4)
     with pytest.raises(UsageError, match="no such folder"):
         with_partners(scan([hr]), lr / "none", 4)
+
+
+def test_the_whole_folder_of_div2k_serves_for_lr(div2k, tmp_path):
+    hr, lr = div2k
+    other = lr.parent / "X2"
+    other.mkdir()
+    (other / "0000x2.png").write_bytes(b"x")
+    found = with_partners(scan([hr]), hr.parent, 4)
+    assert [photo.lr for photo in found.photos] == sorted(lr.iterdir())
+
+
+def test_an_lr_image_that_is_replaced_is_noticed(div2k):
+    hr, lr = div2k
+    found = with_partners(scan([hr]), lr, 4)
+    assert not changed(found, scan([hr]))
+    again = lr / "0002x4.png"
+    os.utime(again, ns=(1, 1))  # of the same size
+    assert changed(found, scan([hr])) == str(again)
+    with pytest.raises(UsrganError, match=r"0002x4\.png: was changed during the run"):
+        _check_unchanged(found.photos[2])
+
+
+def test_an_lr_image_with_a_profile_is_converted_as_its_photo_is(div2k, monkeypatch):
+    hr, lr = div2k
+    photo = with_partners(scan([hr]), lr, 4).photos[0]
+    image = read_photo(hr / "0000.png").pixels
+    plain = read_photo(lr / "0000x4.png")
+    monkeypatch.setattr("pipeline.official.read_photo", lambda *_, **__: dataclasses.replace(plain, icc=b"P3"))
+    monkeypatch.setattr("pipeline.official.to_srgb", lambda pixels, _: pixels // 2)
+    assert (read_partner(photo, image, Options(icc="ignore")) == plain.pixels[:60, :80]).all()
+    with pytest.raises(RejectedPhoto) as caught:  # half as bright now, so it is another picture
+        read_partner(photo, image, Options())
+    assert caught.value.code == "LR_OTHER"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -23,6 +24,7 @@ from pipeline.scan import Found
 from shards import png
 from shards.dataset import open_dataset
 from shards.manifest import load_manifest
+from shards.photos import _no_access
 from shards.verify import verify
 from tests.pipeline.conftest import make_photo
 
@@ -230,6 +232,34 @@ def test_a_copy_never_trains_when_it_validates(photos, tmp_path):
     make(photos, tmp_path / "out", "--val-list", tmp_path / "list")
     split = open_dataset(tmp_path / "out").split("train")
     assert "a.png" not in {split[position].info.src for position in range(len(split))}
+
+
+def test_a_list_does_not_make_train_what_is_published_to_validate(tmp_path):
+    for number in range(4):
+        folder = tmp_path / "DIV2K" / ("DIV2K_valid_HR" if number == 3 else "DIV2K_train_HR")
+        folder.mkdir(parents=True, exist_ok=True)
+        photo = png.encode_rgb(make_photo(number, height=160, width=160))
+        (folder / f"{number:04d}.png").write_bytes(photo)
+    said = prep("--src", tmp_path / "DIV2K", "--out", tmp_path / "out", "--val-list", "0001*")
+    assert "(2 to train, 2 to validate)" in said.stderr
+    validating = open_dataset(tmp_path / "out").split("val")
+    assert {pair.info.src for pair in validating} == {
+        "DIV2K_train_HR/0001.png",
+        "DIV2K_valid_HR/0003.png",
+    }
+
+
+def test_a_fault_of_the_disk_ends_the_run_instead_of_leaving_a_photo_out(
+    photos, tmp_path, monkeypatch
+):
+    def fails(_: Path) -> bytes:
+        raise _no_access(OSError(errno.ESTALE, "Stale file handle"))
+
+    monkeypatch.setattr("shards.photos._read", fails)
+    refused = prep("--src", photos, "--out", tmp_path / "out", "--workers", 0, code=1)
+    assert "Stale file handle" in refused.stderr
+    assert "run the same command again" in refused.stderr
+    assert not (tmp_path / "out/manifest.json").exists()
 
 
 @pytest.mark.parametrize("given", ["more/*", "pattern", "[ac].png"])

@@ -23,7 +23,7 @@ OPTIONS = Options(hr_size=64, patches_per_image=8)
 def test_photos_come_back_as_they_were_saved(tmp_path):
     odd = os.fsdecode(b"/photos/l\xe4nd.png")
     photos = [
-        Found(Path(odd), "l%E4nd.png", 10, 2**62, True, Path("/lr/a.png")),
+        Found(Path(odd), "l%E4nd.png", 10, 2**62, True, Path("/lr/a.png"), (7, 2**61)),
         Found("s3://bucket/a b.png", "a b.png", 0, 0, False),
         Found(Path("/photos/写真.jpg"), "写真.jpg", 7, 1, False),
     ]
