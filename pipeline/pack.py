@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from shards.codec import EXTENSIONS
 from shards.errors import DamagedData
 from shards.manifest import SampleInfo, ShardEntry, encode_info
 
+_PHOTOS, _STARTS = "plan-photos.bin", "plan-starts.bin"
+"""The photos of a plan, and where each begins in that file, and the end: uint64."""
 _PAIRS_AT_ONCE = 512
 """Linux reads into at most 1 024 places at once (IOV_MAX)."""
 
@@ -33,8 +35,11 @@ def save_plan(work: Path, plan: Plan) -> None:
 
     Shards that were packed by another plan (a photo could not be read then) are removed.
     """
+    photos = [msgspec.msgpack.encode(photo) for photo in plan.photos]
+    starts = np.cumsum([0, *map(len, photos)], dtype="<u8")
     named = {
-        "plan-photos.json": msgspec.json.encode(plan.photos),
+        _PHOTOS: b"".join(photos),
+        _STARTS: starts.tobytes(),
         "plan-shards.json": msgspec.json.encode(plan.shards),
     }
     rows = work / "plan-rows.npy"
@@ -89,7 +94,7 @@ def pack_shard(out: Path, shard: Shard, options: Options, url: str = "") -> Shar
 def _write_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
     work = out / "_work"
     rows = np.load(work / "plan-rows.npy", mmap_mode="r")[shard.first : shard.last]
-    photos = _photos(work / "plan-photos.json", (work / "plan-photos.json").stat().st_mtime_ns)
+    photos = _photos(work, rows["source"].tolist())
     origin = index.Origin(
         [photos[source].name for source in rows["source"].tolist()],
         *(rows[name] for name in ("x", "y", "luma_std", "gradient")),
@@ -106,7 +111,7 @@ def _write_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
     )
 
 
-def _metas(rows: Rows, photos: Sequence[Source], split: str, options: Options) -> list[bytes]:
+def _metas(rows: Rows, photos: Mapping[int, Source], split: str, options: Options) -> list[bytes]:
     """The JSON of every row."""
     metas = []
     placed = rows[["source", "x", "y", "luma_std", "gradient"]].tolist()
@@ -158,6 +163,13 @@ def _runs(rows: Rows, chunk: int) -> Iterator[list[int]]:
             yield run[at : at + _PAIRS_AT_ONCE].tolist()
 
 
-@lru_cache(maxsize=1)
-def _photos(path: Path, _written: int) -> list[Source]:
-    return msgspec.json.decode(path.read_bytes(), type=list[Source])
+def _photos(work: Path, numbers: Iterable[int]) -> dict[int, Source]:
+    """The photos of these numbers alone: a plan may have millions, of which a shard has thousands."""
+    starts = np.memmap(work / _STARTS, "<u8", "r")
+    photos = {}
+    with (work / _PHOTOS).open("rb", buffering=0) as stream:
+        for number in sorted(set(numbers)):
+            start, end = starts[number : number + 2].tolist()
+            content = os.pread(stream.fileno(), end - start, start)
+            photos[number] = msgspec.msgpack.decode(content, type=Source)
+    return photos

@@ -1,7 +1,7 @@
 """What can go wrong in usrgan's own words, and the exit code that goes with it.
 
     UsrganError                  1  the work failed
-    ├── UsageError               2  a wrong option, configuration or folder; nothing was written
+    ├── UsageError               2  a wrong option, configuration or folder; all data as before
     │   └── ConfigError          2  a key or value of a TOML configuration
     ├── DamagedData              1  bytes that are not what the index or the manifest promises
     ├── TooManyRejects           1  more photos were refused than --max-rejects allows
@@ -21,7 +21,7 @@ class UsrganError(Exception):
 
 
 class UsageError(UsrganError):
-    """The command cannot start as asked; nothing was written."""
+    """The command cannot start as asked; all data are as before."""
 
     exit_code = 2
 

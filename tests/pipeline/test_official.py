@@ -180,7 +180,9 @@ def test_an_lr_image_with_a_profile_is_converted_as_its_photo_is(div2k, monkeypa
     photo = with_partners(scan([hr]), lr, 4).photos[0]
     image = read_photo(hr / "0000.png").pixels
     plain = read_photo(lr / "0000x4.png")
-    monkeypatch.setattr("pipeline.official.read_photo", lambda *_, **__: dataclasses.replace(plain, icc=b"P3"))
+    monkeypatch.setattr(
+        "pipeline.official.read_photo", lambda *_, **__: dataclasses.replace(plain, icc=b"P3")
+    )
     monkeypatch.setattr("pipeline.official.to_srgb", lambda pixels, _: pixels // 2)
     assert (read_partner(photo, image, Options(icc="ignore")) == plain.pixels[:60, :80]).all()
     with pytest.raises(RejectedPhoto) as caught:  # half as bright now, so it is another picture
