@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,14 @@ def test_views_are_resized_like_their_copies(view):
         np.testing.assert_array_equal(
             function(image, scale=4), function(np.ascontiguousarray(image), scale=4)
         )
+
+
+def test_the_matlab_kernel_needs_little_memory_beside_the_photo():
+    image = np.zeros((1200, 2400, 3), np.uint8)
+    tracemalloc.start()
+    try:
+        resize.downscale(image, scale=2, kernel="matlab")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * image.nbytes, peak
