@@ -113,13 +113,14 @@ def check_folder(path: Path, *, option: str) -> None:
     """A folder that is there or can be made, and written to; nothing is written.
 
     Raises:
-        UsageError: naming `option` and what is in the way.
+        UsageError: naming `option` and the file that is in the way.
+        WriteFailed: naming `option` and the folder that is read-only.
     """
     nearest = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
     if not nearest.is_dir():
         raise UsageError(f"{option} {path}: {nearest} is a file; name a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"{option} {path}: {nearest} cannot be written to; check its permissions")
+        raise WriteFailed(f"{option} {path}: {nearest} cannot be written to; check its permissions")
 
 
 def remove(path: Path) -> None:

@@ -235,7 +235,7 @@ def test_a_dry_run_refuses_what_the_run_would(photos, out, tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_refused(photos, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
-    refused = prep("--src", photos, "--out", tmp_path / "closed/out", "--dry-run", code=2)
+    refused = prep("--src", photos, "--out", tmp_path / "closed/out", "--dry-run", code=1)
     assert "cannot be written to" in refused.stderr
 
 
