@@ -10,6 +10,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pipeline import pool
@@ -48,6 +49,10 @@ def open_engine(
 
 @contextlib.contextmanager
 def _dask_client(workers: int, scheduler: str) -> Iterator[Any]:
+    if scheduler.endswith(".json") and not Path(scheduler).is_file():  # Dask would wait for ever
+        raise UsageError(
+            f"--scheduler {scheduler}: there is no such file; name the one of `dask scheduler --scheduler-file`"
+        )
     try:
         import distributed
     except ImportError:

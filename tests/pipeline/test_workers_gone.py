@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import engines
 from pipeline.pool import Died, Done
-from shards.errors import UsrganError
+from shards.errors import UsageError, UsrganError
 
 
 class Future:
@@ -60,6 +60,19 @@ def test_a_cluster_without_workers_ends_the_run(monkeypatch):
 def test_workers_that_come_back_go_on():
     ended = engines._run_dask(Client(0, 1, 0, 1), lambda: False, abs, [(-n,) for n in range(5)])
     assert sorted(each.result for each in ended if isinstance(each, Done)) == list(range(5))
+
+
+def test_a_scheduler_file_that_is_not_there_is_not_waited_for(monkeypatch, tmp_path):
+    def wait(**_):
+        raise AssertionError("waits for ever")
+
+    monkeypatch.setattr(sys.modules["distributed"], "Client", wait, raising=False)
+    typo = str(tmp_path / "typo.json")
+    with (
+        pytest.raises(UsageError, match=r"--scheduler .*typo\.json: there is no such file; name"),
+        engines.open_engine("dask", workers=1, scheduler=typo, stopping=lambda: False),
+    ):
+        pass
 
 
 class Ray:
