@@ -48,7 +48,7 @@ def listing(url: str) -> dict[str, Object]:
     """All files below a URL, by their paths below it.
 
     Raises:
-        UsageError: the store is not known or not reachable.
+        UsageError: the store is not known, holds nothing there, or a file of this very name.
     """
     with _telling(url, reading=True):
         system, root = _open(url)
@@ -59,6 +59,8 @@ def listing(url: str) -> dict[str, Object]:
         except FileNotFoundError:
             raise UsageError(f"{url}: there is nothing there; check the URL") from None
     prefix = root.rstrip("/") + "/"
+    if list(found) == [prefix[:-1]]:
+        raise UsageError(f"{url}: is a file; name the folder that it is in")
     return {
         path.removeprefix(prefix): Object(int(info["size"]), _changed(info))
         for path, info in sorted(found.items())

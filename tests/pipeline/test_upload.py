@@ -258,3 +258,10 @@ def test_wrong_use_of_urls_is_one_line(photos, store, options, words):
 def test_an_empty_url_holds_no_photos(store, tmp_path):
     refused = prep("--src", "memory://empty", "--out", tmp_path / "out", code=2)
     assert "memory://empty: no photos there" in refused.stderr
+
+
+@pytest.mark.parametrize("url", ["memory://one/a.png", "memory://one/a.png/"])
+def test_a_url_of_one_file_is_no_folder(photos, store, tmp_path, url):
+    store.pipe_file("/one/a.png", (photos / "a.png").read_bytes())
+    refused = prep("--src", url, "--out", tmp_path / "out", code=2)
+    assert f"error: {url}: is a file; name the folder that it is in" in refused.stderr
