@@ -20,9 +20,10 @@ from shards.files import operation
 Location = Path | str
 """A local folder, or a URL."""
 _EXTRAS = {
-    "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs",
+    "s3": "'usrgan[s3]'", "s3a": "'usrgan[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs",
     "http": "aiohttp", "https": "aiohttp",
 }  # fmt: skip
+"""What to install for a protocol: our own extra where there is one."""
 _PART = 2**22
 
 
