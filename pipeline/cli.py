@@ -199,6 +199,8 @@ def main(
         raise UsageError("--src: name the folder of photos, for example --src DIV2K")
     if out is None:
         raise UsageError("--out: name the folder of the shards, for example --out shards/")
+    if val_list == "":
+        raise UsageError("--val-list: the path is empty (a variable that is not set?)")
     if repair and overwrite:
         raise UsageError("--repair: cannot be had together with --overwrite; choose one")
     if patches_per_image and grid:

@@ -35,17 +35,26 @@ class Check(msgspec.Struct, frozen=True):
 
 def examine() -> list[Check]:
     """All checks, the most basic first."""
-    return [_pil_works(), _pil_alone(), _pil_fast(), _opencv_alone(), _png_fast(), _libraries()]
+    return [_pil_works(), _pil_alone(), _pil_fast(), _opencv(), _png_fast(), _libraries()]
+
+
+def _try(code: str) -> tuple[str, str]:
+    """What code prints, and why it fails.
+
+    In a process of its own: a stale extension module can crash or poison this one.
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if run.returncode:
+        return "", (run.stderr.strip().splitlines() or [f"exit {run.returncode}"])[-1]
+    return run.stdout.strip(), ""
 
 
 def _pil_works() -> Check:
-    """In a process of its own: a stale extension module can crash or poison this one."""
-    code = "import PIL; from PIL import Image; Image.new('RGB', (8, 8)).resize((2, 2), 3); print(PIL.__version__)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if run.returncode:
-        reason = (run.stderr.strip().splitlines() or [f"exit {run.returncode}"])[-1]
+    version, reason = _try(
+        "import PIL; from PIL import Image; Image.new('RGB', (8, 8)).resize((2, 2), 3); print(PIL.__version__)"
+    )
+    if reason:
         return Check("PIL", "broken", f"does not work: {reason}", _reinstall())
-    version = run.stdout.strip()
     flavour = "pillow-simd" if ".post" in version else "Pillow"
     return Check("PIL", "good", f"{flavour} {version}")
 
@@ -68,20 +77,26 @@ def _pil_fast() -> Check:
         for module in importlib.metadata.files(name) or []
         if module.name.startswith("_imaging.") and module.suffix in (".so", ".pyd")
     ]
-    content = b"".join(Path(str(module.locate())).read_bytes() for module in modules[:1])
+    try:
+        content = b"".join([Path(str(module.locate())).read_bytes() for module in modules][:1])
+    except OSError as error:  # what removing one of two distributions leaves of the other
+        return Check(
+            "AVX2", "broken", f"{error.filename}: cannot be read ({error.strerror})", _reinstall()
+        )
     if all(content.count(start) > 20 for start in _AVX2_INSTRUCTIONS):
         return Check("AVX2", "good", "PIL uses it")
     return Check("AVX2", "slow", "this processor has it and PIL does not use it", _reinstall())
 
 
-def _opencv_alone() -> Check:
+def _opencv() -> Check:
     found = _installed("opencv-python", "opencv-python-headless", "opencv-contrib-python")
+    remove = f"pip uninstall -y {' '.join(found)} && " if found else ""
+    mend = f"{remove}pip install opencv-python-headless"
     if len(found) > 1:
-        names = " ".join(found)
-        return Check(
-            "OpenCV", "broken", f"{' and '.join(found)} share one folder",
-            f"pip uninstall -y {names} && pip install opencv-python-headless",
-        )  # fmt: skip
+        return Check("OpenCV", "broken", f"{' and '.join(found)} share one folder", mend)
+    _, reason = _try("import cv2; cv2.resize")
+    if reason:
+        return Check("OpenCV", "broken", f"does not work: {reason}", mend)
     return Check("OpenCV", "good", ", ".join(f"{n} {v}" for n, v in found.items()) or "none")
 
 
@@ -100,10 +115,15 @@ def _png_fast() -> Check:
 
 
 def _libraries() -> Check:
-    found = _installed("numpy", "simplejpeg", "isal")
-    return Check(
-        "what the bytes depend on", "good", ", ".join(f"{n} {v}" for n, v in found.items())
-    )
+    what = "what the bytes depend on"
+    trials = {"numpy": "import numpy", "simplejpeg": "import simplejpeg",
+              "isal": "from isal import isal_zlib"}  # fmt: skip
+    reasons = {name: reason for name, code in trials.items() if (reason := _try(code)[1])}
+    if reasons:
+        found = "; ".join(f"{name} does not work: {reason}" for name, reason in reasons.items())
+        return Check(what, "broken", found, f"pip install --force-reinstall {' '.join(reasons)}")
+    versions = _installed(*trials)
+    return Check(what, "good", ", ".join(f"{n} {v}" for n, v in versions.items()))
 
 
 def _installed(*names: str) -> dict[str, str]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pipeline import pool
@@ -48,6 +50,10 @@ def open_engine(
 
 @contextlib.contextmanager
 def _dask_client(workers: int, scheduler: str) -> Iterator[Any]:
+    if scheduler.endswith(".json") and not Path(scheduler).is_file():  # Dask would wait for ever
+        raise UsageError(
+            f"--scheduler {scheduler}: there is no such file; name the one of `dask scheduler --scheduler-file`"
+        )
     try:
         import distributed
     except ImportError:
@@ -83,17 +89,19 @@ def _run_dask(
     """A unit that killed several workers (`distributed.scheduler.allowed-failures`) has died.
 
     Raises:
-        UsrganError: no worker is left, and none came for a while.
+        UsrganError: no worker is left, and none came for a while; or the scheduler is gone.
     """
     import distributed
 
+    asking = functools.partial(_asking_dask, client.scheduler.address)
     waiting = list(reversed(units))
     under_way: dict[Any, Arguments] = {}
     seen = time.monotonic()
     try:
         while waiting or under_way:
             _ask(stopping)
-            threads = sum(client.nthreads().values())
+            with asking():
+                threads = sum(client.nthreads().values())
             seen = time.monotonic() if threads else seen
             if time.monotonic() - seen > _WAIT_SECONDS:
                 raise UsrganError(
@@ -104,18 +112,40 @@ def _run_dask(
             while waiting and len(under_way) < width:
                 unit = waiting.pop()
                 under_way[client.submit(function, *unit, pure=False)] = unit
-            with contextlib.suppress(TimeoutError):
+            with asking(), contextlib.suppress(TimeoutError):
                 distributed.wait(
                     list(under_way), timeout=_ASK_EVERY_SECONDS, return_when="FIRST_COMPLETED"
                 )
             for future in [each for each in under_way if each.done()]:
                 unit = under_way.pop(future)
+                failed = (
+                    future.status == "error"
+                )  # then the exception is the unit's own, and is here
                 try:
-                    yield Done(unit, future.result())
+                    with contextlib.nullcontext() if failed else asking():
+                        result = future.result()
                 except distributed.KilledWorker:
                     yield Died(unit)
+                else:
+                    yield Done(unit, result)
     finally:
-        client.cancel(list(under_way))
+        with contextlib.suppress(OSError):  # the scheduler is gone, and its units with it
+            client.cancel(list(under_way))
+
+
+@contextlib.contextmanager
+def _asking_dask(address: str) -> Iterator[None]:
+    """A scheduler that does not answer, or has forgotten its units, in one line."""
+    import distributed
+
+    try:
+        yield
+    except (OSError, distributed.CancelledError) as error:
+        # it tries to come back until it is closed, and then logs a traceback of that
+        logging.getLogger("distributed.client").disabled = True
+        raise UsrganError(
+            f"--engine dask: the Dask scheduler at {address} is gone; run the same command again to go on"
+        ) from error
 
 
 @contextlib.contextmanager

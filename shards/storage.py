@@ -20,9 +20,10 @@ from shards.files import operation
 Location = Path | str
 """A local folder, or a URL."""
 _EXTRAS = {
-    "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs",
+    "s3": "'usrgan[s3]'", "s3a": "'usrgan[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs",
     "http": "aiohttp", "https": "aiohttp",
 }  # fmt: skip
+"""What to install for a protocol: our own extra where there is one."""
 _PART = 2**22
 
 
@@ -48,7 +49,7 @@ def listing(url: str) -> dict[str, Object]:
     """All files below a URL, by their paths below it.
 
     Raises:
-        UsageError: the store is not known or not reachable.
+        UsageError: the store is not known, holds nothing there, or a file of this very name.
     """
     with _telling(url, reading=True):
         system, root = _open(url)
@@ -59,6 +60,8 @@ def listing(url: str) -> dict[str, Object]:
         except FileNotFoundError:
             raise UsageError(f"{url}: there is nothing there; check the URL") from None
     prefix = root.rstrip("/") + "/"
+    if list(found) == [prefix[:-1]]:
+        raise UsageError(f"{url}: is a file; name the folder that it is in")
     return {
         path.removeprefix(prefix): Object(int(info["size"]), _changed(info))
         for path, info in sorted(found.items())

@@ -37,7 +37,7 @@ def test_two_owners_of_pil_are_broken_and_the_repair_is_printed(monkeypatch):
 def test_two_opencvs_are_broken(monkeypatch):
     both = {"opencv-python": "5.0", "opencv-python-headless": "5.0"}
     monkeypatch.setattr(doctor, "_installed", lambda *names: both)
-    assert doctor._opencv_alone().state == "broken"
+    assert doctor._opencv().state == "broken"
 
 
 def test_a_machine_without_a_compiler_is_slow_with_png(monkeypatch):
@@ -65,6 +65,40 @@ def test_machine_code_tells_whether_avx2_is_used(monkeypatch, tmp_path, code, st
     found = doctor._pil_fast()
     assert found.state == state
     assert ("-mavx2" in found.mend) == (state == "slow")
+
+
+def test_a_module_that_removing_the_other_pil_took_along_is_a_finding(monkeypatch, tmp_path):
+    class Module:
+        name, suffix = "_imaging.so", ".so"
+
+        def locate(self) -> str:
+            return str(tmp_path / "_imaging.so")
+
+    monkeypatch.setattr(doctor, "_has_avx2", lambda: True)
+    monkeypatch.setattr(doctor, "_installed", lambda *names: {"pillow-simd": "12"})
+    monkeypatch.setattr(doctor.importlib.metadata, "files", lambda name: [Module()])
+    found = doctor._pil_fast()
+    assert found.state == "broken"
+    assert f"{tmp_path}/_imaging.so: cannot be read (No such file" in found.found
+    assert "pip uninstall -y pillow pillow-simd" in found.mend
+
+
+@pytest.mark.parametrize(
+    ("module", "found", "mend"),
+    [
+        ("cv2", "OpenCV: does not work: ImportError: libGL.so.1", "pip install opencv-python-"),
+        ("simplejpeg", "simplejpeg does not work: Imp", "pip install --force-reinstall simplejpeg"),
+        ("isal", "isal does not work: ImportError", "pip install --force-reinstall isal"),
+    ],
+)
+def test_libraries_that_cannot_be_imported_are_broken(monkeypatch, tmp_path, module, found, mend):
+    (tmp_path / f"{module}.py").write_text("raise ImportError('libGL.so.1: cannot open')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = CliRunner().invoke(main, ["--doctor"])
+    assert result.exit_code == 1
+    assert found in result.stdout
+    assert mend in result.stdout
+    assert ": broken; the commands above mend it" in result.stderr
 
 
 def test_a_processor_without_avx2_misses_nothing(monkeypatch):

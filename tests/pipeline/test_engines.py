@@ -159,6 +159,39 @@ def test_a_cluster_whose_workers_have_gone_ends_the_run(monkeypatch):
             list(ended)
 
 
+def test_a_dask_scheduler_that_is_killed_ends_the_run_and_it_goes_on(many, tmp_path):
+    make(many, tmp_path / "local")
+    file = tmp_path / "scheduler.json"
+    scheduler = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--host",
+         "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file),
+         "--nthreads", "1", "--no-dashboard"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        limit = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < limit:
+            time.sleep(0.1)
+        run = start("dask", many, tmp_path / "out", "--scheduler", str(file))
+        while len(list(tmp_path.glob("out/_work/chunk-*.spill"))) < 3 and time.monotonic() < limit:
+            time.sleep(0.005)
+        scheduler.kill()
+        _, errors = finish(run, code=1)
+    finally:
+        for process in (worker, scheduler):
+            process.kill()
+            process.wait()
+    address = json.loads(file.read_text())["address"]
+    assert f"error: --engine dask: the Dask scheduler at {address} is gone" in errors
+    assert "Traceback" not in errors
+    make(many, tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "local")
+
+
 def test_a_ray_cluster_whose_nodes_have_gone_ends_the_run_and_it_goes_on(many, tmp_path):
     from ray.cluster_utils import Cluster
 

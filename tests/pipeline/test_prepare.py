@@ -366,6 +366,7 @@ def test_dry_run_writes_nothing(photos, tmp_path):
         (["--grid", "64", "--patches-per-image", "5"], "--grid"),
         (["--hr-size", "130"], "--hr-size 130"),
         (["--val-list", "nowhere.txt"], "--val-list nowhere.txt"),
+        (["--val-list", ""], "--val-list: the path is empty (a variable that is not set?)"),
         (["--val-list", "nowhere*"], "'nowhere*' is none of the 5 photos"),
         (["--store-larger", "6"], "--store-larger 6: use a multiple of the scale 4"),
         (["--max-rejects", "many"], "write 5% or 0.05"),

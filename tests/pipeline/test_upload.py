@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from pathlib import Path
 
 import fsspec
@@ -14,7 +15,7 @@ import pipeline.prepare
 from pipeline import upload
 from shards import files, storage
 from shards.dataset import open_dataset
-from shards.errors import DamagedData, UsrganError
+from shards.errors import DamagedData, UsageError, UsrganError
 from shards.manifest import NAME
 from tests.pipeline.test_prepare import SMALL, make, prep, tree
 
@@ -258,3 +259,20 @@ def test_wrong_use_of_urls_is_one_line(photos, store, options, words):
 def test_an_empty_url_holds_no_photos(store, tmp_path):
     refused = prep("--src", "memory://empty", "--out", tmp_path / "out", code=2)
     assert "memory://empty: no photos there" in refused.stderr
+
+
+@pytest.mark.parametrize("url", ["memory://one/a.png", "memory://one/a.png/"])
+def test_a_url_of_one_file_is_no_folder(photos, store, tmp_path, url):
+    store.pipe_file("/one/a.png", (photos / "a.png").read_bytes())
+    refused = prep("--src", url, "--out", tmp_path / "out", code=2)
+    assert f"error: {url}: is a file; name the folder that it is in" in refused.stderr
+
+
+@pytest.mark.parametrize(("protocol", "package"), [("s3", "'usrgan[s3]'"), ("gs", "gcsfs")])
+def test_what_a_url_lacks_is_told_by_the_command_that_installs_it(monkeypatch, protocol, package):
+    def missing(url):
+        raise ImportError("no library")
+
+    monkeypatch.setattr(fsspec, "url_to_fs", missing)
+    with pytest.raises(UsageError, match=rf"\(no library\); pip install {re.escape(package)}$"):
+        storage.listing(f"{protocol}://bucket/photos")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import sys
 import time
 import types
@@ -10,10 +11,12 @@ import pytest
 
 from pipeline import engines
 from pipeline.pool import Died, Done
-from shards.errors import UsrganError
+from shards.errors import UsageError, UsrganError
 
 
 class Future:
+    status = "finished"
+
     def __init__(self, value: int) -> None:
         self.value = value
 
@@ -30,6 +33,7 @@ class Client:
     def __init__(self, *threads: int) -> None:
         self.threads = list(threads)
         self.cancelled: list[Future] = []
+        self.scheduler = types.SimpleNamespace(address="tcp://head:8786")
 
     def nthreads(self) -> dict[str, int]:
         return {"one": self.threads.pop(0)} if self.threads else {}
@@ -43,7 +47,11 @@ class Client:
 
 @pytest.fixture(autouse=True)
 def distributed(monkeypatch):
-    module = types.SimpleNamespace(wait=lambda *_, **__: None, KilledWorker=KeyError)
+    module = types.SimpleNamespace(
+        wait=lambda *_, **__: None,
+        KilledWorker=KeyError,
+        CancelledError=concurrent.futures.CancelledError,
+    )
     monkeypatch.setitem(sys.modules, "distributed", module)
     monkeypatch.setattr(engines, "_WAIT_SECONDS", 0.05)
     monkeypatch.setattr(engines, "_NODE_SECONDS", 0.05)
@@ -60,6 +68,48 @@ def test_a_cluster_without_workers_ends_the_run(monkeypatch):
 def test_workers_that_come_back_go_on():
     ended = engines._run_dask(Client(0, 1, 0, 1), lambda: False, abs, [(-n,) for n in range(5)])
     assert sorted(each.result for each in ended if isinstance(each, Done)) == list(range(5))
+
+
+def refuse(error: BaseException):
+    def call(*_, **__):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (Client, "nthreads", OSError("in <TCP (closed) …>")),
+        (Future, "result", concurrent.futures.CancelledError("scheduler-connection-lost")),
+    ],
+    ids=["connection", "future"],
+)
+def test_a_dask_scheduler_that_is_gone_is_told_with_its_address(monkeypatch, owner, name, error):
+    monkeypatch.setattr(owner, name, refuse(error))
+    monkeypatch.setattr(Client, "cancel", refuse(OSError("closed")))
+    with pytest.raises(UsrganError, match="scheduler at tcp://head:8786 is gone; run the same"):
+        list(engines._run_dask(Client(1), lambda: False, abs, NUMBERS))
+
+
+def test_an_error_of_a_unit_is_not_taken_for_that_of_the_dask_scheduler(monkeypatch):
+    monkeypatch.setattr(Future, "status", "error")
+    monkeypatch.setattr(Future, "result", refuse(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        list(engines._run_dask(Client(1), lambda: False, abs, NUMBERS))
+
+
+def test_a_scheduler_file_that_is_not_there_is_not_waited_for(monkeypatch, tmp_path):
+    def wait(**_):
+        raise AssertionError("waits for ever")
+
+    monkeypatch.setattr(sys.modules["distributed"], "Client", wait, raising=False)
+    typo = str(tmp_path / "typo.json")
+    with (
+        pytest.raises(UsageError, match=r"--scheduler .*typo\.json: there is no such file; name"),
+        engines.open_engine("dask", workers=1, scheduler=typo, stopping=lambda: False),
+    ):
+        pass
 
 
 class Ray:
