@@ -90,7 +90,7 @@ def cores() -> int:
 )  # fmt: skip
 @click.option(
     "--lr-dir", type=console.FilePath(), metavar="DIR",
-    help="Take these LR images (DIV2K_train_LR_bicubic/X4), found by name and checked against the"
+    help="Take these LR images (DIV2K, or DIV2K/DIV2K_train_LR_bicubic/X4), found by name and checked against the"
     " photos, instead of making them.",
 )  # fmt: skip
 @click.option(
@@ -139,7 +139,8 @@ def cores() -> int:
 )  # fmt: skip
 @click.option(
     "--val-list", metavar="FILE|GLOB",
-    help="The photos that validate: a file of names, one a line, or a pattern such as 'kodim*'.",
+    help="The photos that validate: a file of names, one a line, or a pattern such as 'kodim*'; beside those"
+    " of a published validation folder.",
 )  # fmt: skip
 @click.option(
     "--similar", type=click.Choice(["drop", "keep"]), default="drop", show_default=True,
@@ -147,11 +148,12 @@ def cores() -> int:
 )  # fmt: skip
 @click.option(
     "--exclude-like", multiple=True, type=console.FilePath(), metavar="DIR",
-    help="Leave out photos that resemble a picture of this test set (repeatable).",
+    help="Leave out photos that resemble a picture of this test set, scaled, recompressed or mirrored; not turned"
+    " or cropped by more than a few percent (repeatable).",
 )  # fmt: skip
 @click.option(
     "--samples-per-shard", default=4096, show_default=True, type=click.IntRange(1), metavar="N",
-    help="Patch pairs in one tar; about 120 MB.",
+    help="Patch pairs in one tar; about 120 MB of 128x128 PNG. A process holds one tar in memory.",
 )  # fmt: skip
 @click.option(
     "--max-rejects", type=Share(), default="5%", show_default=True,
