@@ -82,15 +82,11 @@ def prepare(job: Job, watch: Watch) -> Report:
     tests = looks_below(job.exclude_like)
     job = _with_tests(job, tests)
     with files.locked(job.out, holder="prep-shards"):
-        if job.overwrite:
-            folder.clear_dataset(job.out)
-            if job.url:
-                upload.clear(job.url)
         promise = folder.promise_of(job.options, found)
         if job.repair:
             _check_repairable(job, promise)
             repair.take_away_damaged(job.out, promise, watch)
-        done = _done(job, found, promise)
+        done = None if job.overwrite else _done(job, found, promise)
         if done:
             report = report_of(job, done, already_done=True)
             if job.url and (job.out / "_work").exists():  # of a run that was killed at its very end
@@ -98,12 +94,10 @@ def prepare(job: Job, watch: Watch) -> Report:
             files.remove(job.out if job.url else job.out / "_work")
             return report
         work = (job.out / "_work").absolute()
-        folder.begin_work(work, promise)
-        if job.url:
-            upload.claim(work, job.url, promise)
         with open_engine(
             job.engine, workers=job.workers, scheduler=job.scheduler, stopping=watch.stopping
         ) as run:
+            _begin(job, work, promise)
             chunks = cut(job, work, found.photos, run, watch)
             plan = make_plan(work, chunks, job.options, val_names=val_names, tests=tests)
             write_rejects(job.out, plan)
@@ -135,6 +129,23 @@ def _done(job: Job, found: Scan, promise: dict[str, Option]) -> Manifest | None:
     if done:
         repair.check_same_photos(job.out, done, found.photos)
     return done
+
+
+def _begin(job: Job, work: Path, promise: dict[str, Option]) -> None:
+    """Take the folder and the URL for this data set; where the URL is refused, no promise stays behind."""
+    if job.overwrite:
+        folder.clear_dataset(job.out)
+        if job.url:
+            upload.clear(job.url)
+    begun_before = (work / folder.PROMISE).exists()
+    folder.begin_work(work, promise)
+    if job.url:
+        try:
+            upload.claim(work, job.url, promise)
+        except UsrganError:
+            if not begun_before:
+                files.remove(work)
+            raise
 
 
 def _check_repairable(job: Job, promise: dict[str, Option]) -> None:

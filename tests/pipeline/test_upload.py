@@ -137,6 +137,25 @@ def test_a_url_is_of_the_run_that_came_first(photos, store, tmp_path, monkeypatc
     assert below(URL) == tree(tmp_path / "out")
 
 
+def test_a_refused_url_leaves_the_folder_to_the_right_options(
+    photos, store, tmp_path, monkeypatch, where
+):
+    first = [*where, "--work-dir", tmp_path / "first"]
+    with monkeypatch.context() as here:
+        here.setattr(upload, "publish", refuse)
+        prep(*first, code=1)
+    before = below(URL)
+    second = [*where, "--work-dir", tmp_path / "second"]
+    refused = prep(*second, "--seed", 9, code=2)
+    assert "a run of another data set (seed 0 then, 9 now) writes there" in refused.stderr
+    assert below(URL) == before
+    assert not list((tmp_path / "second").glob("*/_work"))
+    prep(*second)  # the right seed, which the two runs share
+    prep(*first)
+    make(photos, tmp_path / "out")
+    assert below(URL) == tree(tmp_path / "out")
+
+
 def test_two_runs_cannot_mix_their_shards(photos, store, tmp_path, where):
     make(photos, URL)
     before = below(URL)
