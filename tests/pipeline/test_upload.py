@@ -170,6 +170,76 @@ def test_two_runs_cannot_mix_their_shards(photos, store, tmp_path, where):
     assert below(URL) == tree(tmp_path / "out")
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_manifest_is_not_sent_over_the_shards_of_another_run(
+    store, tmp_path, monkeypatch, where, ends
+):
+    raw = [*where, "--codec", "raw", "--val-list", "d*"]  # shards of any seed have one size
+    publish = upload.publish
+
+    def taking(out, url, manifest):
+        monkeypatch.setattr(upload, "publish", publish if ends else refuse)
+        other = [*raw, "--seed", 9, "--overwrite", "--work-dir", tmp_path / "second"]
+        prep(*other, code=0 if ends else 1)
+        publish(out, url, manifest)
+
+    monkeypatch.setattr(upload, "publish", taking)
+    refused = prep(*raw, code=2)
+    assert "seed 9 then, 0 now" in refused.stderr.splitlines()[-1]
+    assert (NAME in below(URL)) == ends
+    if ends:
+        monkeypatch.undo()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        assert prep(*raw, "--seed", 9, "--work-dir", tmp_path / "third")
+
+
+def test_a_run_whose_url_was_taken_sends_no_more_shards(store, tmp_path, monkeypatch, where):
+    send = upload.send_shard
+    taken: list[dict[str, bytes]] = []
+
+    def taking(out, entry, url):
+        if not taken:
+            storage.remove(f"{URL}/promise.json")
+            store.pipe_file("/bucket/data/promise.json", b'{"seed": 9}')
+            taken.append(below(URL))
+        send(out, entry, url)
+
+    monkeypatch.setattr(upload, "send_shard", taking)
+    refused = prep(*where, code=2)
+    assert "seed 9 then, 0 now" in refused.stderr.splitlines()[-1]
+    assert below(URL) == taken[0]
+
+
+def test_what_was_sent_before_a_claim_was_lost_is_looked_at_again(
+    store, tmp_path, monkeypatch, where
+):
+    raw = [*where, "--codec", "raw", "--val-list", "d*"]
+    with monkeypatch.context() as here:
+        here.setattr(upload, "publish", refuse)
+        prep(*raw, code=1)
+    prep(*raw, "--seed", 9, "--overwrite", "--work-dir", tmp_path / "second")
+    for name in below(URL):
+        if ".tar" not in name and "index/" not in name:  # by hand, and the shards are forgotten
+            storage.remove(f"{URL}/{name}")
+    refused = prep(*raw, code=2)
+    assert "another run has put something else there" in refused.stderr
+    assert NAME not in below(URL)
+
+
+def test_two_runs_of_one_data_set_share_a_url(photos, store, tmp_path, monkeypatch, where):
+    publish = upload.publish
+
+    def overtaken(out, url, manifest):
+        monkeypatch.setattr(upload, "publish", publish)
+        prep(*where, "--work-dir", tmp_path / "second")
+        publish(out, url, manifest)
+
+    monkeypatch.setattr(upload, "publish", overtaken)
+    prep(*where)
+    make(photos, tmp_path / "out")
+    assert below(URL) == tree(tmp_path / "out")
+
+
 def test_a_run_that_comes_while_another_publishes_leaves_nothing(photos, store, monkeypatch, where):
     make(photos, URL)
     before = below(URL)
