@@ -15,7 +15,7 @@ from pipeline.folder import (
 )
 from pipeline.job import Watch
 from pipeline.scan import Found
-from shards import files, index, storage
+from shards import files, index, storage, writer
 from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError, UsrganError
 from shards.manifest import NAME, Manifest, Option, dataset_digest
@@ -76,17 +76,38 @@ def take_away_damaged(out: Path, promise: dict[str, Option], watch: Watch) -> No
     total = sum(len(split.shards) for split in manifest.splits.values())
     with watch.progress("verify", total=total, unit="shards") as advance:  # type: ignore[attr-defined]
         findings = verify(out, manifest, deep=False, advance=advance)
-    if not findings:
-        return
-    for finding in findings:
-        watch.say(f"{out / finding.file}: {finding.problem}")
     ours = {path.name for path in out.glob(SHARDS)}
     listed = {shard.name for split in manifest.splits.values() for shard in split.shards}
-    write_promise(out / "_work", promise)
-    files.write_file(out / "_work" / _EXPECTED, manifest.dataset_sha256.encode())
-    for name in {finding.file for finding in findings} & (ours | listed):
+    for finding in findings:
+        mends = finding.file in ours | listed
+        fix = "" if mends else "; no repair takes away what is not ours: move it elsewhere"
+        watch.say(f"{out / finding.file}: {finding.problem}{fix}")
+    damaged = {finding.file for finding in findings} & (ours | listed)
+    if damaged & listed:
+        write_promise(out / "_work", promise)
+        files.write_file(out / "_work" / _EXPECTED, manifest.dataset_sha256.encode())
+    for name in sorted(damaged):
         drop_shard(out, name)
-    files.remove(out / NAME)
+    if damaged & listed:
+        files.remove(out / NAME)
+    else:
+        _write_missing(out, manifest, watch)
+
+
+def _write_missing(out: Path, manifest: Manifest, watch: Watch) -> None:
+    """Put back what lies beside the shards; what is there stays, for people do edit it."""
+    rejects = {"rejects.jsonl": b""} if manifest.photos.rejected == 0 else {}
+    for name, content in {**writer.beside(manifest), **rejects}.items():
+        path = out / name
+        if not path.exists() or path.stat().st_size < min(1, len(content)):
+            watch.say(f"{path}: is missing or empty; it is written again")
+            files.make_folder(path.parent)
+            files.write_file(path, content)
+    if not (out / "rejects.jsonl").exists():
+        watch.say(
+            f"{out / 'rejects.jsonl'}: is missing, and only a look at all photos tells what it said;"
+            " add --overwrite instead of --repair to have it"
+        )
 
 
 def _take_away_unfinished(out: Path, watch: Watch) -> None:
