@@ -123,11 +123,13 @@ def prepare(job: Job, watch: Watch) -> Report:
 
 def _done(job: Job, found: Scan, promise: dict[str, Option]) -> Manifest | None:
     """The manifest, if the very data set that is asked for is there already."""
-    if job.url:
-        return upload.finished_upload(job.url, promise)
-    done = folder.finished_dataset(job.out, promise)
+    done = (
+        upload.finished_upload(job.url, promise)
+        if job.url
+        else folder.finished_dataset(job.out, promise)
+    )
     if done:
-        repair.check_same_photos(job.out, done, found.photos)
+        repair.check_same_photos(job.url or job.out, done, found.photos)
     return done
 
 

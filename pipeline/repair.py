@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from pipeline.folder import (
@@ -19,43 +21,68 @@ from shards import files, index, storage, writer
 from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError, UsrganError
 from shards.manifest import NAME, Manifest, Option, dataset_digest
+from shards.reader import SplitReader
+from shards.storage import Location
 from shards.verify import check_shard, verify
 
+_AT_ONCE = 16
+"""Photos that are read and compared at a time."""
 _EXPECTED = "expected"
 """In the scratch folder of a repair: the `dataset_sha256` that it has to come to."""
 
 
-def check_same_photos(out: Path, manifest: Manifest, photos: Sequence[Found]) -> None:
+def check_same_photos(out: Location, manifest: Manifest, photos: Sequence[Found]) -> None:
     """Photos that are newer than the data set still have the digests that it names.
+
+    Where a store does not tell when the data set was written, nothing is looked at.
 
     Raises:
         UsageError: naming a photo that was changed.
     """
-    written = (out / NAME).stat().st_mtime_ns
-    newer = {photo.name: photo for photo in photos if photo.mtime_ns > written}
-    for name, digest in _digests(out, manifest, set(newer)):
-        path = newer[name].path
-        content = storage.read(path) if isinstance(path, str) else path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise UsageError(
-                f"--out {out}: holds patches of {name} as it was before it changed;"
-                " name another folder or add --overwrite"
-            )
-
-
-def _digests(out: Path, manifest: Manifest, names: set[str]) -> Iterator[tuple[str, str]]:
-    """Name and stored digest of those of the photos that the data set has patches of."""
-    for split in manifest.splits if names else ():
-        reader, first = open_dataset(out).split(split), 0
-        for shard in manifest.splits[split].shards:
-            table = index.load_npz(index.npz_path(out, shard.name))
-            for number, src in enumerate(table.src.tolist()):
-                if src in names:
-                    names.remove(src)
-                    row = int((table.src_id == number).argmax())
-                    yield src, reader[first + row].info.src_sha256
-            first += shard.samples
+    written = _written_ns(out)
+    newer = {photo.name: photo for photo in photos if photo.mtime_ns > written > 0}
+    for split in manifest.splits if newer else ():
+        reader, places = _places(out, split, newer)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            same = list(pool.map(partial(_is_same, reader), places))
         reader.close()
+        for (photo, _), unchanged in zip(places, same, strict=True):
+            if not unchanged:
+                raise UsageError(
+                    f"--out {out}: holds patches of {photo.name} as it was before it changed;"
+                    " name another folder or add --overwrite"
+                )
+
+
+def _written_ns(out: Location) -> int:
+    """When the manifest was written, nanoseconds since 1970; 0 where a store does not tell."""
+    if isinstance(out, Path):
+        return (out / NAME).stat().st_mtime_ns
+    there = storage.listing(out).get(NAME)
+    return there.changed if there else 0
+
+
+def _is_same(reader: SplitReader, place: tuple[Found, int]) -> bool:
+    """Whether a photo has the digest that a pair of it names."""
+    photo, position = place
+    path = photo.path
+    content = storage.read(path) if isinstance(path, str) else path.read_bytes()
+    return hashlib.sha256(content).hexdigest() == reader[position].info.src_sha256
+
+
+def _places(
+    out: Location, split: str, photos: dict[str, Found]
+) -> tuple[SplitReader, list[tuple[Found, int]]]:
+    """A split, and a pair in it of each of the photos that it has patches of."""
+    dataset = open_dataset(out)
+    reader, first = dataset.split(split), 0
+    found: dict[str, int] = {}
+    for table in dataset.indices[split]:
+        for number, src in enumerate(table.src.tolist()):
+            if src in photos and src not in found:
+                found[src] = first + int((table.src_id == number).argmax())
+        first += len(table.key)
+    return reader, [(photos[src], position) for src, position in found.items()]
 
 
 def take_away_damaged(out: Path, promise: dict[str, Option], watch: Watch) -> None:

@@ -17,6 +17,7 @@ from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsrganError
 from shards.manifest import NAME
 from tests.pipeline.test_prepare import SMALL, make, prep, tree
+from tests.pipeline.test_repair import bmp
 
 URL = "memory://bucket/data"
 
@@ -303,6 +304,21 @@ def test_overwrite_leaves_what_is_not_ours(photos, store):
     make(photos, URL)
     make(photos, URL, "--seed", 3, "--overwrite")
     assert storage.read(f"{URL}/notes/train.tar") == storage.read(f"{URL}/code.py") == b"mine"
+
+
+def test_a_photo_that_changed_since_is_noticed_at_a_url(photos, store):
+    bmp(photos / "f.bmp", 50)
+    make(photos, URL)
+    os.utime(photos / "f.bmp", ns=(2**61, 2**61))
+    assert make(photos, URL)["already_done"]  # touched, the same content
+    bmp(photos / "f.bmp", 51)
+    os.utime(photos / "f.bmp", ns=(2**61, 2**61))
+    before = below(URL)
+    refused = prep("--src", photos, "--out", URL, *SMALL, "--workers", 0, code=2)
+    last = refused.stderr.splitlines()[-1]
+    assert f"--out {URL}: holds patches of f.bmp as it was before it changed" in last
+    assert below(URL) == before
+    make(photos, URL, "--overwrite")
 
 
 def test_a_photo_that_vanishes_from_the_store_is_an_error(photos, store, tmp_path, monkeypatch):
