@@ -306,6 +306,15 @@ def test_overwrite_leaves_what_is_not_ours(photos, store):
     assert storage.read(f"{URL}/notes/train.tar") == storage.read(f"{URL}/code.py") == b"mine"
 
 
+def test_a_finished_url_still_tells_why_photos_were_left_out(photos, store):
+    (photos / "empty.png").write_bytes(b"")
+    first = make(photos, URL, "--max-rejects", "40%")
+    assert first["rejects"] == {"EMPTY": 1}
+    assert make(photos, URL) == {**first, "already_done": True}
+    storage.remove(f"{URL}/rejects.jsonl")
+    assert make(photos, URL)["rejects"] == {}
+
+
 def test_a_photo_that_changed_since_is_noticed_at_a_url(photos, store):
     bmp(photos / "f.bmp", 50)
     make(photos, URL)
