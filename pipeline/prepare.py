@@ -21,8 +21,8 @@ from pipeline.pool import Died
 from pipeline.report import Report, check_rejects, manifest_of, report_of, write_rejects
 from pipeline.scan import Scan, changed, describe, matching, scan
 from pipeline.similar import Look, looks_below
-from shards import files, writer
-from shards.errors import UsageError, UsrganError
+from shards import console, files, writer
+from shards.errors import DamagedData, UsageError, UsrganError
 from shards.manifest import Manifest, Option, ShardEntry
 
 
@@ -51,7 +51,7 @@ def survey(job: Job) -> tuple[Job, Scan, set[str]]:
 
 
 def rehearse(job: Job) -> tuple[Job, Scan, set[str]]:
-    """All checks that `prepare` makes before it writes; nothing is written.
+    """All checks that `prepare` makes before it writes, but for the bytes of shards; nothing is written.
 
     Returns:
         what `survey` does.
@@ -61,8 +61,15 @@ def rehearse(job: Job) -> tuple[Job, Scan, set[str]]:
     folder.check_folder(job.out)
     if not job.overwrite:
         promise = folder.promise_of(job.options, found)
-        folder.check_promise(job.out, promise)
-        if job.url:
+        try:
+            folder.check_promise(job.out, promise)
+        except DamagedData as error:
+            if not job.repair:
+                raise
+            console.say(repair.past_mending(job.out, error))
+        if job.repair:
+            _check_repairable(job, promise)
+        elif job.url:
             upload.finished_upload(job.url, promise)
     return job, found, val_names
 

@@ -19,7 +19,7 @@ from pipeline.job import Watch
 from pipeline.scan import Found
 from shards import files, index, storage, writer
 from shards.dataset import open_dataset
-from shards.errors import DamagedData, UsageError, UsrganError
+from shards.errors import DamagedData, UsageError, UsrganError, remedy
 from shards.manifest import NAME, Manifest, Option, dataset_digest
 from shards.reader import SplitReader
 from shards.storage import Location
@@ -85,6 +85,12 @@ def _places(
     return reader, [(photos[src], position) for src, position in found.items()]
 
 
+def past_mending(out: Path, error: DamagedData) -> str:
+    """What a repair does about a damaged manifest, which is all that tells what the shards were."""
+    problem = str(error).removesuffix(f"; {remedy(str(out / NAME))}")
+    return f"{problem}; a repair makes all of it again"
+
+
 def take_away_damaged(out: Path, promise: dict[str, Option], watch: Watch) -> None:
     """Read every byte; what is not as promised is removed, so that the run makes it again.
 
@@ -94,7 +100,7 @@ def take_away_damaged(out: Path, promise: dict[str, Option], watch: Watch) -> No
     try:
         manifest = check_promise(out, promise)
     except DamagedData as error:
-        watch.say(f"{error}; all of it is made again")
+        watch.say(past_mending(out, error))
         clear_dataset(out)
         return
     if manifest is None:

@@ -275,6 +275,23 @@ def test_a_dry_run_refuses_what_the_run_would(photos, out, tmp_path):
     assert "nowhere" in prep(*dry, "--exclude-like", tmp_path / "nowhere", code=2).stderr
 
 
+def test_a_dry_run_of_a_repair_says_that_all_is_made_again(photos, out):
+    DAMAGES["a damaged manifest"](out)
+    before = tree(out)
+    dry = ["--src", photos, "--out", out, *SMALL, "--dry-run"]
+    assert prep(*dry, code=1).stderr.endswith(
+        "the prep-shards command that made it with --repair\n"
+    )
+    (told,) = [
+        line
+        for line in prep(*dry, "--repair").stderr.splitlines()
+        if "manifest.json: is damaged" in line
+    ]
+    assert told.endswith("; a repair makes all of it again")
+    assert "run the" not in told
+    assert tree(out) == before
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_refused(photos, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)

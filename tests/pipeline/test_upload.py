@@ -260,8 +260,9 @@ def test_work_for_a_url_that_rotted_is_repaired(photos, store, tmp_path, monkeyp
     assert "train-000001.tar: has 0 bytes instead of" in told.stderr
     make(photos, tmp_path / "out")
     assert below(URL) == tree(tmp_path / "out")
-    refused = prep(*where, "--repair", code=2)
-    assert f"--repair: {URL} holds the finished data set; use --overwrite" in refused.stderr
+    for more in ([], ["--dry-run"]):
+        refused = prep(*where, "--repair", *more, code=2)
+        assert f"--repair: {URL} holds the finished data set; use --overwrite" in refused.stderr
 
 
 def test_a_shard_that_rots_before_it_is_sent_is_named_with_the_fix(store, monkeypatch, where):
