@@ -21,8 +21,8 @@ from pipeline.pool import Died
 from pipeline.report import Report, check_rejects, manifest_of, report_of, write_rejects
 from pipeline.scan import Scan, changed, describe, matching, scan
 from pipeline.similar import Look, looks_below
-from shards import files, writer
-from shards.errors import UsageError, UsrganError
+from shards import console, files, writer
+from shards.errors import DamagedData, UsageError, UsrganError
 from shards.manifest import Manifest, Option, ShardEntry
 
 
@@ -51,7 +51,7 @@ def survey(job: Job) -> tuple[Job, Scan, set[str]]:
 
 
 def rehearse(job: Job) -> tuple[Job, Scan, set[str]]:
-    """All checks that `prepare` makes before it writes; nothing is written.
+    """All checks that `prepare` makes before it writes, but for the bytes of shards; nothing is written.
 
     Returns:
         what `survey` does.
@@ -61,8 +61,15 @@ def rehearse(job: Job) -> tuple[Job, Scan, set[str]]:
     folder.check_folder(job.out)
     if not job.overwrite:
         promise = folder.promise_of(job.options, found)
-        folder.check_promise(job.out, promise)
-        if job.url:
+        try:
+            folder.check_promise(job.out, promise)
+        except DamagedData as error:
+            if not job.repair:
+                raise
+            console.say(repair.past_mending(job.out, error))
+        if job.repair:
+            _check_repairable(job, promise)
+        elif job.url:
             upload.finished_upload(job.url, promise)
     return job, found, val_names
 
@@ -82,15 +89,11 @@ def prepare(job: Job, watch: Watch) -> Report:
     tests = looks_below(job.exclude_like)
     job = _with_tests(job, tests)
     with files.locked(job.out, holder="prep-shards"):
-        if job.overwrite:
-            folder.clear_dataset(job.out)
-            if job.url:
-                upload.clear(job.url)
         promise = folder.promise_of(job.options, found)
         if job.repair:
             _check_repairable(job, promise)
             repair.take_away_damaged(job.out, promise, watch)
-        done = _done(job, found, promise)
+        done = None if job.overwrite else _done(job, found, promise)
         if done:
             report = report_of(job, done, already_done=True)
             if job.url and (job.out / "_work").exists():  # of a run that was killed at its very end
@@ -98,12 +101,10 @@ def prepare(job: Job, watch: Watch) -> Report:
             files.remove(job.out if job.url else job.out / "_work")
             return report
         work = (job.out / "_work").absolute()
-        folder.begin_work(work, promise)
-        if job.url:
-            upload.claim(work, job.url, promise)
         with open_engine(
             job.engine, workers=job.workers, scheduler=job.scheduler, stopping=watch.stopping
         ) as run:
+            _begin(job, work, promise)
             chunks = cut(job, work, found.photos, run, watch)
             plan = make_plan(work, chunks, job.options, val_names=val_names, tests=tests)
             write_rejects(job.out, plan)
@@ -129,12 +130,31 @@ def prepare(job: Job, watch: Watch) -> Report:
 
 def _done(job: Job, found: Scan, promise: dict[str, Option]) -> Manifest | None:
     """The manifest, if the very data set that is asked for is there already."""
-    if job.url:
-        return upload.finished_upload(job.url, promise)
-    done = folder.finished_dataset(job.out, promise)
+    done = (
+        upload.finished_upload(job.url, promise)
+        if job.url
+        else folder.finished_dataset(job.out, promise)
+    )
     if done:
-        repair.check_same_photos(job.out, done, found.photos)
+        repair.check_same_photos(job.url or job.out, done, found.photos)
     return done
+
+
+def _begin(job: Job, work: Path, promise: dict[str, Option]) -> None:
+    """Take the folder and the URL for this data set; where the URL is refused, no promise stays behind."""
+    if job.overwrite:
+        folder.clear_dataset(job.out)
+        if job.url:
+            upload.clear(job.url)
+    begun_before = (work / folder.PROMISE).exists()
+    folder.begin_work(work, promise)
+    if job.url:
+        try:
+            upload.claim(work, job.url, promise)
+        except UsrganError:
+            if not begun_before:
+                files.remove(work)
+            raise
 
 
 def _check_repairable(job: Job, promise: dict[str, Option]) -> None:

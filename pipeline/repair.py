@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from pipeline.folder import (
@@ -15,47 +17,78 @@ from pipeline.folder import (
 )
 from pipeline.job import Watch
 from pipeline.scan import Found
-from shards import files, index, storage
+from shards import files, index, storage, writer
 from shards.dataset import open_dataset
-from shards.errors import DamagedData, UsageError, UsrganError
+from shards.errors import DamagedData, UsageError, UsrganError, remedy
 from shards.manifest import NAME, Manifest, Option, dataset_digest
+from shards.reader import SplitReader
+from shards.storage import Location
 from shards.verify import check_shard, verify
 
+_AT_ONCE = 16
+"""Photos that are read and compared at a time."""
 _EXPECTED = "expected"
 """In the scratch folder of a repair: the `dataset_sha256` that it has to come to."""
 
 
-def check_same_photos(out: Path, manifest: Manifest, photos: Sequence[Found]) -> None:
+def check_same_photos(out: Location, manifest: Manifest, photos: Sequence[Found]) -> None:
     """Photos that are newer than the data set still have the digests that it names.
+
+    Where a store does not tell when the data set was written, nothing is looked at.
 
     Raises:
         UsageError: naming a photo that was changed.
     """
-    written = (out / NAME).stat().st_mtime_ns
-    newer = {photo.name: photo for photo in photos if photo.mtime_ns > written}
-    for name, digest in _digests(out, manifest, set(newer)):
-        path = newer[name].path
-        content = storage.read(path) if isinstance(path, str) else path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise UsageError(
-                f"--out {out}: holds patches of {name} as it was before it changed;"
-                " name another folder or add --overwrite"
-            )
-
-
-def _digests(out: Path, manifest: Manifest, names: set[str]) -> Iterator[tuple[str, str]]:
-    """Name and stored digest of those of the photos that the data set has patches of."""
-    for split in manifest.splits if names else ():
-        reader, first = open_dataset(out).split(split), 0
-        for shard in manifest.splits[split].shards:
-            table = index.load_npz(index.npz_path(out, shard.name))
-            for number, src in enumerate(table.src.tolist()):
-                if src in names:
-                    names.remove(src)
-                    row = int((table.src_id == number).argmax())
-                    yield src, reader[first + row].info.src_sha256
-            first += shard.samples
+    written = _written_ns(out)
+    newer = {photo.name: photo for photo in photos if photo.mtime_ns > written > 0}
+    for split in manifest.splits if newer else ():
+        reader, places = _places(out, split, newer)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            same = list(pool.map(partial(_is_same, reader), places))
         reader.close()
+        for (photo, _), unchanged in zip(places, same, strict=True):
+            if not unchanged:
+                raise UsageError(
+                    f"--out {out}: holds patches of {photo.name} as it was before it changed;"
+                    " name another folder or add --overwrite"
+                )
+
+
+def _written_ns(out: Location) -> int:
+    """When the manifest was written, nanoseconds since 1970; 0 where a store does not tell."""
+    if isinstance(out, Path):
+        return (out / NAME).stat().st_mtime_ns
+    there = storage.listing(out).get(NAME)
+    return there.changed if there else 0
+
+
+def _is_same(reader: SplitReader, place: tuple[Found, int]) -> bool:
+    """Whether a photo has the digest that a pair of it names."""
+    photo, position = place
+    path = photo.path
+    content = storage.read(path) if isinstance(path, str) else path.read_bytes()
+    return hashlib.sha256(content).hexdigest() == reader[position].info.src_sha256
+
+
+def _places(
+    out: Location, split: str, photos: dict[str, Found]
+) -> tuple[SplitReader, list[tuple[Found, int]]]:
+    """A split, and a pair in it of each of the photos that it has patches of."""
+    dataset = open_dataset(out)
+    reader, first = dataset.split(split), 0
+    found: dict[str, int] = {}
+    for table in dataset.indices[split]:
+        for number, src in enumerate(table.src.tolist()):
+            if src in photos and src not in found:
+                found[src] = first + int((table.src_id == number).argmax())
+        first += len(table.key)
+    return reader, [(photos[src], position) for src, position in found.items()]
+
+
+def past_mending(out: Path, error: DamagedData) -> str:
+    """What a repair does about a damaged manifest, which is all that tells what the shards were."""
+    problem = str(error).removesuffix(f"; {remedy(str(out / NAME))}")
+    return f"{problem}; a repair makes all of it again"
 
 
 def take_away_damaged(out: Path, promise: dict[str, Option], watch: Watch) -> None:
@@ -67,7 +100,7 @@ def take_away_damaged(out: Path, promise: dict[str, Option], watch: Watch) -> No
     try:
         manifest = check_promise(out, promise)
     except DamagedData as error:
-        watch.say(f"{error}; all of it is made again")
+        watch.say(past_mending(out, error))
         clear_dataset(out)
         return
     if manifest is None:
@@ -76,17 +109,38 @@ def take_away_damaged(out: Path, promise: dict[str, Option], watch: Watch) -> No
     total = sum(len(split.shards) for split in manifest.splits.values())
     with watch.progress("verify", total=total, unit="shards") as advance:  # type: ignore[attr-defined]
         findings = verify(out, manifest, deep=False, advance=advance)
-    if not findings:
-        return
-    for finding in findings:
-        watch.say(f"{out / finding.file}: {finding.problem}")
     ours = {path.name for path in out.glob(SHARDS)}
     listed = {shard.name for split in manifest.splits.values() for shard in split.shards}
-    write_promise(out / "_work", promise)
-    files.write_file(out / "_work" / _EXPECTED, manifest.dataset_sha256.encode())
-    for name in {finding.file for finding in findings} & (ours | listed):
+    for finding in findings:
+        mends = finding.file in ours | listed
+        fix = "" if mends else "; no repair takes away what is not ours: move it elsewhere"
+        watch.say(f"{out / finding.file}: {finding.problem}{fix}")
+    damaged = {finding.file for finding in findings} & (ours | listed)
+    if damaged & listed:
+        write_promise(out / "_work", promise)
+        files.write_file(out / "_work" / _EXPECTED, manifest.dataset_sha256.encode())
+    for name in sorted(damaged):
         drop_shard(out, name)
-    files.remove(out / NAME)
+    if damaged & listed:
+        files.remove(out / NAME)
+    else:
+        _write_missing(out, manifest, watch)
+
+
+def _write_missing(out: Path, manifest: Manifest, watch: Watch) -> None:
+    """Put back what lies beside the shards; what is there stays, for people do edit it."""
+    rejects = {"rejects.jsonl": b""} if manifest.photos.rejected == 0 else {}
+    for name, content in {**writer.beside(manifest), **rejects}.items():
+        path = out / name
+        if not path.exists() or path.stat().st_size < min(1, len(content)):
+            watch.say(f"{path}: is missing or empty; it is written again")
+            files.make_folder(path.parent)
+            files.write_file(path, content)
+    if not (out / "rejects.jsonl").exists():
+        watch.say(
+            f"{out / 'rejects.jsonl'}: is missing, and only a look at all photos tells what it said;"
+            " add --overwrite instead of --repair to have it"
+        )
 
 
 def _take_away_unfinished(out: Path, watch: Watch) -> None:

@@ -12,9 +12,10 @@ from pipeline.job import Job
 from pipeline.options import described, libraries
 from pipeline.plan import Plan
 from pipeline.scan import Scan
-from shards import files, resize
+from shards import files, resize, storage
 from shards.errors import TooManyRejects, UsrganError
 from shards.manifest import Manifest, Option, Photos, Resize, ShardEntry, Split
+from shards.storage import Location
 
 NO_FAULT = ("DUPLICATE", "SIMILAR", "EXCLUDED")
 """Reasons to leave a photo out that say nothing against it."""
@@ -111,7 +112,7 @@ def report_of(job: Job, manifest: Manifest, *, already_done: bool) -> Report:
             "val": photos.val,
             "rejected": photos.rejected,
         },
-        rejects=_counted(job.out),
+        rejects=_counted(job.url if already_done and job.url else job.out),
         pairs={name: split.samples for name, split in manifest.splits.items()},
         shards=len(shards),
         bytes=sum(shard.bytes for shard in shards),
@@ -119,7 +120,15 @@ def report_of(job: Job, manifest: Manifest, *, already_done: bool) -> Report:
     )
 
 
-def _counted(out: Path) -> dict[str, int]:
-    path = out / "rejects.jsonl"
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return dict(sorted(Counter(json.loads(line)["code"] for line in lines).items()))
+def _counted(out: Location) -> dict[str, int]:
+    """How many photos each reason left out; nothing where the list is gone."""
+    name = "rejects.jsonl"
+    try:
+        content = (
+            (out / name).read_bytes()
+            if isinstance(out, Path)
+            else storage.read(storage.below(out, name))
+        )
+    except FileNotFoundError:
+        return {}
+    return dict(sorted(Counter(json.loads(line)["code"] for line in content.splitlines()).items()))

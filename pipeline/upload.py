@@ -48,20 +48,54 @@ def claim(work: Path, url: str, promise: dict[str, Option]) -> None:
         WriteFailed: the store refused.
     """
     place = storage.below(url, PROMISE)
+    if _holder(url) is None:  # what was sent under an earlier claim may be replaced by now
+        for marker in sorted(work.glob("sent-*")):
+            files.remove(marker)
+        files.sync_folder(work)
     try:
         storage.send(work / PROMISE, place)
     except UsageError:
-        stored = storage.read(place), (work / PROMISE).read_bytes()
-        changed = differences(*(parse_promise(each) for each in stored))
-        raise UsageError(
-            f"--out {url}: a run of another data set ({changed}) writes there, or was stopped;"
-            " name another folder or add --overwrite"
-        ) from None
+        raise _taken(work, url, _holder(url) or b"") from None
     try:
         finished_upload(url, promise)
     except UsageError:
         release(url)
         raise
+
+
+def _holder(url: str) -> bytes | None:
+    """The promise that holds a URL, None if there is none."""
+    try:
+        return storage.read(storage.below(url, PROMISE))
+    except FileNotFoundError:
+        return None
+
+
+def _taken(work: Path, url: str, holder: bytes) -> UsageError:
+    stored = holder, (work / PROMISE).read_bytes()
+    changed = differences(*(parse_promise(each) for each in stored))
+    return UsageError(
+        f"--out {url}: a run of another data set ({changed}) writes there, or was stopped;"
+        " name another folder or add --overwrite"
+    )
+
+
+def _check_claim(work: Path, url: str) -> None:
+    """The URL is still held by the promise in `work`, or a run that shared it has published.
+
+    This is enough to know the shards there: only who takes the claim away first may replace one, and
+    a store keeps no digest of ours, so to read them all back would double the traffic.
+
+    Raises:
+        UsageError: another run has taken the URL.
+    """
+    holder, ours = _holder(url), (work / PROMISE).read_bytes()
+    if holder is None and not finished_upload(url, parse_promise(ours)):
+        raise UsageError(
+            f"--out {url}: another run has removed what was sent there; run the same command again"
+        )
+    if holder not in (None, ours):
+        raise _taken(work, url, holder or b"")
 
 
 def release(url: str) -> None:
@@ -74,7 +108,7 @@ def send_shard(out: Path, entry: ShardEntry, url: str) -> None:
 
     Raises:
         DamagedData: it rotted on the local disk.
-        UsageError: another shard of that name is at the URL.
+        UsageError: another run has taken the URL, or another shard of that name is there.
         WriteFailed: the store refused.
     """
     try:
@@ -83,6 +117,7 @@ def send_shard(out: Path, entry: ShardEntry, url: str) -> None:
         path = out / entry.name
         problem = str(error).removeprefix(f"{path}: ")
         raise DamagedData(f"{path}: {problem}; run the same command with --repair") from None
+    _check_claim(out / "_work", url)
     for path in _files_of(out, entry.name):
         storage.send(path, storage.below(url, str(path.relative_to(out))))
     files.write_file(sent_marker(out, entry.name), b"")
@@ -101,9 +136,10 @@ def publish(out: Path, url: str, manifest: Manifest) -> None:
     """Look whether all shards are at the URL, send what lies beside them, then the manifest; release the URL.
 
     Raises:
-        UsageError: another run has published another data set there.
+        UsageError: another run has taken the URL, or has published another data set there.
         WriteFailed: the store refused.
     """
+    _check_claim(out / "_work", url)
     there = storage.listing(url)
     for split in manifest.splits.values():
         for path in itertools.chain(*(_files_of(out, shard.name) for shard in split.shards)):
@@ -113,12 +149,14 @@ def publish(out: Path, url: str, manifest: Manifest) -> None:
     beside = [path for path in out.glob("*.json*") if path.name != NAME]
     for path in sorted([*beside, out / "README.md", *(out / ".nv-meta").iterdir()]):
         storage.send(path, storage.below(url, str(path.relative_to(out))))
+    _check_claim(out / "_work", url)
     storage.send(out / NAME, storage.below(url, NAME))
     release(url)
 
 
 def clear(url: str) -> None:
-    """Remove a data set at a URL, its manifest first, and nothing else."""
+    """Remove a data set at a URL, a run's claim and the manifest first, and nothing else."""
+    release(url)
     storage.remove(storage.below(url, NAME))
     folders = ("index/", ".nv-meta/")
     suffixes = (".tar", ".tar.idx", ".wids.json")

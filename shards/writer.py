@@ -118,14 +118,20 @@ def publish(folder: Path, manifest: Manifest) -> Manifest:
         dataset_sha256=dataset_digest(manifest.splits),
         created_by=f"usrgan {__version__}",
     )
-    for name, split in manifest.splits.items():
-        files.write_file(folder / f"{name}.wids.json", _wids(name, split))
     files.make_folder(folder / ".nv-meta")
-    for name, content in _energon(manifest).items():
-        files.write_file(folder / ".nv-meta" / name, content)
-    files.write_file(folder / "README.md", _card(manifest))
+    for name, content in beside(manifest).items():
+        files.write_file(folder / name, content)
     files.write_file(folder / NAME, encode_manifest(manifest))
     return manifest
+
+
+def beside(manifest: Manifest) -> dict[str, bytes]:
+    """What other readers look for beside the shards: all of it follows from the manifest."""
+    return {
+        **{f"{name}.wids.json": _wids(name, split) for name, split in manifest.splits.items()},
+        **{f".nv-meta/{name}": content for name, content in _energon(manifest).items()},
+        "README.md": _card(manifest),
+    }
 
 
 def _wids(name: str, split: Split) -> bytes:

@@ -176,3 +176,14 @@ def test_a_finished_data_set_of_another_version_is_done(few, tmp_path, monkeypat
     monkeypatch.setattr(pipeline.folder, "__version__", "9.9")
     prep(*where)
     assert tree(tmp_path / "out") == before
+
+
+def test_an_engine_that_does_not_open_leaves_the_folder_as_it_was(few, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    where = ["--src", few, "--out", tmp_path / "out", *TINY]
+    refused = prep(*where, "--engine", "ray", code=2)
+    assert "--engine ray: Ray is not installed" in refused.stderr
+    prep(*where, "--seed", 3)  # other options are no other run
+    before = tree(tmp_path / "out")
+    prep(*where, "--engine", "ray", "--overwrite", code=2)
+    assert tree(tmp_path / "out") == before

@@ -72,6 +72,49 @@ def test_repair_writes_only_what_is_damaged(photos, out):
     assert [name for name in before if before[name] != after[name]] == ["train-000001.tar"]
 
 
+@pytest.mark.parametrize("cut_off", [True, False])
+def test_repair_puts_back_what_lies_beside_the_shards(photos, whole, out, cut_off):
+    names = [".nv-meta/split.yaml", ".nv-meta/.info.json", "train.wids.json", "README.md"]
+    for name in [*names, "rejects.jsonl"]:
+        (out / name).write_bytes(b"") if cut_off else (out / name).unlink()
+    (out / "val.wids.json").write_bytes(b"mine")
+    shards = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    told = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, "--repair", "--json")
+    assert json.loads(told.stdout)["already_done"]
+    assert all(f"{out / name}: is missing or empty" in told.stderr for name in names)
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards
+    assert tree(out) == {**tree(whole), "val.wids.json": b"mine"}
+
+
+def test_repair_of_a_folder_of_side_files_makes_it_again(photos, whole, out):
+    shutil.rmtree(out / ".nv-meta")
+    make(photos, out, "--repair")
+    assert tree(out) == tree(whole)
+
+
+def test_repair_says_that_rejects_cannot_be_put_back(photos, tmp_path):
+    (photos / "empty.png").write_bytes(b"")
+    out = tmp_path / "out"
+    make(photos, out, "--max-rejects", "40%")
+    (out / "rejects.jsonl").unlink()
+    told = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, "--repair")
+    assert "rejects.jsonl: is missing, and only a look at all photos tells" in told.stderr
+    assert not (out / "rejects.jsonl").exists()
+
+
+def test_repair_leaves_and_names_a_tar_of_somebody_else(photos, whole, out):
+    (out / "extra.tar").write_bytes(b"mine")
+    inodes = {path: path.stat().st_ino for path in out.rglob("*")}
+    told = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, "--repair", "--json")
+    assert json.loads(told.stdout)["already_done"]
+    (line,) = [line for line in told.stderr.splitlines() if "extra.tar" in line]
+    assert line.endswith("no repair takes away what is not ours: move it elsewhere")
+    assert {path: path.stat().st_ino for path in out.rglob("*")} == inodes
+    flip(out / "train-000001.tar")
+    make(photos, out, "--repair")
+    assert tree(out) == {**tree(whole), "extra.tar": b"mine"}
+
+
 def test_repair_of_a_whole_data_set_changes_nothing(photos, out):
     inodes = {path: path.stat().st_ino for path in out.rglob("*")}
     assert make(photos, out, "--repair")["already_done"]
@@ -230,6 +273,23 @@ def test_a_dry_run_refuses_what_the_run_would(photos, out, tmp_path):
     assert "seed 0 then, 5 now" in prep(*dry, "--seed", 5, code=2).stderr
     prep(*dry, "--seed", 5, "--overwrite")
     assert "nowhere" in prep(*dry, "--exclude-like", tmp_path / "nowhere", code=2).stderr
+
+
+def test_a_dry_run_of_a_repair_says_that_all_is_made_again(photos, out):
+    DAMAGES["a damaged manifest"](out)
+    before = tree(out)
+    dry = ["--src", photos, "--out", out, *SMALL, "--dry-run"]
+    assert prep(*dry, code=1).stderr.endswith(
+        "the prep-shards command that made it with --repair\n"
+    )
+    (told,) = [
+        line
+        for line in prep(*dry, "--repair").stderr.splitlines()
+        if "manifest.json: is damaged" in line
+    ]
+    assert told.endswith("; a repair makes all of it again")
+    assert "run the" not in told
+    assert tree(out) == before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

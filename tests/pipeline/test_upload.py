@@ -18,6 +18,7 @@ from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError, UsrganError
 from shards.manifest import NAME
 from tests.pipeline.test_prepare import SMALL, make, prep, tree
+from tests.pipeline.test_repair import bmp
 
 URL = "memory://bucket/data"
 
@@ -138,6 +139,25 @@ def test_a_url_is_of_the_run_that_came_first(photos, store, tmp_path, monkeypatc
     assert below(URL) == tree(tmp_path / "out")
 
 
+def test_a_refused_url_leaves_the_folder_to_the_right_options(
+    photos, store, tmp_path, monkeypatch, where
+):
+    first = [*where, "--work-dir", tmp_path / "first"]
+    with monkeypatch.context() as here:
+        here.setattr(upload, "publish", refuse)
+        prep(*first, code=1)
+    before = below(URL)
+    second = [*where, "--work-dir", tmp_path / "second"]
+    refused = prep(*second, "--seed", 9, code=2)
+    assert "a run of another data set (seed 0 then, 9 now) writes there" in refused.stderr
+    assert below(URL) == before
+    assert not list((tmp_path / "second").glob("*/_work"))
+    prep(*second)  # the right seed, which the two runs share
+    prep(*first)
+    make(photos, tmp_path / "out")
+    assert below(URL) == tree(tmp_path / "out")
+
+
 def test_two_runs_cannot_mix_their_shards(photos, store, tmp_path, where):
     make(photos, URL)
     before = below(URL)
@@ -149,6 +169,76 @@ def test_two_runs_cannot_mix_their_shards(photos, store, tmp_path, where):
     assert {name: before[name] for name in before if name != NAME} == after
     make(photos, URL, "--seed", 9, "--overwrite")
     make(photos, tmp_path / "out", "--seed", 9)
+    assert below(URL) == tree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_manifest_is_not_sent_over_the_shards_of_another_run(
+    store, tmp_path, monkeypatch, where, ends
+):
+    raw = [*where, "--codec", "raw", "--val-list", "d*"]  # shards of any seed have one size
+    publish = upload.publish
+
+    def taking(out, url, manifest):
+        monkeypatch.setattr(upload, "publish", publish if ends else refuse)
+        other = [*raw, "--seed", 9, "--overwrite", "--work-dir", tmp_path / "second"]
+        prep(*other, code=0 if ends else 1)
+        publish(out, url, manifest)
+
+    monkeypatch.setattr(upload, "publish", taking)
+    refused = prep(*raw, code=2)
+    assert "seed 9 then, 0 now" in refused.stderr.splitlines()[-1]
+    assert (NAME in below(URL)) == ends
+    if ends:
+        monkeypatch.undo()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        assert prep(*raw, "--seed", 9, "--work-dir", tmp_path / "third")
+
+
+def test_a_run_whose_url_was_taken_sends_no_more_shards(store, tmp_path, monkeypatch, where):
+    send = upload.send_shard
+    taken: list[dict[str, bytes]] = []
+
+    def taking(out, entry, url):
+        if not taken:
+            storage.remove(f"{URL}/promise.json")
+            store.pipe_file("/bucket/data/promise.json", b'{"seed": 9}')
+            taken.append(below(URL))
+        send(out, entry, url)
+
+    monkeypatch.setattr(upload, "send_shard", taking)
+    refused = prep(*where, code=2)
+    assert "seed 9 then, 0 now" in refused.stderr.splitlines()[-1]
+    assert below(URL) == taken[0]
+
+
+def test_what_was_sent_before_a_claim_was_lost_is_looked_at_again(
+    store, tmp_path, monkeypatch, where
+):
+    raw = [*where, "--codec", "raw", "--val-list", "d*"]
+    with monkeypatch.context() as here:
+        here.setattr(upload, "publish", refuse)
+        prep(*raw, code=1)
+    prep(*raw, "--seed", 9, "--overwrite", "--work-dir", tmp_path / "second")
+    for name in below(URL):
+        if ".tar" not in name and "index/" not in name:  # by hand, and the shards are forgotten
+            storage.remove(f"{URL}/{name}")
+    refused = prep(*raw, code=2)
+    assert "another run has put something else there" in refused.stderr
+    assert NAME not in below(URL)
+
+
+def test_two_runs_of_one_data_set_share_a_url(photos, store, tmp_path, monkeypatch, where):
+    publish = upload.publish
+
+    def overtaken(out, url, manifest):
+        monkeypatch.setattr(upload, "publish", publish)
+        prep(*where, "--work-dir", tmp_path / "second")
+        publish(out, url, manifest)
+
+    monkeypatch.setattr(upload, "publish", overtaken)
+    prep(*where)
+    make(photos, tmp_path / "out")
     assert below(URL) == tree(tmp_path / "out")
 
 
@@ -171,8 +261,9 @@ def test_work_for_a_url_that_rotted_is_repaired(photos, store, tmp_path, monkeyp
     assert "train-000001.tar: has 0 bytes instead of" in told.stderr
     make(photos, tmp_path / "out")
     assert below(URL) == tree(tmp_path / "out")
-    refused = prep(*where, "--repair", code=2)
-    assert f"--repair: {URL} holds the finished data set; use --overwrite" in refused.stderr
+    for more in ([], ["--dry-run"]):
+        refused = prep(*where, "--repair", *more, code=2)
+        assert f"--repair: {URL} holds the finished data set; use --overwrite" in refused.stderr
 
 
 def test_a_shard_that_rots_before_it_is_sent_is_named_with_the_fix(store, monkeypatch, where):
@@ -215,6 +306,30 @@ def test_overwrite_leaves_what_is_not_ours(photos, store):
     make(photos, URL)
     make(photos, URL, "--seed", 3, "--overwrite")
     assert storage.read(f"{URL}/notes/train.tar") == storage.read(f"{URL}/code.py") == b"mine"
+
+
+def test_a_finished_url_still_tells_why_photos_were_left_out(photos, store):
+    (photos / "empty.png").write_bytes(b"")
+    first = make(photos, URL, "--max-rejects", "40%")
+    assert first["rejects"] == {"EMPTY": 1}
+    assert make(photos, URL) == {**first, "already_done": True}
+    storage.remove(f"{URL}/rejects.jsonl")
+    assert make(photos, URL)["rejects"] == {}
+
+
+def test_a_photo_that_changed_since_is_noticed_at_a_url(photos, store):
+    bmp(photos / "f.bmp", 50)
+    make(photos, URL)
+    os.utime(photos / "f.bmp", ns=(2**61, 2**61))
+    assert make(photos, URL)["already_done"]  # touched, the same content
+    bmp(photos / "f.bmp", 51)
+    os.utime(photos / "f.bmp", ns=(2**61, 2**61))
+    before = below(URL)
+    refused = prep("--src", photos, "--out", URL, *SMALL, "--workers", 0, code=2)
+    last = refused.stderr.splitlines()[-1]
+    assert f"--out {URL}: holds patches of f.bmp as it was before it changed" in last
+    assert below(URL) == before
+    make(photos, URL, "--overwrite")
 
 
 def test_a_photo_that_vanishes_from_the_store_is_an_error(photos, store, tmp_path, monkeypatch):
