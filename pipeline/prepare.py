@@ -117,7 +117,11 @@ def prepare(job: Job, watch: Watch) -> Report:
                 manifest = manifest_of(
                     job, found, plan, promise, _pack(job, work, plan, run, watch)
                 )
-        if path := changed(found, scan(job.sources)):
+        try:
+            now = scan(job.sources)
+        except UsageError as error:  # it was there when the run began
+            raise UsrganError(f"{error}, and run the same command again") from None
+        if path := changed(found, now):
             raise UsrganError(f"{path}: was changed during the run; run the same command again")
         folder.sweep(job.out)
         manifest = writer.publish(job.out, manifest)

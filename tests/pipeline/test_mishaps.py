@@ -20,7 +20,7 @@ import pytest
 
 from shards import png
 from tests.pipeline.conftest import make_photo
-from tests.pipeline.test_prepare import _session, command, make, tree
+from tests.pipeline.test_prepare import _session, command, make, prep, tree
 
 
 @pytest.fixture
@@ -231,3 +231,16 @@ def test_ctrl_c_is_the_parents_alone(photos, tmp_path):
     assert struck
     assert run.returncode == 0, out
     assert "Traceback" not in out
+
+
+def test_photos_that_are_gone_at_the_end_are_no_wrong_option(photos, tmp_path, monkeypatch):
+    def publish_is_near(*_: object) -> bool:
+        photos.rename(tmp_path / "elsewhere")
+        return True
+
+    monkeypatch.setattr("pipeline.repair.is_as_expected", publish_is_near)
+    failed = prep(
+        "--src", photos, "--out", tmp_path / "out", "--workers", 0, "--hr-size", 64, code=1
+    )
+    assert "there is no such folder, and run the same command again" in failed.stderr
+    assert not (tmp_path / "out/manifest.json").exists()
