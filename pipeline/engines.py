@@ -118,9 +118,8 @@ def _run_dask(
                 )
             for future in [each for each in under_way if each.done()]:
                 unit = under_way.pop(future)
-                failed = (
-                    future.status == "error"
-                )  # then the exception is the unit's own, and is here
+                # then the exception is the unit's own, and is here
+                failed = future.status == "error"
                 try:
                     with contextlib.nullcontext() if failed else asking():
                         result = future.result()

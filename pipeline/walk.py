@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -36,7 +37,7 @@ def files_below(source: Location, skipped: list[str]) -> Iterator[tuple[tuple[st
 
 def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], File]]:
     for folder, folders, names in walk(source, "--src"):
-        low = [name for name in folders if LR.search(name) or _is_beside_hr(name, folders)]
+        low = [name for name in folders if _is_low(name, beside_hr="HR" in folders)]
         skipped += low
         folders[:] = [name for name in folders if name not in low and not _HIDDEN.match(name)]
         parts = folder.relative_to(source).parts
@@ -79,30 +80,26 @@ def _unreadable(option: str) -> Callable[[OSError], NoReturn]:
 def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], File]]:
     left_out = set()
     listed = storage.listing(source)
-    beside: dict[tuple[str, ...], set[str]] = {}
-    for folder in {tuple(below.split("/")[:-1]) for below in listed}:
-        for depth, part in enumerate(folder):
-            beside.setdefault(folder[:depth], set()).add(part)
+    beside_hr = {f"/{below}".partition("/HR/")[0] for below in listed if "/HR/" in f"/{below}"}
     for below, found in listed.items():
         *parts, name = below.split("/")
-        lr = next(
-            (
-                part
-                for depth, part in enumerate(parts)
-                if LR.search(part) or _is_beside_hr(part, beside[tuple(parts[:depth])])
-            ),
-            None,
-        )
-        if lr:
-            left_out.add(lr)
+        above = itertools.accumulate((f"/{part}" for part in parts), initial="")
+        low = [
+            part
+            for part, folder in zip(parts, above, strict=False)
+            if _is_low(part, beside_hr=folder in beside_hr)
+        ]
+        if low:
+            left_out.add(low[0])
         elif looks_like_photo(name) and not any(part.startswith(".") for part in parts):
             path = f"{source.rstrip('/')}/{below}"
             yield tuple(parts), File(path, name, found.size, found.changed)
     skipped += sorted(left_out)
 
 
-def _is_beside_hr(name: str, folders: Collection[str]) -> bool:
-    return bool(_BESIDE_HR.fullmatch(name)) and "HR" in folders
+def _is_low(name: str, *, beside_hr: bool) -> bool:
+    """By its name, and by what lies beside it, a folder holds LR images."""
+    return bool(LR.search(name)) or (beside_hr and bool(_BESIDE_HR.fullmatch(name)))
 
 
 def stamp(path: Path) -> tuple[int, int]:

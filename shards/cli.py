@@ -63,10 +63,16 @@ def verify_command(shards: Path, *, deep: bool, as_json: bool) -> None:
         )
     for finding in findings:
         console.warn(f"{shards / finding.file}: {finding.problem}")
+    listed = {shard.name for split in manifest.splits.values() for shard in split.shards}
+    damaged = {finding.file for finding in findings} & listed
+    if damaged:
+        raise DamagedData(
+            f"{shards}: {len(damaged)} of {total} shards have problems;"
+            " run the prep-shards command that made them with --repair"
+        )
     if findings:
         raise DamagedData(
-            f"{shards}: {len(findings)} of {total} shards have problems;"
-            " run the prep-shards command that made them with --repair"
+            f"{shards}: all {total} shards are whole, but not all tars are theirs; move the others elsewhere"
         )
     if not as_json:
         samples = sum(split.samples for split in manifest.splits.values())

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -90,9 +91,10 @@ def test_a_worker_that_is_killed_changes_nothing(many, tmp_path, engine):
     assert tree(tmp_path / "out") == tree(tmp_path / "local")
 
 
-def test_a_dask_cluster_of_its_own_is_used_by_address_and_by_file(many, tmp_path):
-    make(many, tmp_path / "local")
-    file = tmp_path / "scheduler.json"
+@contextlib.contextmanager
+def dask_cluster(folder: Path) -> Iterator[tuple[Path, subprocess.Popen]]:
+    """The scheduler's file and process, with two workers."""
+    file = folder / "scheduler.json"
     scheduler = subprocess.Popen(
         [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--host",
          "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)],
@@ -101,21 +103,27 @@ def test_a_dask_cluster_of_its_own_is_used_by_address_and_by_file(many, tmp_path
     worker = subprocess.Popen(
         [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file),
          "--nthreads", "1", "--nworkers", "2", "--no-dashboard"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder,
     )  # fmt: skip
     try:
         limit = time.monotonic() + 60
         while not file.exists() and time.monotonic() < limit:
             time.sleep(0.1)
+        yield file, scheduler
+    finally:
+        for process in (worker, scheduler):
+            process.kill()
+            process.wait()
+
+
+def test_a_dask_cluster_of_its_own_is_used_by_address_and_by_file(many, tmp_path):
+    make(many, tmp_path / "local")
+    with dask_cluster(tmp_path) as (file, _):
         address = json.loads(file.read_text())["address"]
         for number, name in enumerate((str(file), address)):
             out = tmp_path / f"out{number}"
             finish(start("dask", many, out, "--scheduler", name))
             assert tree(out) == tree(tmp_path / "local")
-    finally:
-        for process in (worker, scheduler):
-            process.terminate()
-            process.wait()
 
 
 def test_ctrl_c_stops_a_cluster_run_and_it_goes_on_locally(many, tmp_path):
@@ -161,30 +169,13 @@ def test_a_cluster_whose_workers_have_gone_ends_the_run(monkeypatch):
 
 def test_a_dask_scheduler_that_is_killed_ends_the_run_and_it_goes_on(many, tmp_path):
     make(many, tmp_path / "local")
-    file = tmp_path / "scheduler.json"
-    scheduler = subprocess.Popen(
-        [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--host",
-         "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file),
-         "--nthreads", "1", "--no-dashboard"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path,
-    )  # fmt: skip
-    try:
-        limit = time.monotonic() + 60
-        while not file.exists() and time.monotonic() < limit:
-            time.sleep(0.1)
+    with dask_cluster(tmp_path) as (file, scheduler):
         run = start("dask", many, tmp_path / "out", "--scheduler", str(file))
+        limit = time.monotonic() + 60
         while len(list(tmp_path.glob("out/_work/chunk-*.spill"))) < 3 and time.monotonic() < limit:
             time.sleep(0.005)
         scheduler.kill()
         _, errors = finish(run, code=1)
-    finally:
-        for process in (worker, scheduler):
-            process.kill()
-            process.wait()
     address = json.loads(file.read_text())["address"]
     assert f"error: --engine dask: the Dask scheduler at {address} is gone" in errors
     assert "Traceback" not in errors

@@ -13,6 +13,7 @@ import pytest
 
 import pipeline.prepare
 from pipeline import upload
+from pipeline.scan import scan
 from shards import files, storage
 from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError, UsrganError
@@ -78,6 +79,18 @@ def test_layouts_are_known_at_a_url(photos, store, tmp_path):
         store.pipe_file(f"/x/DIV2K_{folder}_HR/{name}", (photos / name).read_bytes())
     report = make("memory://x", tmp_path / "out", "--val-fraction", 0)
     assert (report["layout"], report["photos"]["val"]) == ("DIV2K", 1)
+
+
+def test_lr_folders_beside_hr_are_left_out_at_a_url(store):
+    for name in ("val1/HR/val/1.png", "val1/X4/val/1.png", "shard-00/X4/2.png", "THR/3.png"):
+        store.pipe_file(f"/x/LSDIR/{name}", b"x")
+    found = scan(["memory://x/LSDIR"])
+    assert [photo.name for photo in found.photos] == [
+        "THR/3.png",
+        "shard-00/X4/2.png",
+        "val1/HR/val/1.png",
+    ]
+    assert found.skipped == ("X4",)
 
 
 @pytest.mark.parametrize("operation", range(1, 80, 6))

@@ -363,6 +363,12 @@ def test_verify_exits_0_or_1_and_names_the_shard(dataset_copy):
     assert "1 of 3 shards have problems" in broken.stderr.splitlines()[-1]
 
 
+def test_verify_does_not_advise_a_repair_for_tars_of_others(dataset_copy):
+    (dataset_copy / "extra.tar").write_bytes(b"mine")
+    last = inspect("verify", dataset_copy, code=1).stderr.splitlines()[-1]
+    assert "all 3 shards are whole, but not all tars are theirs; move the others elsewhere" in last
+
+
 def test_a_missing_folder_is_exit_code_2(tmp_path):
     assert "there is no such folder" in inspect("ls", tmp_path / "nowhere", code=2).stderr
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import struct
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from shards.photos import Photo, RejectedPhoto, decode_photo, looks_like_photo, read_photo
+from shards.photos import FAULT, Photo, RejectedPhoto, decode_photo, looks_like_photo, read_photo
 
 RNG = np.random.default_rng(5)
 IMAGE = RNG.integers(0, 256, (24, 40, 3), dtype=np.uint8)
@@ -378,6 +379,20 @@ def test_only_regular_files_are_opened(tmp_path, what):
     with pytest.raises(RejectedPhoto) as caught:
         read_photo(path)
     assert caught.value.code == "NOT_FILE"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ESTALE, FAULT), (errno.EMFILE, FAULT), (errno.EACCES, "NO_ACCESS")]
+)
+def test_a_fault_that_may_pass_is_told_from_a_lasting_one(tmp_path, monkeypatch, number, code):
+    def fails(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", fails)
+        with pytest.raises(RejectedPhoto) as caught:
+            read_photo(tmp_path / "photo.png")
+    assert caught.value.code == code
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
