@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.official import listing_sha256, read_partner, with_partners
+from pipeline.admit import admit
+from pipeline.official import listing_sha256, with_partners
 from pipeline.options import Options
 from pipeline.scan import changed, scan
 from pipeline.spill import _check_unchanged
 from shards import png, resize
+from shards.colour import to_srgb
 from shards.dataset import open_dataset
 from shards.errors import UsageError, UsrganError
-from shards.photos import RejectedPhoto, read_photo
+from shards.photos import read_photo
 from tests.pipeline.conftest import make_photo
+from tests.pipeline.test_admit import P3, with_profile
 from tests.pipeline.test_prepare import make, prep, tree
 
 
@@ -175,16 +177,16 @@ def test_an_lr_image_that_is_replaced_is_noticed(div2k):
         _check_unchanged(found.photos[2])
 
 
-def test_an_lr_image_with_a_profile_is_converted_as_its_photo_is(div2k, monkeypatch):
+def test_an_lr_image_with_a_profile_is_converted_as_its_photo_is(div2k):
     hr, lr = div2k
+    for folder, name in ((hr, "0000.png"), (lr, "0000x4.png")):
+        (folder / name).write_bytes(with_profile(read_photo(folder / name).pixels, P3))
     photo = with_partners(scan([hr]), lr, 4).photos[0]
-    image = read_photo(hr / "0000.png").pixels
-    plain = read_photo(lr / "0000x4.png")
-    monkeypatch.setattr(
-        "pipeline.official.read_photo", lambda *_, **__: dataclasses.replace(plain, icc=b"P3")
-    )
-    monkeypatch.setattr("pipeline.official.to_srgb", lambda pixels, _: pixels // 2)
-    assert (read_partner(photo, image, Options(icc="ignore")) == plain.pixels[:60, :80]).all()
-    with pytest.raises(RejectedPhoto) as caught:  # half as bright now, so it is another picture
-        read_partner(photo, image, Options())
-    assert caught.value.code == "LR_OTHER"
+    stored = read_photo(lr / "0000x4.png").pixels
+    made = admit(photo, Options(lr_dir="x")).lr
+    assert made is not None
+    np.testing.assert_array_equal(made, to_srgb(stored, P3)[:60, :80])
+    assert (made != stored[:60, :80]).any()
+    ignored = admit(photo, Options(lr_dir="x", icc="ignore")).lr
+    assert ignored is not None
+    np.testing.assert_array_equal(ignored, stored[:60, :80])
