@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
@@ -10,7 +11,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from isal import isal_zlib
 
 from pipeline import upload
 from pipeline.degrade import describe
@@ -20,6 +20,7 @@ from pipeline.patches import degradation_key
 from pipeline.plan import Plan, Shard, Source
 from pipeline.spill import Rows, spill_name
 from shards import files, index, writer
+from shards.checksum import crc32s
 from shards.codec import EXTENSIONS
 from shards.errors import DamagedData
 from shards.manifest import SampleInfo, ShardEntry, encode_info
@@ -93,7 +94,7 @@ def pack_shard(out: Path, shard: Shard, options: Options, url: str = "") -> Shar
 
 def _write_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
     work = out / "_work"
-    rows = np.load(work / "plan-rows.npy", mmap_mode="r")[shard.first : shard.last]
+    rows = np.array(np.load(work / "plan-rows.npy", mmap_mode="r")[shard.first : shard.last])
     photos = _photos(work, rows["source"].tolist())
     origin = index.Origin(
         [photos[source].name for source in rows["source"].tolist()],
@@ -137,28 +138,29 @@ def _read_pairs(
     spans = np.stack([offsets, ends], axis=2).tolist()
     promised = np.stack([rows["hr_crc32"], rows["lr_crc32"]], axis=1)
     checksums = promised.tolist()
-    starts = rows["offset"].tolist()
+    chunks, starts = rows["chunk"].tolist(), rows["offset"].tolist()
     view = content.data
-    for chunk in sorted(set(rows["chunk"].tolist())):
+    for chunk, runs in itertools.groupby(_runs(rows), key=lambda run: chunks[run[0]]):
         path = work / spill_name(chunk)
         with path.open("rb", buffering=0) as stream:
-            for run in _runs(rows, chunk):
+            for run in runs:
                 pieces = [view[first:last] for row in run for first, last in spans[row]]
                 os.preadv(stream.fileno(), pieces, starts[run[0]])
                 expected = [checksum for row in run for checksum in checksums[row]]
-                if [isal_zlib.crc32(piece) for piece in pieces] != expected:
+                if crc32s(pieces) != expected:
                     raise DamagedData(
                         f"{path}: was damaged on disk; run the same command with --repair"
                     )
     return promised
 
 
-def _runs(rows: Rows, chunk: int) -> Iterator[list[int]]:
-    """The rows that a spill holds, those together whose pairs lie behind one another there."""
-    ours = np.flatnonzero(rows["chunk"] == chunk)
-    starts = rows["offset"][ours]
-    ends = starts + rows["hr"][ours] + rows["lr"][ours]
-    for run in np.split(ours, np.flatnonzero(starts[1:] != ends[:-1]) + 1):
+def _runs(rows: Rows) -> Iterator[list[int]]:
+    """The rows in the order in which spills hold them, those together whose pairs lie behind one another."""
+    order = np.lexsort([rows["offset"], rows["chunk"]])
+    chunks, starts = rows["chunk"][order], rows["offset"][order]
+    ends = starts + rows["hr"][order] + rows["lr"][order]
+    apart = (chunks[1:] != chunks[:-1]) | (starts[1:] != ends[:-1])
+    for run in np.split(order, np.flatnonzero(apart) + 1):
         for at in range(0, len(run), _PAIRS_AT_ONCE):
             yield run[at : at + _PAIRS_AT_ONCE].tolist()
 

@@ -168,7 +168,7 @@ def _write_run(stream: BinaryIO, cuts: Sequence[tuple[int, Cut]], at: int) -> Ro
         rows[row] = (cut.rank, number, *cut[1:5], at, *stored)
         pieces += (hr, lr)
         at += len(hr) + len(lr)
-    stream.writelines(pieces)
+    files.write_pieces(stream, pieces)
     return rows
 
 

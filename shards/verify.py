@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from isal import isal_zlib
 
 from shards import index, tar
+from shards.checksum import crc32s
 from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsrganError
 from shards.manifest import Manifest, ShardEntry
@@ -73,9 +73,7 @@ def check_shard(folder: Path, shard: ShardEntry) -> list[int]:
         whole = hashlib.sha256(content).hexdigest() == shard.sha256
         with memoryview(content) as view:
             members = list(tar.scan(view))
-            found = [
-                [isal_zlib.crc32(view[m.data_at :][: m.size]) for m in sample] for sample in members
-            ]
+            found = [crc32s(view[m.data_at :][: m.size] for m in sample) for sample in members]
     if not whole:
         raise DamagedData("its SHA-256 is not the manifest's: some byte changed")
     stored = index.load_npz(index.npz_path(folder, shard.name))

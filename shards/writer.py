@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from isal import isal_zlib
 
 from shards import __version__, files, index, tar
+from shards.checksum import crc32s
 from shards.codec import EXTENSIONS
 from shards.errors import DamagedData
 from shards.index import Origin
@@ -28,6 +29,8 @@ from shards.manifest import (
 PART, PARTS = 2**17, 16
 """Bytes of a tar that are digested and written at a time, in the cache of a core, and how many of
 these parts are sent to the disk together."""
+_ROOM = 2**24
+_kept = threading.local()
 Pictures = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], npt.NDArray[np.uint32]]
 """`pictures(content, offsets)` puts the HR and LR of N samples at their offsets [N 2] in the bytes of a
 tar and returns their CRC-32s [N 2]."""
@@ -70,13 +73,13 @@ def write_shard(
         files.remove(stale)
         files.sync_folder(stale.parent)
     lengths = np.stack([sizes[:, 0], [len(meta) for meta in metas], sizes[:, 1]], axis=1)
-    content = np.empty(tar.length(lengths), np.uint8)
+    content = _room(tar.length(lengths))
     offsets = tar.lay_out(content, keys, tar.parts(extension), lengths)
     view = content.data
     for at, meta in zip(offsets[:, 1].tolist(), metas, strict=True):
         view[at : at + len(meta)] = meta
     hr, lr = pictures(content, offsets[:, ::2]).T
-    checksums = np.stack([hr, [isal_zlib.crc32(meta) for meta in metas], lr], axis=1)
+    checksums = np.stack([hr, crc32s(metas), lr], axis=1)
     digest = hashlib.sha256()
     with files.replacing(folder / name) as stream:
         for at in range(0, len(view), PART):
@@ -93,6 +96,14 @@ def write_shard(
     table = index.encode_npz(keys, offsets, lengths, checksums.astype(np.uint32), origin, entry)
     files.write_file(index.npz_path(folder, name), table)
     return entry
+
+
+def _room(length: int) -> npt.NDArray[np.uint8]:
+    """So many bytes, of any content, which a thread has for one shard after the other: fresh memory has its price."""
+    kept: npt.NDArray[np.uint8] | None = getattr(_kept, "room", None)
+    if kept is None or len(kept) < length:
+        kept = _kept.room = np.empty(-(-length // _ROOM) * _ROOM, np.uint8)
+    return kept[:length]
 
 
 def finished_shard(folder: Path, name: str) -> ShardEntry | None:

@@ -180,6 +180,36 @@ def test_a_full_disk_in_mid_stream_leaves_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("most", [2**20, 100, 1])
+def test_pieces_follow_what_was_written_before_them(tmp_path, monkeypatch, most):
+    def writev(descriptor, pieces):  # a kernel may take less than it is given
+        return os.write(descriptor, b"".join(pieces)[:most])
+
+    monkeypatch.setattr(os, "writev", writev)
+    pieces = [bytes([number]) * number for number in range(100)]
+    with files.replacing(tmp_path / "file") as stream:
+        stream.write(b"before")
+        files.write_pieces(stream, pieces)
+        files.write_pieces(stream, [])
+        stream.write(b"after")
+    assert (tmp_path / "file").read_bytes() == b"".join([b"before", *pieces, b"after"])
+
+
+def test_pieces_that_do_not_fit_on_the_disk_leave_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, allowed[1]))
+    try:
+        with pytest.raises(WriteFailed), files.replacing(path) as stream:
+            files.write_pieces(stream, [bytes(300)] * 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_the_name_is_taken_only_after_the_content_is_durable(tmp_path, monkeypatch):
     path = tmp_path / "file"
     seen = []

@@ -59,3 +59,19 @@ def test_threads_of_one_process_write_shards_of_their_own(tmp_path):
         alone.mkdir()
         _write(alone, 10 * number)
         assert found == (alone / "train-000000.tar").read_bytes()
+
+
+def test_a_shard_shows_nothing_of_the_one_before_it(tmp_path):
+    """A thread writes one after the other in the same memory."""
+
+    def write(*counts: int) -> bytes:
+        for count in counts:
+            folder = tmp_path / f"{len(counts)} {count}"
+            folder.mkdir()
+            made = samples(0, count, "train", 16, "png")
+            write_samples(folder, "train-000000.tar", made)
+        return (folder / "train-000000.tar").read_bytes()
+
+    with ThreadPoolExecutor(1) as fresh:
+        alone = fresh.submit(write, 3).result()
+    assert write(9, 3) == alone
