@@ -96,7 +96,10 @@ def shards_set(folder: Path, *, scale: int, smallest: int) -> ImageSet:
     """
     dataset = open_dataset(folder)
     if dataset.manifest.scale != scale:
-        raise UsageError(f"--shards {folder}: is of scale {dataset.manifest.scale}, not {scale}")
+        raise UsageError(
+            f"--shards {folder}: is of scale {dataset.manifest.scale}, not {scale};"
+            f" give models of that scale, or --scale {dataset.manifest.scale} where there are none"
+        )
     split = dataset.split("val")
     if not len(split):
         raise UsageError(f"--shards {folder}: has no held-out patches; use --hr FOLDER")
