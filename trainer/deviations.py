@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from shards.manifest import Manifest
 from trainer.config import Config, Stage, differences, sees_micro_batches
 
 _NOT_THE_PAPERS = {"seed", "data", "validation", "checkpoint", "speed", "telemetry", "guard"}
@@ -13,6 +15,23 @@ _AUGMENTATION = "random crops, horizontal flips"
 """The paper's (§3.1)."""
 _OURS = {True: "all eight flips and turns", False: "none"}
 """Of `data.augment` (docs/decisions/0015)."""
+_PATCHES = {"scale": 4, "hr-size": 128, "degrade": "bicubic"}
+"""The paper's (§3.1): HR of 128 pixels, LR of 32 by antialiased bicubic."""
+
+
+def patches_of(manifest: Manifest) -> dict[str, Any]:
+    """What training sees of a data set, by the names of prep-shards' options."""
+    degrade = manifest.options.get("degrade", "bicubic")
+    return {"scale": manifest.scale, "hr-size": manifest.training_size, "degrade": degrade}
+
+
+def patch_deviations(ours: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """In what the patches are not the paper's: `{name: (ours, papers)}`; `ours` as `patches_of` tells."""
+    return {
+        f"prep-shards --{name}": (ours[name], papers)
+        for name, papers in _PATCHES.items()
+        if ours[name] != papers
+    }
 
 
 def deviations(ours: Config, papers: Config, *, stage: Stage) -> dict[str, tuple[Any, Any]]:

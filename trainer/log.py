@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from trainer import telemetry
 from trainer.config import Config
-from trainer.deviations import deviations
+from trainer.deviations import deviations, patch_deviations, patches_of
 from trainer.job import Job
 from trainer.run import describe_device, describe_precision, use_bf16
 from trainer.speed import held_up_by
@@ -40,7 +40,9 @@ def header(job: Job, state: TrainState) -> Iterator[str]:
         yield f"  going on at {state.patches_seen:,} patches"
     elif job.init is not None:
         yield f"  starting from {job.init}"
-    for name, (ours, papers) in deviations(config, job.paper, stage=job.stage).items():
+    found = deviations(config, job.paper, stage=job.stage)
+    found |= patch_deviations(patches_of(dataset.manifest))
+    for name, (ours, papers) in found.items():
         yield f"  deviates from the paper: {name} = {ours} (paper: {papers})"
 
 

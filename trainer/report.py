@@ -21,7 +21,7 @@ from shards.errors import DamagedData, UsageError, UsrganError
 from shards.png import RGB8
 from trainer import charts, page
 from trainer.config import PAPER, STAGES, Stage
-from trainer.deviations import deviations
+from trainer.deviations import deviations, patch_deviations
 from trainer.figures import Figure, figures_of_run, figures_of_stage, series
 from trainer.run import read_metrics
 from trainer.settings import load_config
@@ -246,6 +246,10 @@ def _deviations(path: Path, stages: Sequence[Stage]) -> str:
         papers = load_config(PAPER, stage=stage)
         for name, (mine, theirs) in deviations(ours, papers, stage=stage).items():
             found.setdefault((name, str(mine), str(theirs)), []).append(stage)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        about = json.loads((path.parent / "run.json").read_text())
+        for name, (mine, theirs) in patch_deviations(about["patches"]).items():
+            found[name, str(mine), str(theirs)] = list(stages)
     rows = [(" and ".join(deviating), *setting) for setting, deviating in found.items()]
     return page.table(["stage", "setting", "here", "paper"], rows, left=4, long=True)
 

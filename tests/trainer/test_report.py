@@ -119,6 +119,16 @@ def test_the_papers_own_settings_deviate_in_the_augmentation_alone(tmp_path):
     assert deviating.count("<tr>") == 2, deviating
 
 
+def test_patches_that_are_not_the_papers_deviate(tmp_path):
+    run = write_run(tmp_path / "run", run_of("psnr", 1))
+    patches = {"scale": 4, "hr-size": 256, "degrade": "bicubic"}
+    (run / "run.json").write_text(json.dumps({"patches": patches}))
+    text = write_report(run, figures=False).read_text()
+    told = ("psnr", "prep-shards --hr-size", "256", "128")
+    assert "".join(f"<td class=long>{cell}" for cell in told) in text
+    assert "prep-shards --degrade" not in text
+
+
 def test_settings_that_this_version_cannot_read_are_not_called_the_papers(tmp_path):
     run = write_run(tmp_path / "run", run_of("psnr", 1))
     path = run / "config.toml"
