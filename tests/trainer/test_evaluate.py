@@ -298,6 +298,17 @@ def test_a_scale_that_is_not_the_models_is_named_as_the_option():
     assert "upscales x4, but --scale is 2" in failed.stderr.splitlines()[-1]
 
 
+def test_a_picture_that_memory_does_not_hold_is_named(monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr("trainer.upscale.upscale_tiled", full)
+    picture("Mine/HR/p.png")
+    failed = run("--hr", "Mine/HR", "--model", weights("m.safetensors"), code=1)
+    line = failed.stderr.splitlines()[-1]
+    assert line.startswith("error: m of Mine/p: needs more memory than there is; free some")
+
+
 def test_shards_of_another_scale_are_refused_with_the_option_that_would_do(tiny_shards):
     line = run("--shards", tiny_shards, "--scale", 2, code=2).stderr.splitlines()[-1]
     assert "is of scale 4, not 2; give models of that scale, or --scale 4" in line
