@@ -158,9 +158,20 @@ def _read_evaluation(run: Path) -> dict[str, Any]:
     """What `eval-sr --json` said, if the run folder holds it."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((run / "evaluation.json").read_text())
-        if found["rows"] and all("model" in row for row in found["rows"]):
+        if (
+            found["rows"]
+            and isinstance(found["protocol"], str)
+            and all(map(_is_row, found["rows"]))
+        ):
             return dict(found)
     return {}
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    """Whether it is what `eval-sr` tells of a model, and nothing that another program put there."""
+    words = all(isinstance(row[name], str) for name in ("set", "model"))
+    values = [row["images"], *(row[name] for name in TITLES if name in row)]
+    return words and all(isinstance(value, int | float) for value in values)
 
 
 def _photos(run: Path) -> str:

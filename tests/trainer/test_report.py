@@ -211,7 +211,17 @@ def test_photos_show_bicubic_against_the_last_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["[]", "{", '{"rows": []}', '{"rows": [1]}', '{"rows": [{"set": "a"}]}']
+    "damage",
+    [
+        "[]",
+        "{",
+        '{"rows": []}',
+        '{"protocol": "", "rows": [1]}',
+        '{"rows": [{"set": "a"}]}',
+        '{"rows": [{"set": "a", "model": "m", "images": 1}]}',
+        '{"protocol": "", "rows": [{"model": "m"}]}',
+        '{"protocol": "", "rows": [{"set": "a", "model": "m", "images": 1, "psnr_y": null}]}',
+    ],
 )
 def test_what_others_left_in_the_folder_does_not_spoil_the_page(tmp_path, damage):
     run = write_run(tmp_path / "run", run_of("psnr", 1))
