@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+from torch import Tensor
 
 from trainer.checkpoint import (
     Position,
@@ -40,8 +41,7 @@ def begin(job: Job) -> TrainState:
                 run=job.run,
                 dataset_sha256=job.dataset.manifest.dataset_sha256,
             )
-            restore(state, tensors)
-            _place(state, position)
+            _go_on(job, state, tensors, position)
         elif best_file(job.run, "psnr_y", job.stage).exists():
             job.warn(f"{job.run}: has no checkpoint to go on from; stage {job.stage} starts anew")
     _share(job, state)
@@ -56,9 +56,7 @@ def begin_again(
     if job.ranks.first:
         saved = load_good(job.run, job.stage, suspect=suspect, warn=job.warn)
         if saved is not None:
-            tensors, position = saved
-            restore(state, tensors)
-            _place(state, position)
+            _go_on(job, state, *saved)
         state.speed = speed
         forget_after(job.run, job.stage, state.patches_seen)
     _share(job, state)
@@ -89,6 +87,21 @@ def _told_psnr_y(weights: Path, dataset_sha256: str) -> float:
     return (
         float(about.get("val_psnr_y", 0)) if about.get("dataset_sha256") == dataset_sha256 else 0.0
     )
+
+
+def _go_on(job: Job, state: TrainState, tensors: dict[str, Tensor], position: Position) -> None:
+    """Bring a state to where a checkpoint stands; what was best of other patches is no more to be beaten."""
+    restore(state, tensors)
+    _place(state, position)
+    held_out, asked = len(job.dataset.split("val")), job.config.validation.patches
+    before = int(str(position.config.get("validation.patches", asked)))
+    others = min(before or held_out, held_out) != min(asked or held_out, held_out)
+    if others and state.best and state.patches_seen < job.config.total_patches:
+        job.warn(
+            f"validation.patches: was {before} and is {asked}, whose values do not compare;"
+            " the next validation counts as the best again"
+        )
+        state.best.clear()
 
 
 def _place(state: TrainState, position: Position) -> None:

@@ -96,6 +96,23 @@ def test_a_run_hands_on_what_its_rule_says(tiny_shards, tmp_path):
     }
 
 
+def test_values_of_other_held_out_patches_are_not_to_be_beaten(tiny_shards, tmp_path):
+    run, more = tmp_path / "run", ["--stage", "psnr", "--json"]
+    train(tiny_shards, run, *more)
+    max((run / "checkpoints/last").glob("psnr-*")).unlink()
+    more += ["--set", "validation.patches=1"]
+    again = train(tiny_shards, run, *more)
+    assert "validation.patches: was 4 and is 1" in again.stderr.replace("\n", " ")
+    best = json.loads(again.stdout)["stages"][0]["best"]
+    assert best["psnr_y"] == logged(run)[-1]["val_psnr_y"]
+    _, metadata = load_tensors(run / "checkpoints/best-psnr_y/psnr.safetensors")
+    assert float(metadata["val_psnr_y"]) == pytest.approx(best["psnr_y"], abs=1e-4)
+
+    # a stage that has ended keeps what it has
+    done = train(tiny_shards, run, *more, "--set", "validation.patches=2")
+    assert json.loads(done.stdout)["stages"][0]["best"] == best
+
+
 def test_damaged_best_weights_give_way_to_the_final_ones(tiny_shards, tmp_path):
     settings = [
         "--set",
