@@ -15,6 +15,17 @@ _AUGMENTATION = "random crops, horizontal flips"
 """The paper's (§3.1)."""
 _OURS = {True: "all eight flips and turns", False: "none"}
 """Of `data.augment` (docs/decisions/0015)."""
+_UNSAID = {
+    "content.layer": "a high-level layer",
+    **dict.fromkeys(
+        ("accumulate", "discriminator.dense", "content.activation", "content.input_range",
+         "adversarial.r1_every", "optim.beta1", "optim.beta2"),
+        "does not say",
+    ),
+}  # fmt: skip
+"""What the paper says where the value is a choice of usrgan.toml's."""
+_PRECISION = "bf16"
+"""The paper's (§4); "auto" is that where the device computes in it, and the header says what it came to."""
 _PATCHES = {"scale": 4, "hr-size": 128, "degrade": "bicubic"}
 """The paper's (§3.1): HR of 128 pixels, LR of 32 by antialiased bicubic."""
 
@@ -37,14 +48,17 @@ def patch_deviations(ours: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
 def deviations(ours: Config, papers: Config, *, stage: Stage) -> dict[str, tuple[Any, Any]]:
     """In what a stage trains differently from the paper: `{name: (ours, papers)}`.
 
-    Settings of which the paper says nothing are left out, and those without effect on the stage.
+    Settings that are no part of a recipe are left out, and those without effect on the stage. Where the paper does
+    not say, that is told beside the value of `usrgan.toml`.
     """
     found = {
-        name: values
-        for name, values in differences(ours, papers).items()
+        name: (mine, f"{_UNSAID[name]}; usrgan.toml: {theirs}" if name in _UNSAID else theirs)
+        for name, (mine, theirs) in differences(ours, papers).items()
         if (table := name.partition(".")[0]) not in _NOT_THE_PAPERS
         and not (stage == "psnr" and table in _ADVERSARYS)
     }
+    if found.pop("precision", None) and ours.precision != _PRECISION:
+        found["precision"] = (ours.precision, _PRECISION)
     if not sees_micro_batches(ours):
         found.pop("accumulate", None)
     return found | {"data.augment": (_OURS[ours.data.augment], _AUGMENTATION)}

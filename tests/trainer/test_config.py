@@ -341,6 +341,21 @@ def test_the_papers_preset_deviates_in_what_it_cannot_say(stage):
     assert deviations(papers, papers, stage=stage) == told
 
 
+def test_nothing_is_called_the_papers_that_it_does_not_say():
+    papers = load_config("usrgan", stage="gan")
+
+    def told(*overrides):
+        ours = load_config("usrgan", stage="gan", overrides=overrides)
+        return deviations(ours, papers, stage="gan") | {"data.augment": None}
+
+    assert told("precision=bf16") == {"data.augment": None}
+    assert told("precision=fp32")["precision"] == ("fp32", "bf16")
+    found = told("discriminator.dense=9", "content.layer=conv2_2", "optim.lr=1e-3")
+    assert found["discriminator.dense"] == (9, "does not say; usrgan.toml: 100")
+    assert found["content.layer"] == ("conv2_2", "a high-level layer; usrgan.toml: conv5_4")
+    assert found["optim.lr"] == (1e-3, 1e-4)
+
+
 def test_patches_of_another_kind_deviate_from_the_paper(tiny_shards):
     manifest = open_dataset(tiny_shards).manifest
     like_papers = msgspec.structs.replace(manifest, hr_size=128, crop_size=0, scale=4)
