@@ -30,6 +30,8 @@ def header(job: Job, state: TrainState) -> Iterator[str]:
     if len(val):
         bicubic = validate_bicubic(val, patches=config.validation.patches)
         yield f"  to beat: bicubic {bicubic['psnr_y']:.2f} dB / {bicubic['ssim_y']:.4f} on Y"
+        if job.lpips is not None:
+            yield f"  judged by {job.lpips.protocol}"
     if reason := held_up_by(config, device=device, bf16=use_bf16(config, device)):
         yield f"  steps are slower than they have to be: {reason}"
     if state.speed.get("dense") == "fused":

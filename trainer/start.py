@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 from torch import Tensor
 
+from trainer.best import forget
 from trainer.checkpoint import (
     Position,
     best_file,
@@ -104,6 +105,20 @@ def _go_on(job: Job, state: TrainState, tensors: dict[str, Tensor], position: Po
         state.best.clear()
 
 
+def _forget_other_lpips(job: Job, state: TrainState) -> None:
+    """An LPIPS that another network measured is no more to be beaten."""
+    if job.lpips is None or "lpips" not in state.best:
+        return
+    _, about = load_tensors(best_file(job.run, "lpips", job.stage))
+    before = about.get("lpips", job.lpips.protocol)
+    if before != job.lpips.protocol and state.patches_seen < job.config.total_patches:
+        job.warn(
+            f"--lpips: is {job.lpips.protocol} and was {before}, whose values do not compare;"
+            " the next validation counts as the best again"
+        )
+        forget(state.best, "lpips")
+
+
 def _place(state: TrainState, position: Position) -> None:
     state.patches_seen, state.best = position.patches_seen, dict(position.best)
     state.passed_over, state.rollbacks = position.passed_over, position.rollbacks
@@ -119,6 +134,7 @@ def _share(job: Job, state: TrainState) -> None:
         state.speed = msgspec.structs.asdict(settled)
         rewind_metrics(job.run, stage=job.stage, patches_seen=state.patches_seen)
         forget_lost_best(job.run, state, warn=job.warn)
+        _forget_other_lpips(job, state)
     if job.ranks.world > 1:
         tensors = job.ranks.share_tensors(state_tensors(state))
         restore(state, tensors)

@@ -10,6 +10,7 @@ import pytest
 from tests.trainer.test_perceptual import random_weights
 from tests.trainer.test_resume import logged, train
 from trainer.best import forget, handed_on, improvements
+from trainer.networks.trunks import TrunkKind
 from trainer.weights import load_tensors, save_tensors
 
 
@@ -152,6 +153,24 @@ def test_with_lpips_stage_gan_hands_on_its_lowest(tiny_shards, tmp_path):
     train(tiny_shards, run, *more)
     assert start_of(run) == wanted
     assert logged(run)[-1]["val_lpips"] == measured[-1]
+
+
+def test_an_lpips_of_another_network_is_not_to_be_beaten(tiny_shards, tmp_path):
+    kinds: tuple[TrunkKind, ...] = ("alexnet", "vgg16")
+    networks = {kind: tmp_path / f"{kind}.safetensors" for kind in kinds}
+    for kind, path in networks.items():
+        save_tensors(path, random_weights(kind), {})
+    run, more = tmp_path / "run", ["--stage", "psnr", "--json"]
+    train(tiny_shards, run, *more, "--lpips", str(networks["alexnet"]))
+    max((run / "checkpoints/last").glob("psnr-*")).unlink()
+    again = train(tiny_shards, run, *more, "--lpips", str(networks["vgg16"]))
+    told = again.stderr.replace("\n", " ")
+    assert "judged by LPIPS v0.1 VGG-16" in told
+    assert "whose values do not compare" in told
+    found = json.loads(again.stdout)["stages"][0]["best"]["lpips"]
+    assert found == logged(run)[-1]["val_lpips"]
+    _, metadata = load_tensors(run / "checkpoints/best-lpips/psnr.safetensors")
+    assert metadata["lpips"].startswith("LPIPS v0.1 VGG-16")
 
 
 def test_a_rule_that_nothing_can_measure_is_refused(tiny_shards, tmp_path):
