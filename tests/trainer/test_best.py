@@ -114,6 +114,24 @@ def test_values_of_other_held_out_patches_are_not_to_be_beaten(tiny_shards, tmp_
     assert json.loads(done.stdout)["stages"][0]["best"] == best
 
 
+def test_final_weights_tell_what_they_score_and_so_does_a_stage_that_begins_with_them(
+    tiny_shards, tmp_path
+):
+    run = tmp_path / "run"
+    train(tiny_shards, run, "--stage", "psnr")
+    final = run / "checkpoints/final/psnr.safetensors"
+    _, metadata = load_tensors(final)
+    last = logged(run)[-1]
+    for name in ("val_psnr_y", "val_ssim_y", "val_psnr_rgb", "val_ssim_rgb"):
+        assert float(metadata[name]) == pytest.approx(last[name], abs=1e-4)
+    content = final.read_bytes()
+    final.unlink()
+    train(tiny_shards, run, "--stage", "psnr")  # writes them anew
+    assert final.read_bytes() == content
+    train(tiny_shards, tmp_path / "gan", "--stage", "gan", "--init", str(final))
+    assert start_of(tmp_path / "gan") == pytest.approx(last["val_psnr_y"], abs=1e-4)
+
+
 def test_damaged_best_weights_give_way_to_the_final_ones(tiny_shards, tmp_path):
     settings = [
         "--set",
