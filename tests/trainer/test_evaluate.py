@@ -234,6 +234,17 @@ def test_grey_and_deep_pictures_are_scored_and_told():
     assert "scored as RGB of three equal channels: grey" in run("--hr", "Mine/HR").stdout
 
 
+def test_pictures_that_were_turned_are_told():
+    turned = Image.Exif()
+    turned[0x112] = 3
+    exif = b"Exif\0\0" + turned.tobytes().removeprefix(b"Exif\0\0")
+    jpeg = cv2.imencode(".jpg", make_patch(1))[1].tobytes()
+    Path("Mine/HR").mkdir(parents=True)
+    content = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+    Path("Mine/HR/a.jpg").write_bytes(content)
+    assert "EXIF orientation 3 applied: a" in run("--hr", "Mine/HR").stdout.splitlines()
+
+
 def test_what_cannot_be_scored_is_one_line_and_nothing_is_written():
     picture("Mine/HR/a.png", 64, 64)
     clear = np.dstack([make_patch(1), np.full((128, 128), 9, np.uint8)])
