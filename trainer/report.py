@@ -171,19 +171,21 @@ def _is_row(row: dict[str, Any]) -> bool:
     """Whether it is what `eval-sr` tells of a model, and nothing that another program put there."""
     words = all(isinstance(row[name], str) for name in ("set", "model"))
     values = [row["images"], *(row[name] for name in TITLES if name in row)]
+    words = words and all(isinstance(each["image"], str) for each in row["per_image"])
     return words and all(isinstance(value, int | float) for value in values)
 
 
 def _photos(run: Path) -> str:
-    """Strips of whole photos: bicubic against the last model of the table."""
+    """Strips of whole photos: bicubic against the last model of the table, where the table is of that photo."""
     paths = sorted((run / "strips").glob("*.png"))
     rows = _read_evaluation(run).get("rows", [])
     models = list(dict.fromkeys(str(row["model"]) for row in rows))
+    scored = {f"{row['set']}-{each['image']}" for row in rows for each in row["per_image"]}
     shown = []
     for path in paths[:PHOTOS]:
         strip = _decoded(path)
         tiles = tiles_of(strip, columns=len(models) + 2) if strip is not None else []
-        if len(models) > 1 and tiles:
+        if len(models) > 1 and tiles and path.stem in scored:
             _, first, *_, last, truth = tiles
             shown.append(
                 page.comparison((models[0], first), (models[-1], last), ("HR", truth), path.stem)

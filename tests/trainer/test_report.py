@@ -59,7 +59,8 @@ def add_evaluation(run: Path, models: list[str]) -> np.ndarray:
         "ssim_rgb": 0.77,
         "lpips": 0.12345,
     }
-    rows = [{"set": "Mine", "model": model, "images": 1, **values} for model in models]
+    shared = {"set": "Mine", "images": 1, "per_image": [{"image": "a", **values}], **values}
+    rows = [{"model": model, **shared} for model in models]
     (run / "evaluation.json").write_text(json.dumps({"protocol": "as <usual>", "rows": rows}))
     return hr
 
@@ -210,6 +211,13 @@ def test_photos_show_bicubic_against_the_last_model(tmp_path):
     assert list(pictures(write_report(run, figures=False).read_text())) == ["Mine-a"]
 
 
+def test_a_strip_of_another_evaluation_keeps_the_names_that_are_drawn_on_it(tmp_path):
+    run = write_run(tmp_path / "run", run_of("gan", 1))
+    add_evaluation(run, ["bicubic", "psnr", "gan"])
+    (run / "strips/Mine-a.png").rename(run / "strips/Older-a.png")
+    assert list(pictures(write_report(run, figures=False).read_text())) == ["Older-a"]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -218,7 +226,9 @@ def test_photos_show_bicubic_against_the_last_model(tmp_path):
         '{"rows": []}',
         '{"protocol": "", "rows": [1]}',
         '{"rows": [{"set": "a"}]}',
-        '{"rows": [{"set": "a", "model": "m", "images": 1}]}',
+        '{"protocol": "", "rows": [{"set": "a", "model": "m", "images": 1}]}',
+        '{"protocol": "", "rows": [{"set": "a", "model": "m", "images": 1, "per_image": [0]}]}',
+        '{"rows": [{"set": "a", "model": "m", "images": 1, "per_image": []}]}',
         '{"protocol": "", "rows": [{"model": "m"}]}',
         '{"protocol": "", "rows": [{"set": "a", "model": "m", "images": 1, "psnr_y": null}]}',
     ],
