@@ -117,14 +117,16 @@ def _overview(rows: Rows, stages: Sequence[str]) -> str:
     lines = []
     for stage in stages:
         own = [row for row in rows if row["stage"] == stage]
+        seconds = [1 / max(row["patches_per_s"], 1e-9) for row in own]  # for a patch of each epoch
+        waited = sum(row["data_wait"] * each for row, each in zip(own, seconds, strict=True))
         lines.append(
             (
                 stage,
                 f"{own[-1]['epoch']:,}",
                 f"{own[-1]['patches_seen']:,}",
                 *(_best(own, name) for name in judged),
-                f"{sum(row['patches_per_s'] for row in own) / len(own):,.1f}",
-                f"{sum(row['data_wait'] for row in own) / len(own):.1%}",
+                f"{len(own) / sum(seconds):,.1f}",
+                f"{waited / sum(seconds):.1%}",
             )
         )
     titles = [f"best {TITLES[name]}" + ", dB" * name.startswith("psnr") for name in judged]

@@ -93,6 +93,14 @@ def test_a_whole_run_shows_figures_numbers_and_settings(tmp_path):
     assert "<td class=long>gan<td class=long>discriminator.features" in text
 
 
+def test_speed_and_wait_are_those_of_the_whole_stage(tmp_path):
+    rows = run_of("psnr", 2)  # as many patches in 3 seconds and in 1
+    rows[0] |= {"patches_per_s": 100.0, "data_wait": 0.4}
+    rows[1] |= {"patches_per_s": 300.0, "data_wait": 0.0}
+    text = write_report(write_run(tmp_path / "run", rows), figures=False).read_text()
+    assert "<td class=n>150.0<td class=n>30.0%" in text
+
+
 def test_the_lowest_lpips_is_the_best(tmp_path):
     rows = run_of("psnr", 3) + run_of("gan", 3)
     for row, value in zip(rows[3:], (0.3, 0.2, 0.25), strict=True):
