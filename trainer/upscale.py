@@ -5,17 +5,16 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import cv2
 import msgspec
-import numpy as np
 import torch
 
-from shards import files, png
+from shards import files
 from shards.errors import Stopped, UsageError, UsrganError, WriteFailed
-from shards.photos import Photo, RejectedPhoto, looks_like_photo, read_photo
+from shards.photos import RejectedPhoto, looks_like_photo, read_photo
 from shards.png import RGB8
+from trainer.encode import encode_picture
 from trainer.memory import within_memory
 from trainer.tiles import upscale_tiled
 from trainer.weights import Loaded
@@ -24,7 +23,6 @@ DEFAULT_TILE = 256
 DEFAULT_OVERLAP = 32
 WRITABLE = {".png", ".jpg", ".jpeg", ".webp"}
 _OTHERS = {".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".exr", ".psd"}
-JPEG_QUALITY = 95
 TRANSPARENT = "has transparent pixels, which come later; flatten it"
 
 
@@ -130,32 +128,13 @@ def _upscale(task: Task, upscaler: Callable[[RGB8], RGB8], *, overwrite: bool) -
         with within_memory("it", fix="use a smaller --tile"):
             sr = upscaler(photo.pixels)
         files.make_folder(task.target.parent)
-        files.write_file(task.target, _encode(sr, photo, suffix=task.target.suffix.lower()))
+        files.write_file(task.target, encode_picture(sr, photo, suffix=task.target.suffix.lower()))
     except WriteFailed:  # the next one could not be written either
         raise
     except UsrganError as error:
         transparent = isinstance(error, RejectedPhoto) and error.code == "ALPHA"
         return Result(source, target, "failed", TRANSPARENT if transparent else str(error))
     return Result(source, target, "done", "", sr.shape[1], sr.shape[0])
-
-
-def _encode(sr: RGB8, photo: Photo, *, suffix: str) -> bytes:
-    """The bytes of a picture file; a grey photo stays grey."""
-    if photo.grey:
-        # a generator makes grey slightly coloured: luma, as image viewers weigh it
-        image: Any = cv2.cvtColor(sr, cv2.COLOR_RGB2GRAY)
-    elif suffix == ".png":
-        return png.encode_rgb(np.ascontiguousarray(sr), level=1)
-    else:
-        image = cv2.cvtColor(sr, cv2.COLOR_RGB2BGR)
-    quality = {
-        ".png": [cv2.IMWRITE_PNG_COMPRESSION, 6],
-        ".webp": [cv2.IMWRITE_WEBP_QUALITY, 101],  # lossless
-    }.get(suffix, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    written, content = cv2.imencode(suffix, image, quality)
-    if not written:
-        raise UsrganError(f"cannot be written as {suffix}; choose .png")
-    return content.tobytes()
 
 
 def _expand(text: str, *, recursive: bool, leave_out: Path) -> Iterator[tuple[Path, Path]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -104,6 +106,38 @@ def test_transparent_pixels_are_refused_in_words_that_help_here(model):
     assert "transparent" in entry["reason"]
     assert "--alpha" not in result.output
     assert not Path("big.png").exists()
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_the_colour_profile_goes_along(model, suffix, grey):
+    profile = (bytes(16) + (b"GRAY" if grey else b"RGB ")).ljust(70_001, b"\x07")
+    stored = SMALL[..., 0] if grey else SMALL
+    content = cv2.imencode(".png", stored)[1].tobytes()
+    body = b"iCCPx\0\0" + zlib.compress(profile)
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    Path("plain.png").write_bytes(content)
+    Path("a.png").write_bytes(content[:33] + chunk + content[33:])
+    if grey and suffix == ".webp":
+        refused = run("a.png", "-o", "big.webp", "--model", model, code=1)
+        assert "a.png: has a grey colour profile" in refused.stderr
+        return
+    for name, out in (("plain.png", "without"), ("a.png", "with")):
+        run(name, "-o", out + suffix, "--model", model)
+    made, without = (read_photo(Path(out + suffix)) for out in ("with", "without"))
+    assert (made.icc, made.grey) == (profile, grey and suffix != ".webp")
+    assert without.icc == b""
+    np.testing.assert_array_equal(made.pixels, without.pixels)
+
+
+def test_a_profile_of_other_pixels_than_are_written_is_left_out(model):
+    inks = cv2.imencode(".jpg", SMALL)[1].tobytes()
+    profile = b"ICC_PROFILE\0\1\1" + (bytes(16) + b"CMYK").ljust(200, b"\0")
+    segment = b"\xff\xe2" + struct.pack(">H", 2 + len(profile)) + profile
+    Path("a.jpg").write_bytes(inks[:2] + segment + inks[2:])
+    run("a.jpg", "-o", "big.png", "--model", model)
+    assert read_photo(Path("a.jpg")).icc
+    assert read_photo(Path("big.png")).icc == b""
 
 
 def test_the_report_says_what_became_of_each_picture(model):

@@ -53,6 +53,9 @@ def upscale_main(
 
     What is there already is skipped, so an interrupted run goes on when the same command is run
     again. A picture that cannot be read does not end the run; it is named, and the exit code is 1.
+
+    Grey stays grey, Exif's turn is applied, and the colour profile goes along; Exif itself does not.
+    Pictures of 16 bits a channel and with transparent pixels are refused for now.
     """
     if model is None:
         raise UsageError(
