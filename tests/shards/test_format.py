@@ -314,7 +314,10 @@ def test_a_manifest_that_cannot_be_is_refused(dataset_copy, change, error, words
     ("leave", "words"),
     [
         ([], "holds no shards"),
-        (["train-000000.tar"], "has tars but no manifest"),
+        (
+            ["train-000000.tar"],
+            "has tars but no manifest.*copy that as well, or make one in an empty folder",
+        ),
         (["_work/x"], "has not finished here"),
     ],
 )
