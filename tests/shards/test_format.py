@@ -345,6 +345,14 @@ def inspect(*arguments: object, code: int = 0):
     return result
 
 
+def test_a_data_set_at_a_url_is_listed_and_verify_says_what_it_wants(dataset):
+    url = dataset.as_uri()
+    assert f"{url}: ×4" in inspect("ls", url).stdout
+    assert inspect("ls", url, "--json").stdout == inspect("ls", dataset, "--json").stdout
+    assert "memory://nowhere: has no manifest" in inspect("ls", "memory://nowhere", code=2).stderr
+    assert f"{url}: verify looks into folders" in inspect("verify", url, code=2).stderr
+
+
 def test_ls_lists_shards_and_prints_the_manifest_as_json(dataset):
     shown = inspect("ls", dataset).stdout
     assert "train-000001.tar" in shown
