@@ -49,7 +49,8 @@ def plan(inputs: Sequence[str], output: Path, *, recursive: bool) -> list[Task]:
 
     Raises:
         UsageError: an input is missing or empty, the output is an input or a file that is no
-            picture, or two pictures would get the same place.
+            picture or lies in one, or two pictures would get the same place.
+        WriteFailed: the output folder is read-only.
     """
     one_file = output.suffix.lower() in WRITABLE and not output.is_dir()
     picture = looks_like_photo(output.name) or output.suffix.lower() in _OTHERS
@@ -61,6 +62,7 @@ def plan(inputs: Sequence[str], output: Path, *, recursive: bool) -> list[Task]:
         raise UsageError(
             f"-o {output}: is the input folder, where a picture would replace itself; name another folder"
         )
+    files.check_folder(output.parent if one_file else output, option="-o")
     found = [
         pair for text in inputs for pair in _expand(text, recursive=recursive, leave_out=output)
     ]

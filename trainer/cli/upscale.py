@@ -70,6 +70,8 @@ def upscale_main(
 
     if report is not None and (report.is_dir() or report.suffix.lower() != ".json"):
         raise UsageError(f"--report {report}: is no .json file; name one")
+    if report is not None:
+        files.check_folder(report.parent, option="--report")
     tasks = plan(inputs, output, recursive=recursive)
     chosen = choose_device(device)
     loaded = load_generator(model, device=chosen)
