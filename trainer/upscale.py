@@ -12,6 +12,7 @@ import torch
 
 from shards import files
 from shards.errors import Stopped, UsageError, UsrganError, WriteFailed
+from shards.folders import walk
 from shards.photos import RejectedPhoto, looks_like_photo, read_photo
 from shards.png import RGB8
 from trainer.encode import encode_picture
@@ -147,15 +148,7 @@ def _expand(text: str, *, recursive: bool, leave_out: Path) -> Iterator[tuple[Pa
     """
     path = Path(text)
     if path.is_dir():
-        listed = sorted(path.rglob("*") if recursive else path.iterdir())
-        made = leave_out.resolve()
-        pictures = [
-            each
-            for each in listed
-            if looks_like_photo(each.name)
-            and not each.is_dir()
-            and not each.parent.resolve().is_relative_to(made)
-        ]
+        pictures = list(_pictures_below(path, recursive=recursive, leave_out=leave_out.resolve()))
         if not pictures:
             hint = "" if recursive else ", or look in its subfolders with -r"
             raise UsageError(f"{path}: holds no pictures; name another folder{hint}")
@@ -168,3 +161,12 @@ def _expand(text: str, *, recursive: bool, leave_out: Path) -> Iterator[tuple[Pa
             raise UsageError(f"{text}: there is no such file or folder")
         for match in matches:
             yield from _expand(match, recursive=recursive, leave_out=leave_out)
+
+
+def _pictures_below(path: Path, *, recursive: bool, leave_out: Path) -> Iterator[Path]:
+    for folder, folders, names in walk(path, "INPUT"):
+        if folder.resolve().is_relative_to(leave_out):
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        yield from (folder / name for name in names)

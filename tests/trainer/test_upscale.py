@@ -71,6 +71,32 @@ def test_an_output_inside_the_input_is_not_upscaled_again(model):
     assert sorted(map(str, Path("in/out").rglob("*.png"))) == ["in/out/a.png", "in/out/sub/b.png"]
 
 
+def test_subfolders_are_those_that_are_linked_and_none_that_is_hidden(model):
+    for name in ("in/sub/b.png", "in/.thumbnails/b.png", "elsewhere/c.png"):
+        picture(name)
+    Path("in/link").symlink_to("../elsewhere")
+    Path("in/sub/loop").symlink_to("..")
+    run("in", "-r", "-o", "in/out", "--model", model)
+    made = sorted(str(path.relative_to("in/out")) for path in Path("in/out").rglob("*.png"))
+    assert made == ["link/c.png", "sub/b.png"]
+
+
+def test_a_subfolder_that_cannot_be_listed_is_not_passed_over(model, monkeypatch):
+    picture("in/a.png")
+    Path("in/closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    refused = run("in", "-r", "-o", "out", "--model", model, code=2)
+    assert "INPUT in/closed: cannot be listed (Permission denied)" in refused.stderr
+    assert not Path("out").exists()
+
+
 def test_the_input_folder_is_no_output_folder(model):
     Path("in").mkdir()
     Path("in/a.jpg").write_bytes(cv2.imencode(".jpg", SMALL)[1].tobytes())

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     "-o", "--output", required=True, type=console.FilePath(),
     help="Folder, or a .png, .jpg or .webp file for a single picture.",
 )  # fmt: skip
-@click.option("-r", "--recursive", is_flag=True, help="Look into subfolders; the tree is mirrored.")
+@click.option(
+    "-r",
+    "--recursive",
+    is_flag=True,
+    help="Look into subfolders, but hidden ones; the tree is mirrored.",
+)
 @click.option("--model", type=console.FilePath(), help="Weights, .safetensors.")
 @click.option("--overwrite", is_flag=True, help="Upscale again what is there already.")
 @click.option(
