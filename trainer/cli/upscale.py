@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "-r",
     "--recursive",
     is_flag=True,
-    help="Look into subfolders, but hidden ones; the tree is mirrored.",
+    help="Look into subfolders except hidden ones; the tree is mirrored.",
 )
 @click.option("--model", type=console.FilePath(), help="Weights, .safetensors.")
 @click.option("--overwrite", is_flag=True, help="Upscale again what is there already.")
