@@ -17,7 +17,7 @@ from shards.photos import RejectedPhoto, looks_like_photo, read_photo
 from shards.png import RGB8
 from trainer.encode import encode_picture
 from trainer.memory import within_memory
-from trainer.tiles import upscale_tiled
+from trainer.tiles import Tiled, upscale_tiled
 from trainer.weights import Loaded
 
 DEFAULT_TILE = 256
@@ -108,13 +108,24 @@ def upscale_all(
 
 
 def picture_upscaler(
-    loaded: Loaded, *, tile: int, overlap: int, device: torch.device
+    loaded: Loaded,
+    *,
+    tile: int,
+    overlap: int,
+    device: torch.device,
+    tiled: Tiled = lambda _done, _total: None,
 ) -> Callable[[RGB8], RGB8]:
     """A function from a picture [h w 3] to its upscaled form."""
 
     def upscaler(pixels: RGB8) -> RGB8:
         return upscale_tiled(
-            loaded.module, pixels, scale=loaded.scale, tile=tile, overlap=overlap, device=device
+            loaded.module,
+            pixels,
+            scale=loaded.scale,
+            tile=tile,
+            overlap=overlap,
+            device=device,
+            tiled=tiled,
         )
 
     return upscaler

@@ -61,6 +61,15 @@ def test_a_picture_is_what_the_generator_makes_of_it(model):
     assert np.abs(made - expected).max() <= 1
 
 
+def test_how_far_a_large_picture_is_stands_in_the_log(model, monkeypatch):
+    monkeypatch.setattr("shards.progress.LOG_EVERY_SECONDS", 0.0)
+    told = run(picture("p.png"), "-o", "big.png", "--model", model, "--tile", 16, "--overlap", 4)
+    lines = [line.partition("upscale: ")[2] for line in told.stderr.splitlines()]
+    tiles = [f"0/1 pictures (0.0/s) tile {number} of 4" for number in (1, 2, 3, 4)]
+    assert lines[:4] == tiles
+    assert lines[4].startswith("1/1 pictures")
+
+
 def test_an_output_inside_the_input_is_not_upscaled_again(model):
     picture("in/a.png")
     picture("in/sub/b.png")

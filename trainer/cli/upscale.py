@@ -80,7 +80,6 @@ def upscale_main(
     tasks = plan(inputs, output, recursive=recursive)
     chosen = choose_device(device)
     loaded = load_generator(model, device=chosen)
-    upscaler = picture_upscaler(loaded, tile=tile, overlap=overlap, device=chosen)
     if report is not None:
         files.make_folder(report.parent)
     results: list[Result] = []
@@ -89,12 +88,17 @@ def upscale_main(
         progress("upscale", total=len(tasks), unit="pictures") as advance,
     ):
 
+        def tiled(done: int, total: int) -> None:
+            if total > 1:
+                advance(0, f"tile {done:,} of {total:,}")
+
         def note(result: Result) -> None:
             results.append(result)
             if result.status == "failed":
                 console.warn(f"{result.input}: {result.reason}")
             advance(1, Path(result.input).name)
 
+        upscaler = picture_upscaler(loaded, tile=tile, overlap=overlap, device=chosen, tiled=tiled)
         try:
             upscale_all(tasks, upscaler, overwrite=overwrite, stopping=stopping, report=note)
         finally:
