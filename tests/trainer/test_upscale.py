@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import zlib
 from pathlib import Path
@@ -19,6 +20,7 @@ from shards.photos import read_photo
 from tests.trainer.conftest import make_patch
 from trainer.cli import upscale_main
 from trainer.models import GeneratorConfig, build_generator
+from trainer.tiles import upscale_tiled
 from trainer.weights import load_generator, save_tensors
 
 SMALL = make_patch(1)[:20, :24].copy()
@@ -68,6 +70,19 @@ def test_how_far_a_large_picture_is_stands_in_the_log(model, monkeypatch):
     tiles = [f"0/1 pictures (0.0/s) tile {number} of 4" for number in (1, 2, 3, 4)]
     assert lines[:4] == tiles
     assert lines[4].startswith("1/1 pictures")
+
+
+def test_a_request_to_stop_is_answered_while_the_picture_under_way_is_finished(model, monkeypatch):
+    def stopped(*arguments, **options):
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL  # it would end the tests
+        signal.raise_signal(signal.SIGTERM)
+        return upscale_tiled(*arguments, **options)
+
+    monkeypatch.setattr("trainer.upscale.upscale_tiled", stopped)
+    monkeypatch.setattr("shards.progress.LOG_EVERY_SECONDS", 0.0)
+    told = run(picture("p.png"), "-o", "big.png", "--model", model, "--tile", 16, "--overlap", 4)
+    assert "tile 1 of 4, then it stops (Ctrl-C again: at once)" in told.stderr
+    assert Path("big.png").exists()
 
 
 def test_an_output_inside_the_input_is_not_upscaled_again(model):

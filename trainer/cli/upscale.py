@@ -90,7 +90,8 @@ def upscale_main(
 
         def tiled(done: int, total: int) -> None:
             if total > 1:
-                advance(0, f"tile {done:,} of {total:,}")
+                ending = ", then it stops (Ctrl-C again: at once)" if stopping() else ""
+                advance(0, f"tile {done:,} of {total:,}{ending}")
 
         def note(result: Result) -> None:
             results.append(result)
