@@ -26,6 +26,9 @@ WRITABLE = {".png", ".jpg", ".jpeg", ".webp"}
 _OTHERS = {".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".exr", ".psd"}
 TRANSPARENT = "has transparent pixels, which come later; flatten it"
 
+LOSSES = {"first frame of an animation", "CMYK converted"}
+"""Notes on a photo that whoever looks at its upscaled form wants to know."""
+
 
 class Task(NamedTuple):
     """One picture: where it is and where its upscaled form goes."""
@@ -35,7 +38,7 @@ class Task(NamedTuple):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What became of one picture."""
+    """What became of one picture; the reason is why it failed or was skipped, or what was lost on the way."""
 
     input: str
     output: str
@@ -148,7 +151,8 @@ def _upscale(task: Task, upscaler: Callable[[RGB8], RGB8], *, overwrite: bool) -
     except UsrganError as error:
         transparent = isinstance(error, RejectedPhoto) and error.code == "ALPHA"
         return Result(source, target, "failed", TRANSPARENT if transparent else str(error))
-    return Result(source, target, "done", "", sr.shape[1], sr.shape[0])
+    lost = "; ".join(note for note in photo.notes if note in LOSSES)
+    return Result(source, target, "done", lost, sr.shape[1], sr.shape[0])
 
 
 def _expand(text: str, *, recursive: bool, leave_out: Path) -> Iterator[tuple[Path, Path]]:

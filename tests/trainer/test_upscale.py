@@ -190,6 +190,15 @@ def test_a_profile_of_other_pixels_than_are_written_is_left_out(model):
     assert read_photo(Path("big.png")).icc == b""
 
 
+def test_a_still_of_an_animation_is_said_to_be_one(model):
+    frames = cv2.Animation()
+    frames.frames, frames.durations = [SMALL, SMALL[::-1].copy()], np.array([90, 90])
+    Path("a.webp").write_bytes(cv2.imencodeanimation(".webp", frames)[1].tobytes())
+    result = run("a.webp", "-o", "big.png", "--model", model, "--json")
+    assert "warning: a.webp: first frame of an animation" in result.stderr
+    assert json.loads(result.stdout)["pictures"][0]["reason"] == "first frame of an animation"
+
+
 def test_the_report_says_what_became_of_each_picture(model):
     picture("in/a.png")
     Path("in/b.png").write_bytes(b"")

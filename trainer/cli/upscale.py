@@ -95,7 +95,7 @@ def upscale_main(
 
         def note(result: Result) -> None:
             results.append(result)
-            if result.status == "failed":
+            if result.reason and result.status != "skipped":
                 console.warn(f"{result.input}: {result.reason}")
             advance(1, Path(result.input).name)
 
