@@ -63,6 +63,12 @@ def test_a_picture_is_what_the_generator_makes_of_it(model):
     assert np.abs(made - expected).max() <= 1
 
 
+def test_a_smaller_tile_needs_no_other_option(model):
+    run(picture("p.png"), "-o", "small.png", "--model", model, "--tile", 16)
+    run("p.png", "-o", "same.png", "--model", model, "--tile", 16, "--overlap", 4)
+    assert Path("small.png").read_bytes() == Path("same.png").read_bytes()
+
+
 def test_how_far_a_large_picture_is_stands_in_the_log(model, monkeypatch):
     monkeypatch.setattr("shards.progress.LOG_EVERY_SECONDS", 0.0)
     told = run(picture("p.png"), "-o", "big.png", "--model", model, "--tile", 16, "--overlap", 4)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     help="Side of a tile, pixels; smaller needs less memory.",
 )  # fmt: skip
 @click.option(
-    "--overlap", type=click.IntRange(0), default=32, show_default=True, metavar="N",
+    "--overlap", type=click.IntRange(0), show_default="32, or a quarter of a smaller tile", metavar="N",
     help="Pixels that neighbouring tiles share, at most a quarter of a tile.",
 )  # fmt: skip
 @click.option(
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")
 def upscale_main(
-    inputs: tuple[str, ...], output: Path, model: Path | None, tile: int, overlap: int, device: str,
+    inputs: tuple[str, ...], output: Path, model: Path | None, tile: int, overlap: int | None, device: str,
     report: Path | None, *, recursive: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Upscale pictures: files, folders and patterns.
@@ -67,6 +67,8 @@ def upscale_main(
             "--model: name weights to upscale with, such as RUN/checkpoints/final/gan.safetensors"
             " of a train-sr run"
         )
+    if overlap is None:
+        overlap = min(32, tile // 4)
     if 4 * overlap > tile:
         raise UsageError(f"--overlap {overlap}: use at most a quarter of the tile, {tile // 4}")
     from trainer.run import choose_device
