@@ -16,10 +16,11 @@ import numpy as np
 
 from pipeline.options import Options
 from pipeline.scan import Found, Scan
-from pipeline.walk import plain_name, stamp, walk
+from pipeline.walk import plain_name, stamp
 from shards import resize
 from shards.colour import UnknownProfile, to_srgb
 from shards.errors import UsageError
+from shards.folders import walk
 from shards.photos import Photo, RejectedPhoto, read_photo
 from shards.png import RGB8
 

@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.admit import Luma, luma_of
-from pipeline.walk import plain_name, walk
+from pipeline.walk import plain_name
 from shards.errors import UsageError
+from shards.folders import walk
 from shards.photos import RejectedPhoto, read_photo
 
 CLOSE = 3

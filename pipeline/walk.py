@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from shards import storage
-from shards.errors import UsageError
+from shards.folders import walk
 from shards.photos import looks_like_photo
 from shards.storage import Location
 
@@ -44,37 +44,6 @@ def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], F
         for name in names:
             path = folder / name
             yield parts, File(path, name, *stamp(path))
-
-
-def walk(top: Path, option: str) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Each folder below `top`, the names of its folders and of its photo-like files, in order.
-
-    What is taken out of the names of folders is left out. Links are followed, but no loop.
-
-    Raises:
-        UsageError: naming the option: what cannot be listed is no folder without photos.
-    """
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(top, onerror=_unreadable(option), followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
-        yield Path(folder), folders, sorted(filter(looks_like_photo, names))
-
-
-def _unreadable(option: str) -> Callable[[OSError], NoReturn]:
-    """For `os.walk`, which by itself passes over what it cannot list."""
-
-    def refuse(error: OSError) -> NoReturn:
-        raise UsageError(
-            f"{option} {error.filename}: cannot be listed ({error.strerror});"
-            " check its permissions, or move it away"
-        )
-
-    return refuse
 
 
 def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], File]]:

@@ -9,12 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from shards import __version__, console
-from shards.errors import DamagedData
+from shards.dataset import open_dataset
+from shards.errors import DamagedData, UsageError
 from shards.manifest import Manifest, load_manifest
 from shards.progress import progress
+from shards.storage import Location
 from shards.verify import verify
 
-FOLDER = click.argument("shards", type=console.FilePath())
+FOLDER = click.argument("shards", type=console.Place())
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
 
@@ -29,9 +31,9 @@ def main() -> None:
 @main.command(cls=console.command_class("inspect-shards ls shards/"))
 @FOLDER
 @JSON
-def ls(shards: Path, *, as_json: bool) -> None:
-    """List the shards of a data set: samples, bytes, digests."""
-    manifest = load_manifest(shards)
+def ls(shards: Location, *, as_json: bool) -> None:
+    """List the shards of a data set, in a folder or at a URL: samples, bytes, digests."""
+    manifest = open_dataset(shards).manifest
     if as_json:
         console.print_json(manifest)
     else:
@@ -40,14 +42,16 @@ def ls(shards: Path, *, as_json: bool) -> None:
 
 @main.command(
     "verify",
-    short_help="Check every byte of a data set.",
+    short_help="Check every byte of a data set in a folder.",
     cls=console.command_class("inspect-shards verify --deep shards/"),
 )
 @FOLDER
 @click.option("--deep", is_flag=True, help="Also decode every pair and check its sizes.")
 @JSON
-def verify_command(shards: Path, *, deep: bool, as_json: bool) -> None:
+def verify_command(shards: Location, *, deep: bool, as_json: bool) -> None:
     """Check every byte against the manifest and both indices; exit 1 if anything differs."""
+    if not isinstance(shards, Path):
+        raise UsageError(f"{shards}: verify looks into folders; copy the data set to one first")
     manifest = load_manifest(shards)
     total = sum(len(split.shards) for split in manifest.splits.values())
     with progress("verify", total=total, unit="shards") as advance:
@@ -81,7 +85,7 @@ def verify_command(shards: Path, *, deep: bool, as_json: bool) -> None:
         )
 
 
-def _print_listing(folder: Path, manifest: Manifest) -> None:
+def _print_listing(folder: Location, manifest: Manifest) -> None:
     table = Table(box=None, header_style="bold")
     for title in ("shard", "split", "pairs", "MiB", "sha256"):
         table.add_column(title, justify="right" if title in ("pairs", "MiB") else "left")

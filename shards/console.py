@@ -31,7 +31,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class FilePath(click.Path):
-    """A path, which is never empty: an unset variable would mean the current folder."""
+    """A path, never empty: an unset variable would mean the current folder; nor a URL: that would be a folder `s3:`."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -40,6 +40,8 @@ class FilePath(click.Path):
         """The path as a `Path`."""
         if not str(value):
             self.fail("the path is empty (a variable that is not set?)", param, ctx)
+        if "://" in str(value):
+            self.fail(f"{value} is a URL; name a local path here", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -175,5 +175,8 @@ def _why_no_manifest(folder: Path) -> str:
     if (folder / "_work").is_dir():
         return f"{folder}: prep-shards has not finished here; run it again with the same options to go on"
     if any(folder.glob("*.tar")):
-        return f"{folder}: has tars but no {NAME}, so it is not a finished data set; run prep-shards again"
+        return (
+            f"{folder}: has tars but no {NAME}, so it is not a whole data set; copy that as well,"
+            " or make one in an empty folder with prep-shards --src PHOTOS --out FOLDER"
+        )
     return f"{folder}: holds no shards; make some with prep-shards --src PHOTOS --out {folder}"

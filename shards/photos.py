@@ -66,7 +66,7 @@ class Photo:
     bit_depth: int
     """8 or 16 in the file."""
     grey: bool
-    """The file has one channel."""
+    """The file has one channel, its alpha aside."""
 
 
 def looks_like_photo(name: str) -> bool:
@@ -106,7 +106,8 @@ def decode_photo(
         _decode_jpeg(content, header, notes) if header.kind == "JPEG" else _decode(content, header)
     )
     depth = 8 * raw.dtype.itemsize
-    grey = raw.ndim == 2 or raw.shape[2] == 1
+    grey_and_alpha = header.kind == "PNG" and content[25] == 4  # OpenCV makes four channels of it
+    grey = raw.ndim == 2 or raw.shape[2] == 1 or grey_and_alpha
     pixels = _to_rgb8(raw, header, alpha, notes)
     if header.moving:
         notes.append("first frame of an animation")

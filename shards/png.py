@@ -33,6 +33,8 @@ _TOGETHER = 8
 """Images: two arrays of so many of 128 pixels fit into the second cache."""
 _LONGEST = 1_000_000
 """Pixels of a side that libpng takes (PNG_USER_WIDTH_MAX)."""
+_LONGEST_CHUNK = 2**31 - 1
+"""Bytes that a chunk may hold (§5.3): a picture of a gigapixel takes two."""
 _WINDOW = b"\x78"
 """How zlib's format begins where matches may reach back 32 KiB: RFC 1950 §2.2."""
 _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -48,13 +50,10 @@ def encode_rgb(image: RGB8, *, level: int = 1) -> bytes:
     filtered[:, 0] = UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    return b"".join(
-        (
-            _head(height, width),
-            _chunk(b"IDAT", _deflate(filtered.reshape(-1).data, level)),
-            _END,
-        )
-    )
+    deflated = _deflate(filtered.reshape(-1).data, level)
+    starts = range(0, len(deflated), _LONGEST_CHUNK)
+    idats = [_chunk(b"IDAT", deflated[at : at + _LONGEST_CHUNK]) for at in starts]
+    return b"".join((_head(height, width), *idats, _END))
 
 
 def decode_rgb(content: Buffer) -> RGB8:

@@ -19,7 +19,7 @@ from shards.console import err, printable, say
 
 LOG_EVERY_SECONDS = 10.0
 Advance = Callable[[int, str], None]
-"""`advance(steps, note)`: so many units are done; the note stands behind the bar."""
+"""`advance(steps, note)`: so many units are done, or none but something to tell; the note stands behind the bar."""
 
 
 @contextlib.contextmanager
@@ -71,9 +71,7 @@ def _logged_progress(title: str, *, total: int, unit: str, before: int) -> Advan
             return
         last = now
         rate = (done - before) / max(now - started, 1e-3)
-        left = (total - done) / rate if rate > 0 else 0.0
-        say(
-            f"{title}: {done:,}/{total:,} {unit} ({rate:,.1f}/s, {left:.0f} s left) {note}".rstrip()
-        )
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
+        say(f"{title}: {done:,}/{total:,} {unit} ({rate:,.1f}/s{left}) {note}".rstrip())
 
     return advance

@@ -28,6 +28,10 @@ def describe(tensors: Weights, *, path: Path, scale: str | None) -> tuple[Genera
     Raises:
         UsageError: it is no generator that is known here, not a whole one, or one whose training went wrong.
     """
+    if any(name.startswith("generator.") for name in tensors):
+        raise UsageError(
+            f"{path}: is what a run goes on from; use its weights, RUN/checkpoints/final/STAGE.safetensors"
+        )
     try:
         if "body.0.rdb1.conv1.weight" in tensors:
             config, factor = _rrdbnet(tensors, scale)

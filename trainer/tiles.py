@@ -7,7 +7,7 @@ network looks makes the result equal to one pass over the whole picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from shards.png import RGB8
 from trainer.exact import without_tf32
 
 SMALLEST_TILE = 16
+Tiled = Callable[[int, int], None]
+"""`tiled(done, total)`: so many tiles of a picture are done."""
 
 
 class Span(NamedTuple):
@@ -62,6 +64,7 @@ def upscale_tiled(
     tile: int,
     overlap: int,
     device: torch.device,
+    tiled: Tiled = lambda _done, _total: None,
 ) -> RGB8:
     """Upscale a picture [h w 3] to [h*scale w*scale 3].
 
@@ -72,13 +75,14 @@ def upscale_tiled(
         tile: side of a tile, LR pixels; halved where the device's memory does not suffice.
         overlap: LR pixels that neighbouring tiles share.
         device: where to compute.
+        tiled: called after each tile; from the first again where tiles were halved.
 
     Raises:
         UsrganError: even the smallest tile does not fit into memory.
     """
     while True:
         try:
-            return _upscale(module, pixels, scale, tile, overlap, device)
+            return _upscale(module, pixels, scale, tile, overlap, device, tiled)
         except torch.OutOfMemoryError:
             if tile // 2 < SMALLEST_TILE:
                 raise UsrganError(
@@ -97,6 +101,7 @@ def _upscale(
     tile: int,
     overlap: int,
     device: torch.device,
+    tiled: Tiled,
 ) -> RGB8:
     height, width = pixels.shape[:2]
     result = np.empty((height * scale, width * scale, 3), np.uint8)
@@ -112,6 +117,7 @@ def _upscale(
             across = weights(columns, place, scale=scale)[None, :, None]
             left = columns[place].start * scale
             opened[:, left : left + sr.shape[1]] += sr * down * across
+            tiled(number * len(columns) + place + 1, len(rows) * len(columns))
         closed = (
             (rows[number + 1].start - row.start) * scale if number + 1 < len(rows) else len(opened)
         )

@@ -5,27 +5,29 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import cv2
 import msgspec
-import numpy as np
 import torch
 
-from shards import files, png
+from shards import files
 from shards.errors import Stopped, UsageError, UsrganError, WriteFailed
-from shards.photos import Photo, RejectedPhoto, looks_like_photo, read_photo
+from shards.folders import walk
+from shards.photos import RejectedPhoto, looks_like_photo, read_photo
 from shards.png import RGB8
+from trainer.encode import encode_picture
 from trainer.memory import within_memory
-from trainer.tiles import upscale_tiled
+from trainer.tiles import Tiled, upscale_tiled
 from trainer.weights import Loaded
 
 DEFAULT_TILE = 256
 DEFAULT_OVERLAP = 32
 WRITABLE = {".png", ".jpg", ".jpeg", ".webp"}
 _OTHERS = {".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".exr", ".psd"}
-JPEG_QUALITY = 95
 TRANSPARENT = "has transparent pixels, which come later; flatten it"
+
+LOSSES = {"first frame of an animation", "CMYK converted"}
+"""Notes on a photo that whoever looks at its upscaled form wants to know."""
 
 
 class Task(NamedTuple):
@@ -36,7 +38,7 @@ class Task(NamedTuple):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What became of one picture."""
+    """What became of one picture; the reason is why it failed or was skipped, or what was lost on the way."""
 
     input: str
     output: str
@@ -51,7 +53,8 @@ def plan(inputs: Sequence[str], output: Path, *, recursive: bool) -> list[Task]:
 
     Raises:
         UsageError: an input is missing or empty, the output is an input or a file that is no
-            picture, or two pictures would get the same place.
+            picture or lies in one, or two pictures would get the same place.
+        WriteFailed: the output folder is read-only.
     """
     one_file = output.suffix.lower() in WRITABLE and not output.is_dir()
     picture = looks_like_photo(output.name) or output.suffix.lower() in _OTHERS
@@ -63,6 +66,7 @@ def plan(inputs: Sequence[str], output: Path, *, recursive: bool) -> list[Task]:
         raise UsageError(
             f"-o {output}: is the input folder, where a picture would replace itself; name another folder"
         )
+    files.check_folder(output.parent if one_file else output, option="-o")
     found = [
         pair for text in inputs for pair in _expand(text, recursive=recursive, leave_out=output)
     ]
@@ -107,13 +111,24 @@ def upscale_all(
 
 
 def picture_upscaler(
-    loaded: Loaded, *, tile: int, overlap: int, device: torch.device
+    loaded: Loaded,
+    *,
+    tile: int,
+    overlap: int,
+    device: torch.device,
+    tiled: Tiled = lambda _done, _total: None,
 ) -> Callable[[RGB8], RGB8]:
     """A function from a picture [h w 3] to its upscaled form."""
 
     def upscaler(pixels: RGB8) -> RGB8:
         return upscale_tiled(
-            loaded.module, pixels, scale=loaded.scale, tile=tile, overlap=overlap, device=device
+            loaded.module,
+            pixels,
+            scale=loaded.scale,
+            tile=tile,
+            overlap=overlap,
+            device=device,
+            tiled=tiled,
         )
 
     return upscaler
@@ -130,32 +145,14 @@ def _upscale(task: Task, upscaler: Callable[[RGB8], RGB8], *, overwrite: bool) -
         with within_memory("it", fix="use a smaller --tile"):
             sr = upscaler(photo.pixels)
         files.make_folder(task.target.parent)
-        files.write_file(task.target, _encode(sr, photo, suffix=task.target.suffix.lower()))
+        files.write_file(task.target, encode_picture(sr, photo, suffix=task.target.suffix.lower()))
     except WriteFailed:  # the next one could not be written either
         raise
     except UsrganError as error:
         transparent = isinstance(error, RejectedPhoto) and error.code == "ALPHA"
         return Result(source, target, "failed", TRANSPARENT if transparent else str(error))
-    return Result(source, target, "done", "", sr.shape[1], sr.shape[0])
-
-
-def _encode(sr: RGB8, photo: Photo, *, suffix: str) -> bytes:
-    """The bytes of a picture file; a grey photo stays grey."""
-    if photo.grey:
-        # a generator makes grey slightly coloured: luma, as image viewers weigh it
-        image: Any = cv2.cvtColor(sr, cv2.COLOR_RGB2GRAY)
-    elif suffix == ".png":
-        return png.encode_rgb(np.ascontiguousarray(sr), level=1)
-    else:
-        image = cv2.cvtColor(sr, cv2.COLOR_RGB2BGR)
-    quality = {
-        ".png": [cv2.IMWRITE_PNG_COMPRESSION, 6],
-        ".webp": [cv2.IMWRITE_WEBP_QUALITY, 101],  # lossless
-    }.get(suffix, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    written, content = cv2.imencode(suffix, image, quality)
-    if not written:
-        raise UsrganError(f"cannot be written as {suffix}; choose .png")
-    return content.tobytes()
+    lost = "; ".join(note for note in photo.notes if note in LOSSES)
+    return Result(source, target, "done", lost, sr.shape[1], sr.shape[0])
 
 
 def _expand(text: str, *, recursive: bool, leave_out: Path) -> Iterator[tuple[Path, Path]]:
@@ -166,15 +163,7 @@ def _expand(text: str, *, recursive: bool, leave_out: Path) -> Iterator[tuple[Pa
     """
     path = Path(text)
     if path.is_dir():
-        listed = sorted(path.rglob("*") if recursive else path.iterdir())
-        made = leave_out.resolve()
-        pictures = [
-            each
-            for each in listed
-            if looks_like_photo(each.name)
-            and not each.is_dir()
-            and not each.parent.resolve().is_relative_to(made)
-        ]
+        pictures = list(_pictures_below(path, recursive=recursive, leave_out=leave_out.resolve()))
         if not pictures:
             hint = "" if recursive else ", or look in its subfolders with -r"
             raise UsageError(f"{path}: holds no pictures; name another folder{hint}")
@@ -187,3 +176,12 @@ def _expand(text: str, *, recursive: bool, leave_out: Path) -> Iterator[tuple[Pa
             raise UsageError(f"{text}: there is no such file or folder")
         for match in matches:
             yield from _expand(match, recursive=recursive, leave_out=leave_out)
+
+
+def _pictures_below(path: Path, *, recursive: bool, leave_out: Path) -> Iterator[Path]:
+    for folder, folders, names in walk(path, "INPUT"):
+        if folder.resolve().is_relative_to(leave_out):
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        yield from (folder / name for name in names)

@@ -41,6 +41,21 @@ def test_wrong_usage_of_a_subcommand_is_one_line(arguments):
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments", "option"),
+    [
+        (trainer.cli.upscale_main, ["photo.png", "-o", "s3://bucket/out"], "-o"),
+        (trainer.cli.train_main, ["--out", "s3://bucket/run"], "--out"),
+        (trainer.cli.eval_main, ["--shards", "s3://bucket/shards"], "--shards"),
+    ],
+)
+def test_a_url_where_none_is_taken_is_no_folder_of_that_name(command, arguments, option):
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert f"{arguments[-1]} is a URL; name a local path here" in result.stderr
+
+
 def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(pipeline.cli.main, ["--src", ".", "--out", ""])

@@ -314,7 +314,10 @@ def test_a_manifest_that_cannot_be_is_refused(dataset_copy, change, error, words
     ("leave", "words"),
     [
         ([], "holds no shards"),
-        (["train-000000.tar"], "has tars but no manifest"),
+        (
+            ["train-000000.tar"],
+            "has tars but no manifest.*copy that as well, or make one in an empty folder",
+        ),
         (["_work/x"], "has not finished here"),
     ],
 )
@@ -340,6 +343,14 @@ def inspect(*arguments: object, code: int = 0):
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output
     return result
+
+
+def test_a_data_set_at_a_url_is_listed_and_verify_says_what_it_wants(dataset):
+    url = dataset.as_uri()
+    assert f"{url}: ×4" in inspect("ls", url).stdout
+    assert inspect("ls", url, "--json").stdout == inspect("ls", dataset, "--json").stdout
+    assert "memory://nowhere: has no manifest" in inspect("ls", "memory://nowhere", code=2).stderr
+    assert f"{url}: verify looks into folders" in inspect("verify", url, code=2).stderr
 
 
 def test_ls_lists_shards_and_prints_the_manifest_as_json(dataset):

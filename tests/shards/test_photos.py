@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from shards import png
 from shards.photos import FAULT, Photo, RejectedPhoto, decode_photo, looks_like_photo, read_photo
 
 RNG = np.random.default_rng(5)
@@ -162,6 +163,17 @@ def test_sixteen_bits_of_grey_become_eight_bits_of_rgb(suffix):
 )
 def test_grey_becomes_rgb_and_is_remembered(content):
     photo = decode_photo(content)
+    np.testing.assert_array_equal(photo.pixels, np.repeat(IMAGE[..., :1], 3, axis=2))
+    assert photo.grey
+
+
+def test_grey_with_opaque_alpha_is_grey():
+    height, width = IMAGE.shape[:2]
+    rows = np.dstack([IMAGE[..., 0], np.full((height, width), 255, np.uint8)]).reshape(height, -1)
+    body = zlib.compress(np.insert(rows, 0, 0, axis=1).tobytes())
+    head = struct.pack(">IIBBBBB", width, height, 8, 4, 0, 0, 0)
+    parts = (png.SIGNATURE, chunk(b"IHDR", head), chunk(b"IDAT", body), chunk(b"IEND", b""))
+    photo = decode_photo(b"".join(parts))
     np.testing.assert_array_equal(photo.pixels, np.repeat(IMAGE[..., :1], 3, axis=2))
     assert photo.grey
 

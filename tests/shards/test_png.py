@@ -14,6 +14,7 @@ import pytest
 
 from shards import png
 from shards.errors import DamagedData
+from shards.photos import decode_photo
 from tests.shards.conftest import make_patch
 
 
@@ -29,6 +30,17 @@ def test_png_returns_every_pixel_here_and_in_opencv(height, width):
 def test_png_of_another_writer_is_read():
     image = make_patch(3)
     content = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+    np.testing.assert_array_equal(png.decode_rgb(content), image)
+
+
+def test_pixels_of_more_bytes_than_a_chunk_may_have_lie_in_several(monkeypatch):
+    image = make_patch(5)
+    monkeypatch.setattr(png, "_LONGEST_CHUNK", 1000)
+    content = png.encode_rgb(image)
+    pieces = [stop - start - 12 for kind, start, stop in png.chunks(content) if kind == b"IDAT"]
+    assert pieces[:-1] == [1000] * (len(pieces) - 1)
+    assert len(pieces) > 1
+    np.testing.assert_array_equal(decode_photo(content).pixels, image)
     np.testing.assert_array_equal(png.decode_rgb(content), image)
 
 

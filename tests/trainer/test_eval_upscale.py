@@ -256,6 +256,9 @@ def test_a_bad_picture_does_not_end_the_run(odd_pictures, tmp_path, model):
         (["Mine/HR", "-o", "out.tif", "--model", "M"], "write .png, .jpg or .webp"),
         (["Mine/HR", "-o", "out", "--model", "M", "--overlap", "100"], "--overlap 100"),
         (["Mine/HR", "-o", "out", "--model", "no.safetensors"], "no.safetensors"),
+        (["Mine/HR", "-o", "other/p0.png/out", "--model", "M"], "-o other/p0.png/out: "),
+        (["Mine/HR/p0.png", "-o", "other/p0.png/a.png", "--model", "M"], "p0.png is a file; name a folder"),
+        (["Mine/HR", "-o", "out", "--model", "M", "--report", "other/p0.png/r.json"], "--report other/p0.png: "),
     ],
 )  # fmt: skip
 def test_what_cannot_be_upscaled_is_one_line_and_nothing_is_written(

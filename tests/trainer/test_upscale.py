@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -17,6 +20,7 @@ from shards.photos import read_photo
 from tests.trainer.conftest import make_patch
 from trainer.cli import upscale_main
 from trainer.models import GeneratorConfig, build_generator
+from trainer.tiles import upscale_tiled
 from trainer.weights import load_generator, save_tensors
 
 SMALL = make_patch(1)[:20, :24].copy()
@@ -59,6 +63,34 @@ def test_a_picture_is_what_the_generator_makes_of_it(model):
     assert np.abs(made - expected).max() <= 1
 
 
+def test_a_smaller_tile_needs_no_other_option(model):
+    run(picture("p.png"), "-o", "small.png", "--model", model, "--tile", 16)
+    run("p.png", "-o", "same.png", "--model", model, "--tile", 16, "--overlap", 4)
+    assert Path("small.png").read_bytes() == Path("same.png").read_bytes()
+
+
+def test_how_far_a_large_picture_is_stands_in_the_log(model, monkeypatch):
+    monkeypatch.setattr("shards.progress.LOG_EVERY_SECONDS", 0.0)
+    told = run(picture("p.png"), "-o", "big.png", "--model", model, "--tile", 16, "--overlap", 4)
+    lines = [line.partition("upscale: ")[2] for line in told.stderr.splitlines()]
+    tiles = [f"0/1 pictures (0.0/s) tile {number} of 4" for number in (1, 2, 3, 4)]
+    assert lines[:4] == tiles
+    assert lines[4].startswith("1/1 pictures")
+
+
+def test_a_request_to_stop_is_answered_while_the_picture_under_way_is_finished(model, monkeypatch):
+    def stopped(*arguments, **options):
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL  # it would end the tests
+        signal.raise_signal(signal.SIGTERM)
+        return upscale_tiled(*arguments, **options)
+
+    monkeypatch.setattr("trainer.upscale.upscale_tiled", stopped)
+    monkeypatch.setattr("shards.progress.LOG_EVERY_SECONDS", 0.0)
+    told = run(picture("p.png"), "-o", "big.png", "--model", model, "--tile", 16, "--overlap", 4)
+    assert "tile 1 of 4, then it stops (Ctrl-C again: at once)" in told.stderr
+    assert Path("big.png").exists()
+
+
 def test_an_output_inside_the_input_is_not_upscaled_again(model):
     picture("in/a.png")
     picture("in/sub/b.png")
@@ -67,6 +99,32 @@ def test_an_output_inside_the_input_is_not_upscaled_again(model):
     again = json.loads(run(*command).stdout)
     assert (again["done"], again["skipped"]) == (0, 2)
     assert sorted(map(str, Path("in/out").rglob("*.png"))) == ["in/out/a.png", "in/out/sub/b.png"]
+
+
+def test_subfolders_are_those_that_are_linked_and_none_that_is_hidden(model):
+    for name in ("in/sub/b.png", "in/.thumbnails/b.png", "elsewhere/c.png"):
+        picture(name)
+    Path("in/link").symlink_to("../elsewhere")
+    Path("in/sub/loop").symlink_to("..")
+    run("in", "-r", "-o", "in/out", "--model", model)
+    made = sorted(str(path.relative_to("in/out")) for path in Path("in/out").rglob("*.png"))
+    assert made == ["link/c.png", "sub/b.png"]
+
+
+def test_a_subfolder_that_cannot_be_listed_is_not_passed_over(model, monkeypatch):
+    picture("in/a.png")
+    Path("in/closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    refused = run("in", "-r", "-o", "out", "--model", model, code=2)
+    assert "INPUT in/closed: cannot be listed (Permission denied)" in refused.stderr
+    assert not Path("out").exists()
 
 
 def test_the_input_folder_is_no_output_folder(model):
@@ -104,6 +162,47 @@ def test_transparent_pixels_are_refused_in_words_that_help_here(model):
     assert "transparent" in entry["reason"]
     assert "--alpha" not in result.output
     assert not Path("big.png").exists()
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_the_colour_profile_goes_along(model, suffix, grey):
+    profile = (bytes(16) + (b"GRAY" if grey else b"RGB ")).ljust(70_001, b"\x07")
+    stored = SMALL[..., 0] if grey else SMALL
+    content = cv2.imencode(".png", stored)[1].tobytes()
+    body = b"iCCPx\0\0" + zlib.compress(profile)
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    Path("plain.png").write_bytes(content)
+    Path("a.png").write_bytes(content[:33] + chunk + content[33:])
+    if grey and suffix == ".webp":
+        refused = run("a.png", "-o", "big.webp", "--model", model, code=1)
+        assert "a.png: has a grey colour profile" in refused.stderr
+        return
+    for name, out in (("plain.png", "without"), ("a.png", "with")):
+        run(name, "-o", out + suffix, "--model", model)
+    made, without = (read_photo(Path(out + suffix)) for out in ("with", "without"))
+    assert (made.icc, made.grey) == (profile, grey and suffix != ".webp")
+    assert without.icc == b""
+    np.testing.assert_array_equal(made.pixels, without.pixels)
+
+
+def test_a_profile_of_other_pixels_than_are_written_is_left_out(model):
+    inks = cv2.imencode(".jpg", SMALL)[1].tobytes()
+    profile = b"ICC_PROFILE\0\1\1" + (bytes(16) + b"CMYK").ljust(200, b"\0")
+    segment = b"\xff\xe2" + struct.pack(">H", 2 + len(profile)) + profile
+    Path("a.jpg").write_bytes(inks[:2] + segment + inks[2:])
+    run("a.jpg", "-o", "big.png", "--model", model)
+    assert read_photo(Path("a.jpg")).icc
+    assert read_photo(Path("big.png")).icc == b""
+
+
+def test_a_still_of_an_animation_is_said_to_be_one(model):
+    frames = cv2.Animation()
+    frames.frames, frames.durations = [SMALL, SMALL[::-1].copy()], np.array([90, 90])
+    Path("a.webp").write_bytes(cv2.imencodeanimation(".webp", frames)[1].tobytes())
+    result = run("a.webp", "-o", "big.png", "--model", model, "--json")
+    assert "warning: a.webp: first frame of an animation" in result.stderr
+    assert json.loads(result.stdout)["pictures"][0]["reason"] == "first frame of an animation"
 
 
 def test_the_report_says_what_became_of_each_picture(model):

@@ -52,6 +52,14 @@ def test_every_flipped_byte_of_the_content_is_noticed(tmp_path):
             load_generator(path, device=CPU)
 
 
+def test_a_checkpoint_to_go_on_from_is_told_from_weights(tmp_path):
+    path = tmp_path / "gan-000000000032.safetensors"
+    state = build_generator(SMALL, scale=4).state_dict()
+    save_tensors(path, {f"generator.{name}": value for name, value in state.items()}, {})
+    with pytest.raises(UsageError, match="use its weights, RUN/checkpoints/final/STAGE"):
+        load_generator(path, device=CPU)
+
+
 def test_foreign_esrgan_weights_without_digest_are_taken(tmp_path):
     net = build_generator(
         GeneratorConfig(features=8, blocks=2, growth=4, upsampler="nearest_conv", norm="none"),

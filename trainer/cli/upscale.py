@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     "-o", "--output", required=True, type=console.FilePath(),
     help="Folder, or a .png, .jpg or .webp file for a single picture.",
 )  # fmt: skip
-@click.option("-r", "--recursive", is_flag=True, help="Look into subfolders; the tree is mirrored.")
+@click.option(
+    "-r",
+    "--recursive",
+    is_flag=True,
+    help="Look into subfolders except hidden ones; the tree is mirrored.",
+)
 @click.option("--model", type=console.FilePath(), help="Weights, .safetensors.")
 @click.option("--overwrite", is_flag=True, help="Upscale again what is there already.")
 @click.option(
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
     help="Side of a tile, pixels; smaller needs less memory.",
 )  # fmt: skip
 @click.option(
-    "--overlap", type=click.IntRange(0), default=32, show_default=True, metavar="N",
+    "--overlap", type=click.IntRange(0), show_default="32, or a quarter of a smaller tile", metavar="N",
     help="Pixels that neighbouring tiles share, at most a quarter of a tile.",
 )  # fmt: skip
 @click.option(
@@ -46,19 +51,24 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")
 def upscale_main(
-    inputs: tuple[str, ...], output: Path, model: Path | None, tile: int, overlap: int, device: str,
+    inputs: tuple[str, ...], output: Path, model: Path | None, tile: int, overlap: int | None, device: str,
     report: Path | None, *, recursive: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Upscale pictures: files, folders and patterns.
 
     What is there already is skipped, so an interrupted run goes on when the same command is run
     again. A picture that cannot be read does not end the run; it is named, and the exit code is 1.
+
+    Grey stays grey, Exif's turn is applied, and the colour profile goes along; Exif itself does not.
+    Pictures of 16 bits a channel and with transparent pixels are refused for now.
     """
     if model is None:
         raise UsageError(
             "--model: name weights to upscale with, such as RUN/checkpoints/final/gan.safetensors"
             " of a train-sr run"
         )
+    if overlap is None:
+        overlap = min(32, tile // 4)
     if 4 * overlap > tile:
         raise UsageError(f"--overlap {overlap}: use at most a quarter of the tile, {tile // 4}")
     from trainer.run import choose_device
@@ -67,10 +77,11 @@ def upscale_main(
 
     if report is not None and (report.is_dir() or report.suffix.lower() != ".json"):
         raise UsageError(f"--report {report}: is no .json file; name one")
+    if report is not None:
+        files.check_folder(report.parent, option="--report")
     tasks = plan(inputs, output, recursive=recursive)
     chosen = choose_device(device)
     loaded = load_generator(model, device=chosen)
-    upscaler = picture_upscaler(loaded, tile=tile, overlap=overlap, device=chosen)
     if report is not None:
         files.make_folder(report.parent)
     results: list[Result] = []
@@ -79,12 +90,18 @@ def upscale_main(
         progress("upscale", total=len(tasks), unit="pictures") as advance,
     ):
 
+        def tiled(done: int, total: int) -> None:
+            if total > 1:
+                ending = ", then it stops (Ctrl-C again: at once)" if stopping() else ""
+                advance(0, f"tile {done:,} of {total:,}{ending}")
+
         def note(result: Result) -> None:
             results.append(result)
-            if result.status == "failed":
+            if result.reason and result.status != "skipped":
                 console.warn(f"{result.input}: {result.reason}")
             advance(1, Path(result.input).name)
 
+        upscaler = picture_upscaler(loaded, tile=tile, overlap=overlap, device=chosen, tiled=tiled)
         try:
             upscale_all(tasks, upscaler, overwrite=overwrite, stopping=stopping, report=note)
         finally:
