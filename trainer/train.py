@@ -15,7 +15,7 @@ from shards.dataset import open_dataset
 from shards.errors import UsageError
 from shards.storage import Location
 from trainer.checkpoint import best_file, has_last, weights_of
-from trainer.config import PAPER, Config, Stage
+from trainer.config import PAPER, Config, Stage, flat
 from trainer.content import build_content_features, doubt, smallest_patch
 from trainer.data import check_data, with_cache
 from trainer.job import Job
@@ -30,6 +30,9 @@ from trainer.settings import load_config
 from trainer.speed import resolve
 from trainer.watch import Watch, connected
 from trainer.weights import load_matching
+
+_OWN = ("data.workers", "data.cache", "speed.")
+"""Settings that each rank may have for itself."""
 
 
 def train(
@@ -102,6 +105,7 @@ def train(
 
     results = []
     with _writing(run) if ranks.first else nullcontext(), connected(ranks, watch, chosen):
+        ranks.check_alike(_asked(stages, shards=manifest.dataset_sha256))
         for stage, config in stages.items():
             start = init if ranks.first else None
             if ranks.first and stage == "gan" and not has_last(run, "gan"):
@@ -151,6 +155,17 @@ def _writing(run: Path) -> Iterator[None]:
         for folder in (run, run / "samples", *(run / "checkpoints").glob("*")):
             files.sweep_temps(folder)
         yield
+
+
+def _asked(stages: dict[Stage, Config], *, shards: str) -> dict[str, Any]:
+    """What all ranks of a job must agree on."""
+    settings = {
+        f"{stage}.{name}": value
+        for stage, config in stages.items()
+        for name, value in flat(config).items()
+        if not name.startswith(_OWN)
+    }
+    return {"--shards": f"data set {shards[:12]}", "--stage": " and ".join(stages)} | settings
 
 
 def _check_divides(config: Config, ranks: Ranks) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,8 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from shards.manifest import load_manifest
+from shards.writer import publish
 from tests.trainer.test_resume import arguments, logged, spawn, train, weights
 from trainer.weights import load_tensors
 
@@ -265,3 +269,35 @@ def test_two_machines_train_as_one_without_sharing_a_run_folder(tiny_shards, tmp
     runs = [tmp_path / str(rank) for rank in range(2) if (tmp_path / str(rank)).exists()]
     assert len(runs) == 1
     assert close_to(runs[0], tmp_path / "whole")
+
+
+@pytest.mark.parametrize("odd", ["--shards", "psnr.optim.lr", "--stage"])
+def test_machines_that_were_asked_for_different_things_do_not_train(tiny_shards, tmp_path, odd):
+    copied = tmp_path / "shards"
+    shutil.copytree(tiny_shards, copied)
+    if odd == "--shards":
+        (copied / "train-000001.tar").write_bytes((copied / "train-000000.tar").read_bytes())
+        shard = copied / "index/train-000001.npz"
+        shard.write_bytes((copied / "index/train-000000.npz").read_bytes())
+        manifest = load_manifest(copied)
+        train_split = manifest.splits["train"]
+        twice = tuple(
+            msgspec.structs.replace(train_split.shards[0], name=each.name)
+            for each in train_split.shards
+        )
+        splits = manifest.splits | {"train": msgspec.structs.replace(train_split, shards=twice)}
+        publish(copied, msgspec.structs.replace(manifest, splits=splits))
+    more = {"psnr.optim.lr": ["--set", "optim.lr=1e-3"], "--stage": ["--stage", "both"]}
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    running = [
+        spawn(
+            tiny_shards if rank == 0 else copied, tmp_path / f"{rank}", *SHORT,
+            *(more.get(odd, []) if rank else []), RANK=str(rank), LOCAL_RANK="0", **place,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    told = [each.communicate(timeout=60)[1] for each in running]
+    assert running[1].returncode == 2, told
+    assert running[0].returncode
+    assert told[1].startswith(f"error: rank 1: {odd} is "), told
+    assert not list(tmp_path.glob("*/checkpoints/last/*"))
