@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from torch import Tensor
 
 from trainer.checkpoint import (
     Position,
@@ -15,12 +17,32 @@ from trainer.checkpoint import (
     load_good,
     load_last,
 )
-from trainer.config import flat
+from trainer.config import Config, Stage, flat
 from trainer.job import Job
 from trainer.run import rewind_metrics
 from trainer.state import TrainState, build_state, restore, start_from, state_tensors
 from trainer.tuned import settle
 from trainer.weights import load_matching, load_tensors
+
+
+def load_same_run(
+    run: Path,
+    stage: Stage,
+    config: Config,
+    *,
+    dataset_sha256: str,
+    warn: Callable[[str], None],
+) -> tuple[dict[str, Tensor], Position] | None:
+    """The newest checkpoint of a stage, to go on from with these settings on these data; None: there is none.
+
+    Raises:
+        UsageError: it was made with others.
+        DamagedData: there are checkpoints, and none of them can be read.
+    """
+    saved = load_last(run, stage, warn=warn)
+    if saved is not None:
+        check_same_run(saved[1], config, run=run, dataset_sha256=dataset_sha256)
+    return saved
 
 
 def begin(job: Job) -> TrainState:
@@ -31,15 +53,10 @@ def begin(job: Job) -> TrainState:
     """
     state = _fresh(job)
     if job.ranks.first:
-        saved = load_last(job.run, job.stage, warn=job.warn)
+        sha256 = job.dataset.manifest.dataset_sha256
+        saved = load_same_run(job.run, job.stage, job.config, dataset_sha256=sha256, warn=job.warn)
         if saved is not None:
             tensors, position = saved
-            check_same_run(
-                position,
-                job.config,
-                run=job.run,
-                dataset_sha256=job.dataset.manifest.dataset_sha256,
-            )
             restore(state, tensors)
             _place(state, position)
         elif best_file(job.run, "psnr_y", job.stage).exists():

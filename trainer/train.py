@@ -28,6 +28,7 @@ from trainer.report import write_report
 from trainer.run import choose_device, use_bf16
 from trainer.settings import load_config
 from trainer.speed import resolve
+from trainer.start import load_same_run
 from trainer.watch import Watch, connected
 from trainer.weights import load_matching
 
@@ -101,6 +102,9 @@ def train(
             f"{shards}: has no held-out patches, so nothing can be validated; the final weights are kept"
         )
     if dry_run:
+        for stage, config in stages.items() if ranks.first else ():
+            sha256 = manifest.dataset_sha256
+            load_same_run(run, stage, config, dataset_sha256=sha256, warn=warn)
         return {"run": str(run), "stages": [], "device": str(chosen)}
 
     results = []
