@@ -18,6 +18,7 @@ import pytest
 from shards.manifest import load_manifest
 from shards.writer import publish
 from tests.trainer.test_resume import arguments, logged, spawn, train, weights
+from trainer.launch import launch
 from trainer.weights import load_tensors
 
 LONG = ["--stage", "psnr", "--set", "epochs=2000", "--set", "precision=fp32"]
@@ -106,6 +107,14 @@ def test_a_killed_rank_ends_the_job_with_its_name_and_no_orphans(tiny_shards, tm
     assert f"rank 1 (pid {pids[1]}) was ended by SIGKILL" in errors.splitlines()[-1]
     assert errors.count("error:") == 1
     assert all_gone(pids, within=5)
+
+
+def test_ranks_import_nothing_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.chdir(tmp_path)
+    for name in ("trainer.py", "random.py"):
+        Path(name).write_text("raise SystemExit(3)")
+    assert launch(["--version"], count=1) == 0
 
 
 @pytest.mark.slow
