@@ -24,6 +24,9 @@ from trainer.state import TrainState, build_state, restore, start_from, state_te
 from trainer.tuned import settle
 from trainer.weights import load_matching, load_tensors
 
+Saved = tuple[dict[str, Tensor], Position]
+"""The tensors of a checkpoint, and where it stands."""
+
 
 def load_same_run(
     run: Path,
@@ -32,7 +35,7 @@ def load_same_run(
     *,
     dataset_sha256: str,
     warn: Callable[[str], None],
-) -> tuple[dict[str, Tensor], Position] | None:
+) -> Saved | None:
     """The newest checkpoint of a stage, to go on from with these settings on these data; None: there is none.
 
     Raises:
@@ -51,16 +54,13 @@ def begin(job: Job) -> TrainState:
     Raises:
         UsageError: the run folder, the data or the weights do not fit the configuration.
     """
-    state = _fresh(job)
+    saved = None
     if job.ranks.first:
         sha256 = job.dataset.manifest.dataset_sha256
         saved = load_same_run(job.run, job.stage, job.config, dataset_sha256=sha256, warn=job.warn)
-        if saved is not None:
-            tensors, position = saved
-            restore(state, tensors)
-            _place(state, position)
-        elif best_file(job.run, "psnr_y", job.stage).exists():
+        if saved is None and best_file(job.run, "psnr_y", job.stage).exists():
             job.warn(f"{job.run}: has no checkpoint to go on from; stage {job.stage} starts anew")
+    state = _at(job, saved)
     _share(job, state)
     return state
 
@@ -69,13 +69,11 @@ def begin_again(
     job: Job, *, suspect: int | None, reached: int, speed: dict[str, str]
 ) -> TrainState:
     """The last good checkpoint, or a fresh state, with the order going on at `reached` patches."""
-    state = _fresh(job)
+    saved = None
     if job.ranks.first:
         saved = load_good(job.run, job.stage, suspect=suspect, warn=job.warn)
-        if saved is not None:
-            tensors, position = saved
-            restore(state, tensors)
-            _place(state, position)
+    state = _at(job, saved)
+    if job.ranks.first:
         state.speed = speed
         forget_after(job.run, job.stage, state.patches_seen)
     _share(job, state)
@@ -83,8 +81,8 @@ def begin_again(
     return state
 
 
-def _fresh(job: Job) -> TrainState:
-    """What the seed gives, or the weights of an earlier stage."""
+def _at(job: Job, saved: Saved | None) -> TrainState:
+    """What was saved, or else what the seed or the weights of an earlier stage give."""
     scale = job.dataset.manifest.scale
     state = build_state(
         job.config,
@@ -94,7 +92,11 @@ def _fresh(job: Job) -> TrainState:
         content_weights=job.content_weights,
         synced=job.ranks.world > 1,
     )
-    if job.init is not None:
+    if saved is not None:
+        tensors, position = saved
+        restore(state, tensors)
+        _place(state, position)
+    elif job.init is not None:
         start_from(state, load_matching(job.init, job.config.generator, scale=scale))
         state.start_psnr_y = _told_psnr_y(job.init, job.dataset.manifest.dataset_sha256)
     return state

@@ -12,7 +12,7 @@ import torch
 
 from shards import files
 from shards.dataset import open_dataset
-from shards.errors import UsageError
+from shards.errors import DamagedData, UsageError
 from shards.storage import Location
 from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config import PAPER, Config, Stage, flat
@@ -112,8 +112,8 @@ def train(
         ranks.check_alike(_asked(stages, shards=manifest.dataset_sha256))
         for stage, config in stages.items():
             start = init if ranks.first else None
-            if ranks.first and stage == "gan" and not has_last(run, "gan"):
-                start = _gan_start(run, None if "psnr" in stages else init, warn)
+            if ranks.first and stage == "gan":
+                start = _gan_start_if_needed(run, None if "psnr" in stages else init, warn)
             job = Job(
                 run=run,
                 stage=stage,
@@ -209,3 +209,12 @@ def _gan_start(run: Path, init: Path | None, warn: Callable[[str], None]) -> Pat
             " run --stage psnr or both first, or give --init FILE"
         )
     return path
+
+
+def _gan_start_if_needed(run: Path, init: Path | None, warn: Callable[[str], None]) -> Path | None:
+    """The same; a run that goes on needs them only to roll back to its start, and may have lost them."""
+    if not has_last(run, "gan"):
+        return _gan_start(run, init, warn)
+    with contextlib.suppress(UsageError, DamagedData):
+        return _gan_start(run, init, _silently)
+    return None
