@@ -263,6 +263,12 @@ def test_shards_without_manifest_are_refused(tmp_path):
     assert "holds no shards" in refused.stderr
 
 
+def test_a_tar_in_the_place_of_its_folder_is_told(tiny_shards, tmp_path):
+    tar = tiny_shards / "train-000000.tar"
+    refused = train(tar, tmp_path / "run", code=2)
+    assert f"{tar}: is a file; name the folder that prep-shards wrote" in refused.stderr
+
+
 def test_dry_run_writes_nothing(tiny_shards, tmp_path):
     result = train(tiny_shards, tmp_path / "run", "--stage", "both", "--dry-run")
     assert "nothing was trained" in result.stdout
