@@ -70,6 +70,10 @@ def train(
     dataset = open_dataset(shards)
     manifest = dataset.manifest
     with_val = len(dataset.split("val")) > 0
+    alike = {
+        "--shards": f"data set {manifest.dataset_sha256[:12]}",
+        "--stage": " and ".join(stages),
+    }
     for stage, config in stages.items():
         resolve(config, device=chosen, bf16=use_bf16(config, chosen), world=ranks.world)
         check_data(dataset.split("train"), config.batch_size, config.data, device=chosen)
@@ -85,12 +89,14 @@ def train(
                 f"content.layer = {layer}": smallest_patch(layer),
             }
             _check_sizes(needs, has=manifest.training_size, shards=shards)
-            warning = doubt(build_content_features(config.content, weights=content_weights))
-            if warning:
+            content = build_content_features(config.content, weights=content_weights)
+            alike["--vgg"] = content.digest[:12] or "random"
+            if warning := doubt(content):
                 warn(warning)
             if ranks.first and "psnr" not in stages and not has_last(run, "gan"):
                 _gan_start(run, init, warn)
     judge = None if lpips is None else build_lpips(lpips, device=chosen)
+    alike["--lpips"] = "not given" if judge is None else judge.protocol
     if judge is not None:
         _check_sizes({f"--lpips {lpips}": judge.smallest}, has=manifest.hr_size, shards=shards)
         if judge.warning:
@@ -109,7 +115,7 @@ def train(
 
     results = []
     with _writing(run) if ranks.first else nullcontext(), connected(ranks, watch, chosen):
-        ranks.check_alike(_asked(stages, shards=manifest.dataset_sha256))
+        ranks.check_alike(alike | _shared_settings(stages))
         for stage, config in stages.items():
             start = init if ranks.first else None
             if ranks.first and stage == "gan":
@@ -161,15 +167,14 @@ def _writing(run: Path) -> Iterator[None]:
         yield
 
 
-def _asked(stages: dict[Stage, Config], *, shards: str) -> dict[str, Any]:
-    """What all ranks of a job must agree on."""
-    settings = {
+def _shared_settings(stages: dict[Stage, Config]) -> dict[str, Any]:
+    """The settings that all ranks of a job must agree on."""
+    return {
         f"{stage}.{name}": value
         for stage, config in stages.items()
         for name, value in flat(config).items()
         if not name.startswith(_OWN)
     }
-    return {"--shards": f"data set {shards[:12]}", "--stage": " and ".join(stages)} | settings
 
 
 def _check_divides(config: Config, ranks: Ranks) -> None:

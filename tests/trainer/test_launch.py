@@ -17,9 +17,10 @@ import pytest
 
 from shards.manifest import load_manifest
 from shards.writer import publish
+from tests.trainer.test_perceptual import random_weights
 from tests.trainer.test_resume import arguments, logged, spawn, train, weights
 from trainer.launch import launch
-from trainer.weights import load_tensors
+from trainer.weights import load_tensors, save_tensors
 
 LONG = ["--stage", "psnr", "--set", "epochs=2000", "--set", "precision=fp32"]
 SHORT = [*LONG, "--set", "epochs=4"]
@@ -280,7 +281,7 @@ def test_two_machines_train_as_one_without_sharing_a_run_folder(tiny_shards, tmp
     assert close_to(runs[0], tmp_path / "whole")
 
 
-@pytest.mark.parametrize("odd", ["--shards", "psnr.optim.lr", "--stage"])
+@pytest.mark.parametrize("odd", ["--shards", "psnr.optim.lr", "--stage", "--lpips"])
 def test_machines_that_were_asked_for_different_things_do_not_train(tiny_shards, tmp_path, odd):
     copied = tmp_path / "shards"
     shutil.copytree(tiny_shards, copied)
@@ -296,7 +297,13 @@ def test_machines_that_were_asked_for_different_things_do_not_train(tiny_shards,
         )
         splits = manifest.splits | {"train": msgspec.structs.replace(train_split, shards=twice)}
         publish(copied, msgspec.structs.replace(manifest, splits=splits))
-    more = {"psnr.optim.lr": ["--set", "optim.lr=1e-3"], "--stage": ["--stage", "both"]}
+    network = tmp_path / "alexnet.safetensors"
+    save_tensors(network, random_weights("alexnet"), {})
+    more = {
+        "psnr.optim.lr": ["--set", "optim.lr=1e-3"],
+        "--stage": ["--stage", "both"],
+        "--lpips": ["--lpips", str(network)],
+    }
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     running = [
         spawn(
@@ -308,5 +315,5 @@ def test_machines_that_were_asked_for_different_things_do_not_train(tiny_shards,
     told = [each.communicate(timeout=60)[1] for each in running]
     assert running[1].returncode == 2, told
     assert running[0].returncode
-    assert told[1].startswith(f"error: rank 1: {odd} is "), told
+    assert f"error: rank 1: {odd} is " in told[1], told
     assert not list(tmp_path.glob("*/checkpoints/last/*"))
