@@ -89,9 +89,9 @@ def cores() -> int:
     help="Downscale the whole photo and cut, or each patch by itself.",
 )  # fmt: skip
 @click.option(
-    "--lr-dir", type=console.FilePath(), metavar="DIR",
+    "--lr-dir", "lr_dirs", multiple=True, type=console.FilePath(), metavar="DIR",
     help="Take these LR images (DIV2K, or DIV2K/DIV2K_train_LR_bicubic/X4), found by name and checked against the"
-    " photos, instead of making them.",
+    " photos, instead of making them (repeatable).",
 )  # fmt: skip
 @click.option(
     "--store-larger", default=0, show_default=True, metavar="N",
@@ -184,7 +184,7 @@ def cores() -> int:
 def main(
     sources: tuple[Location, ...], out: Location | None, work_dir: Path | None,
     patches_per_image: int | None, grid: int | None,
-    lr_dir: Path | None, val_list: str | None, exclude_like: tuple[Path, ...], max_rejects: float,
+    lr_dirs: tuple[Path, ...], val_list: str | None, exclude_like: tuple[Path, ...], max_rejects: float,
     workers: int | None, engine: Engine, scheduler: str, *,
     overwrite: bool, repair: bool, dry_run: bool, doctor: bool, as_json: bool, **settings: object,
 ) -> None:  # fmt: skip
@@ -242,7 +242,7 @@ def main(
         engine=engine,
         scheduler=scheduler,
         exclude_like=exclude_like,
-        lr_dir=lr_dir,
+        lr_dirs=lr_dirs,
         max_rejects=max_rejects,
         overwrite=overwrite,
         repair=repair,

@@ -12,7 +12,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
 
 from pipeline import pool
 from pipeline.pool import Arguments, Died, Done
@@ -50,10 +52,7 @@ def open_engine(
 
 @contextlib.contextmanager
 def _dask_client(workers: int, scheduler: str) -> Iterator[Any]:
-    if scheduler.endswith(".json") and not Path(scheduler).is_file():  # Dask would wait for ever
-        raise UsageError(
-            f"--scheduler {scheduler}: there is no such file; name the one of `dask scheduler --scheduler-file`"
-        )
+    address = _address(Path(scheduler)) if scheduler.endswith(".json") else scheduler
     try:
         import distributed
     except ImportError:
@@ -62,15 +61,12 @@ def _dask_client(workers: int, scheduler: str) -> Iterator[Any]:
         ) from None
     with contextlib.ExitStack() as stack:
         try:
-            if scheduler.endswith(".json"):
-                client = distributed.Client(scheduler_file=scheduler, timeout=_WAIT_SECONDS)
-            else:
-                cluster = scheduler or stack.enter_context(
-                    distributed.LocalCluster(
-                        n_workers=max(1, workers), threads_per_worker=1, dashboard_address=None
-                    )
+            cluster = address or stack.enter_context(
+                distributed.LocalCluster(
+                    n_workers=max(1, workers), threads_per_worker=1, dashboard_address=None
                 )
-                client = distributed.Client(cluster, timeout=_WAIT_SECONDS)
+            )
+            client = distributed.Client(cluster, timeout=_WAIT_SECONDS)
             stack.enter_context(client)
             client.wait_for_workers(1, timeout=_WAIT_SECONDS)
         except (OSError, ValueError, TimeoutError) as error:
@@ -78,6 +74,21 @@ def _dask_client(workers: int, scheduler: str) -> Iterator[Any]:
                 f"--scheduler {scheduler}: no Dask cluster with workers answers ({error}); check the address"
             ) from None
         yield client
+
+
+class _SchedulerFile(msgspec.Struct):
+    address: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+def _address(file: Path) -> str:
+    """Where the scheduler is that wrote this file; Dask itself would wait for one that is not there for ever."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=_SchedulerFile).address
+    except (OSError, msgspec.DecodeError) as error:
+        reason = getattr(error, "strerror", None) or "holds no address"
+        raise UsageError(
+            f"--scheduler {file}: {reason}; name the file of `dask scheduler --scheduler-file`"
+        ) from None
 
 
 def _run_dask(

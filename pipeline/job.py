@@ -26,8 +26,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Address of a Dask or Ray cluster; without one, `workers` processes of this machine are started."""
     exclude_like: tuple[Path, ...] = ()
     """Folders of test pictures that no photo may resemble."""
-    lr_dir: Path | None = None
-    """Folder of official LR images."""
+    lr_dirs: tuple[Path, ...] = ()
+    """Folders of official LR images."""
     max_rejects: float = 0.05
     """Share of the photos that may be refused."""
     url: str = ""

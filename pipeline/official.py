@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -27,31 +28,34 @@ FARTHEST = 16.0
 """Grey levels, mean: an LR image that differs more from the photo's own bicubic shows another picture."""
 
 
-def with_partners(found: Scan, folder: Path, scale: int) -> Scan:
+def with_partners(found: Scan, folders: Sequence[Path], scale: int) -> Scan:
     """Give each photo the path of its LR image, where there is one.
 
     Raises:
         UsageError: no folder, no partner at all, or a name that means two files.
     """
-    if not folder.is_dir():
-        raise UsageError(f"--lr-dir {folder}: there is no such folder")
-    partners = _partners(folder, scale)
+    partners: dict[str, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"--lr-dir {folder}: there is no such folder")
+        _add_partners(partners, folder, scale)
     taken: dict[str, str] = {}
     photos = []
     for photo in found.photos:
         stem = _hr_stem(photo.name)
         if stem in partners and (other := taken.setdefault(stem, photo.name)) != photo.name:
             raise UsageError(
-                f"--lr-dir {folder}: {partners[stem].name} could be of {other} or {photo.name};"
+                f"--lr-dir: {partners[stem]} could be of {other} or {photo.name};"
                 " give the photos names of their own"
             )
         lr = partners.get(stem)
         photos.append(photo._replace(lr=lr, lr_stamp=stamp(lr)) if lr else photo)
-    if not taken:
-        raise UsageError(
-            f"--lr-dir {folder}: holds no LR image of the photos (such as"
-            f" {_hr_stem(found.photos[0].name)}x{scale}.png); check the folder and --scale {scale}"
-        )
+    for folder in folders:
+        if not any(partners[stem].is_relative_to(folder) for stem in taken):
+            raise UsageError(
+                f"--lr-dir {folder}: holds no LR image of the photos (such as"
+                f" {_hr_stem(found.photos[0].name)}x{scale}.png); check the folder and --scale {scale}"
+            )
     return found._replace(photos=tuple(photos))
 
 
@@ -117,13 +121,12 @@ def _coarse(image: RGB8) -> RGB8:
     return np.asarray(cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA))
 
 
-def _partners(folder: Path, scale: int) -> dict[str, Path]:
-    """Paths by the stem of the photo that they are of."""
+def _add_partners(found: dict[str, Path], folder: Path, scale: int) -> None:
+    """Add the paths of LR images by the stem of the photo that they are of."""
     form = re.compile(
         rf"(.+?)(?:[_-]SRF[_-]{scale})?(?:[_-]?LR)?(?:[_-]?x{scale}[a-z]?\d?)?(?:[_-]LR)?",
         re.DOTALL,  # of a name with a line feed
     )
-    found: dict[str, Path] = {}
     for place, folders, names in walk(folder, "--lr-dir"):
         folders[:] = [name for name in folders if not _holds_others(name, scale)]
         for name in names:
@@ -132,10 +135,8 @@ def _partners(folder: Path, scale: int) -> dict[str, Path]:
             path = place / name
             if (other := found.setdefault(match[1], path)) != path:
                 raise UsageError(
-                    f"--lr-dir {folder}: {other.relative_to(folder)} and {path.relative_to(folder)}"
-                    f" are both of {match[1]}; name the folder of one scale"
+                    f"--lr-dir: {other} and {path} are both of {match[1]}; name the folder of one scale"
                 )
-    return found
 
 
 def _holds_others(folder: str, scale: int) -> bool:

@@ -35,8 +35,8 @@ def survey(job: Job) -> tuple[Job, Scan, set[str]]:
     """
     check_options(job.options)
     found = scan(job.sources)
-    if job.lr_dir:
-        found = with_partners(found, job.lr_dir, job.options.scale)
+    if job.lr_dirs:
+        found = with_partners(found, job.lr_dirs, job.options.scale)
         options = msgspec.structs.replace(job.options, lr_dir=partners_sha256(found))
         check_options(options)
         job = msgspec.structs.replace(job, options=options)

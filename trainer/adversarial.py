@@ -79,6 +79,18 @@ def discriminator_loss(kind: Kind, real: Logits, fake: Logits) -> Float[Tensor, 
             return ((real - 1).square().mean() + fake.square().mean()) / 2
 
 
+def beliefs(kind: Kind, real: Logits, fake: Logits) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """How probable the discriminator finds it that real and that fake is real, means over all logits.
+
+    Both 0.5: it cannot tell. The relativistic kind asks what is more real than the mean of the others, and the
+    logits themselves, which may drift together, say nothing.
+    """
+    real, fake = real.float(), fake.float()
+    if kind == "relativistic":
+        real, fake = real - fake.mean(), fake - real.mean()
+    return real.sigmoid().mean(), fake.sigmoid().mean()
+
+
 def r1_penalty(logits: Logits, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
     """Half the squared norm of each real patch's gradient of its mean logit, over the batch.
 

@@ -102,10 +102,13 @@ def _scatter(alt: Any, base: Any, figure: Figure) -> Any:  # noqa: ANN401  as ab
     y = alt.Y("y:Q", title=figure.y, scale=inside, axis=alt.Axis(tickCount=5))
     chart = base.transform_calculate(epoch="toNumber(datum.series)")
     legend = alt.Legend(
-        title="epoch", orient="right", gradientLength=HEIGHT - 40, tickCount=4, format="d"
-    )
+        title="epoch", orient="right", gradientLength=HEIGHT - 40, tickCount=4, format="d",
+        tickMinStep=1,
+    )  # fmt: skip
+    numbers = [float(point.series) for point in figure.points]
+    scale = alt.Scale(scheme="viridis", domain=[min(numbers), max(numbers)])  # the star's, too
     epochs = chart.transform_filter("!datum.star").mark_circle(size=40, opacity=0.85)
-    colour = alt.Color("epoch:Q", scale=alt.Scale(scheme="viridis"), legend=legend)
+    colour = alt.Color("epoch:Q", scale=scale, legend=legend)
     star = chart.transform_filter("datum.star").mark_point(
         shape="M0,-1L0.23,-0.31L0.95,-0.31L0.37,0.12L0.59,0.81L0,0.38L-0.59,0.81L-0.37,0.12L-0.95,-0.31L-0.23,-0.31Z",
         size=220, filled=True, color=STAR, stroke=PAPER, strokeWidth=0.6, opacity=1,
@@ -120,7 +123,7 @@ def _bars(alt: Any, base: Any, figure: Figure) -> Any:  # noqa: ANN401  as above
     beside = alt.XOffset("series:N", sort=_names(figure))
     bars = base.mark_bar().encode(
         x=x, xOffset=beside, y=_y(alt, figure),
-        color=alt.Color("series:N", sort=_names(figure), legend=_legend(alt)),
+        color=alt.Color("series:N", sort=_names(figure), legend=_legend(alt, offset=16)),
     )  # fmt: skip
     numbers = base.mark_text(dy=-6, fontSize=10, color=INK).encode(
         x=x, xOffset=beside, y=_y(alt, figure), text=alt.Text("y:Q", format="d")
@@ -156,5 +159,5 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def _legend(alt: Any) -> Any:  # noqa: ANN401  as above
-    return alt.Legend(title=None, orient="top", direction="horizontal", offset=4)
+def _legend(alt: Any, *, offset: int = 4) -> Any:  # noqa: ANN401  as above
+    return alt.Legend(title=None, orient="top", direction="horizontal", offset=offset)

@@ -26,7 +26,7 @@ def describe(tensors: Weights, *, path: Path, scale: str | None) -> tuple[Genera
             scale, and one enlargement by a nearest-neighbour layer can be x2 or x3 (then x2 is taken).
 
     Raises:
-        UsageError: it is no generator that is known here, or not a whole one.
+        UsageError: it is no generator that is known here, not a whole one, or one whose training went wrong.
     """
     try:
         if "body.0.rdb1.conv1.weight" in tensors:
@@ -48,6 +48,11 @@ def describe(tensors: Weights, *, path: Path, scale: str | None) -> tuple[Genera
         )
         title = TITLES[config.architecture]
         raise UsageError(f"{path}: does not fit {title} at {', '.join(odd[:5])}; use another file")
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise UsageError(
+                f"{path}: {name} holds values that are not finite, which upscale to black; use another file"
+            )
     return config, factor
 
 

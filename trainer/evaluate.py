@@ -13,6 +13,7 @@ from shards import resize
 from shards.errors import UsrganError
 from shards.png import RGB8
 from trainer import spectrum
+from trainer.memory import within_memory
 from trainer.metrics import PROTOCOL, score
 from trainer.perceptual import Judge
 from trainer.strips import Shown, write_strip
@@ -68,7 +69,7 @@ def evaluate(
     """Score every model on every picture of a set, with `detail` its spectrum, too; each picture is read once.
 
     Raises:
-        UsrganError: a picture cannot be scored; names it.
+        UsrganError: a picture cannot be scored, or memory does not hold it; names it.
     """
     scores: list[list[dict[str, str | float]]] = [[] for _ in models]
     for picture in found.pictures():
@@ -76,7 +77,9 @@ def evaluate(
         asked = {judge.name: judge.against(picture.hr) for judge in judges}
         levels = spectrum.detail_against(picture.hr, crop=scale) if detail else None
         for number, (model, upscaler) in enumerate(models):
-            sr = upscaler(picture.lr)
+            what = f"{model} of {found.name}/{picture.name}"
+            with within_memory(what, fix="free some, or leave this picture out"):
+                sr = upscaler(picture.lr)
             try:
                 values = _scores(sr, picture.hr, scale=scale, asked=asked)
                 values |= levels(sr) if levels else {}

@@ -201,7 +201,7 @@ def _losses(rows: Sequence[Row]) -> Iterator[Figure]:
                       log=True)  # fmt: skip
     yield from _lines(rows, "judgement", "What the discriminator believes", "probability of real",
                       {"loss_d_real": "of HR", "loss_d_fake": "of SR"},
-                      "Mean over the patches of an epoch; apart at 1 and 0, it has won.",
+                      "Mean over the patches of an epoch; both 0.5: it cannot tell; far apart: it has won.",
                       zero=True)  # fmt: skip
 
 

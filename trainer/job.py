@@ -11,9 +11,9 @@ import torch
 
 from shards.dataset import Dataset
 from trainer.config import Config, Stage
+from trainer.perceptual import Judge
 from trainer.ranks import Ranks
 from trainer.tuned import Shape
-from trainer.validate import Against
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Job:
     init: Path | None
     """Weights to start from; None: fresh ones. Rank 0 reads them."""
     content_weights: Path | None
-    lpips: Against | None
+    lpips: Judge | None
     """Measures the held-out patches too, where it is given."""
     say: Callable[[str], None]
     warn: Callable[[str], None]

@@ -11,7 +11,7 @@ from trainer.checkpoint import best_file, final_file, save_last, save_weights
 from trainer.config import flat
 from trainer.job import Job
 from trainer.report import LiveReport
-from trainer.run import append_metrics, write_sample
+from trainer.run import append_metrics, read_metrics, write_sample
 from trainer.state import TrainState, networks
 
 FAILURES = 3
@@ -95,7 +95,18 @@ class Keeper:
         """
         if self._job.ranks.first:
             path = final_file(self._job.run, state.stage)
-            save_weights(path, state, metadata(self._job, state, {}))
+            save_weights(path, state, metadata(self._job, state, self._measured(state)))
+
+    def _measured(self, state: TrainState) -> dict[str, float]:
+        """What the validation of these weights found, as the log tells; nothing where there was none."""
+        here = (state.stage, state.patches_seen)
+        return {
+            name.removeprefix("val_"): float(value)
+            for row in (*read_metrics(self._job.run), *self._rows)
+            if (row["stage"], row["patches_seen"]) == here
+            for name, value in row.items()
+            if name.startswith("val_")
+        }
 
     def _write(self, path: Path, state: TrainState, found: dict[str, float]) -> bool:
         if not self._job.ranks.first:
@@ -120,6 +131,7 @@ def metadata(job: Job, state: TrainState, found: dict[str, float]) -> dict[str, 
         "weights": "raw" if state.average is None else "ema",
         "patches_seen": str(state.patches_seen),
         **{f"val_{name}": f"{value:.4f}" for name, value in found.items()},
+        **({"lpips": job.lpips.protocol} if job.lpips and "lpips" in found else {}),
         "content_features": "none" if adversary is None else job.config.content.features,
         "content_sha256": "" if adversary is None else adversary.content.digest,
         "dataset_sha256": job.dataset.manifest.dataset_sha256,

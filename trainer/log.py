@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from trainer import telemetry
 from trainer.config import Config
-from trainer.deviations import deviations
+from trainer.deviations import deviations, patch_deviations, patches_of
 from trainer.job import Job
 from trainer.run import describe_device, describe_precision, use_bf16
 from trainer.speed import held_up_by
@@ -30,6 +30,8 @@ def header(job: Job, state: TrainState) -> Iterator[str]:
     if len(val):
         bicubic = validate_bicubic(val, patches=config.validation.patches)
         yield f"  to beat: bicubic {bicubic['psnr_y']:.2f} dB / {bicubic['ssim_y']:.4f} on Y"
+        if job.lpips is not None:
+            yield f"  judged by {job.lpips.protocol}"
     if reason := held_up_by(config, device=device, bf16=use_bf16(config, device)):
         yield f"  steps are slower than they have to be: {reason}"
     if state.speed.get("dense") == "fused":
@@ -40,7 +42,9 @@ def header(job: Job, state: TrainState) -> Iterator[str]:
         yield f"  going on at {state.patches_seen:,} patches"
     elif job.init is not None:
         yield f"  starting from {job.init}"
-    for name, (ours, papers) in deviations(config, job.paper, stage=job.stage).items():
+    found = deviations(config, job.paper, stage=job.stage)
+    found |= patch_deviations(patches_of(dataset.manifest))
+    for name, (ours, papers) in found.items():
         yield f"  deviates from the paper: {name} = {ours} (paper: {papers})"
 
 

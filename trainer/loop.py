@@ -189,7 +189,7 @@ def _validate_and_keep_best(
         patches=job.config.validation.patches,
         device=job.device,
         ranks=job.ranks,
-        lpips=job.lpips,
+        lpips=None if job.lpips is None else job.lpips.against,
     )
     if job.ranks.first:
         rule = job.config.validation

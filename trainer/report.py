@@ -21,7 +21,7 @@ from shards.errors import DamagedData, UsageError, UsrganError
 from shards.png import RGB8
 from trainer import charts, page
 from trainer.config import PAPER, STAGES, Stage
-from trainer.deviations import deviations
+from trainer.deviations import deviations, patch_deviations
 from trainer.figures import Figure, figures_of_run, figures_of_stage, series
 from trainer.run import read_metrics
 from trainer.settings import load_config
@@ -117,14 +117,16 @@ def _overview(rows: Rows, stages: Sequence[str]) -> str:
     lines = []
     for stage in stages:
         own = [row for row in rows if row["stage"] == stage]
+        seconds = [1 / max(row["patches_per_s"], 1e-9) for row in own]  # for a patch of each epoch
+        waited = sum(row["data_wait"] * each for row, each in zip(own, seconds, strict=True))
         lines.append(
             (
                 stage,
                 f"{own[-1]['epoch']:,}",
                 f"{own[-1]['patches_seen']:,}",
                 *(_best(own, name) for name in judged),
-                f"{sum(row['patches_per_s'] for row in own) / len(own):,.1f}",
-                f"{sum(row['data_wait'] for row in own) / len(own):.1%}",
+                f"{len(own) / sum(seconds):,.1f}",
+                f"{waited / sum(seconds):.1%}",
             )
         )
     titles = [f"best {TITLES[name]}" + ", dB" * name.startswith("psnr") for name in judged]
@@ -158,21 +160,34 @@ def _read_evaluation(run: Path) -> dict[str, Any]:
     """What `eval-sr --json` said, if the run folder holds it."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((run / "evaluation.json").read_text())
-        if found["rows"] and all("model" in row for row in found["rows"]):
+        if (
+            found["rows"]
+            and isinstance(found["protocol"], str)
+            and all(map(_is_row, found["rows"]))
+        ):
             return dict(found)
     return {}
 
 
+def _is_row(row: dict[str, Any]) -> bool:
+    """Whether it is what `eval-sr` tells of a model, and nothing that another program put there."""
+    words = all(isinstance(row[name], str) for name in ("set", "model"))
+    values = [row["images"], *(row[name] for name in TITLES if name in row)]
+    words = words and all(isinstance(each["image"], str) for each in row["per_image"])
+    return words and all(isinstance(value, int | float) for value in values)
+
+
 def _photos(run: Path) -> str:
-    """Strips of whole photos: bicubic against the last model of the table."""
+    """Strips of whole photos: bicubic against the last model of the table, where the table is of that photo."""
     paths = sorted((run / "strips").glob("*.png"))
     rows = _read_evaluation(run).get("rows", [])
     models = list(dict.fromkeys(str(row["model"]) for row in rows))
+    scored = {f"{row['set']}-{each['image']}" for row in rows for each in row["per_image"]}
     shown = []
     for path in paths[:PHOTOS]:
         strip = _decoded(path)
         tiles = tiles_of(strip, columns=len(models) + 2) if strip is not None else []
-        if len(models) > 1 and tiles:
+        if len(models) > 1 and tiles and path.stem in scored:
             _, first, *_, last, truth = tiles
             shown.append(
                 page.comparison((models[0], first), (models[-1], last), ("HR", truth), path.stem)
@@ -246,6 +261,10 @@ def _deviations(path: Path, stages: Sequence[Stage]) -> str:
         papers = load_config(PAPER, stage=stage)
         for name, (mine, theirs) in deviations(ours, papers, stage=stage).items():
             found.setdefault((name, str(mine), str(theirs)), []).append(stage)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        about = json.loads((path.parent / "run.json").read_text())
+        for name, (mine, theirs) in patch_deviations(about["patches"]).items():
+            found[name, str(mine), str(theirs)] = list(stages)
     rows = [(" and ".join(deviating), *setting) for setting, deviating in found.items()]
     return page.table(["stage", "setting", "here", "paper"], rows, left=4, long=True)
 

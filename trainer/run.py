@@ -25,6 +25,7 @@ from shards.errors import ConfigError, UsageError
 from shards.manifest import Manifest
 from shards.png import RGB8
 from trainer.config import STAGES, Config, Stage
+from trainer.deviations import patches_of
 from trainer.ranks import ALONE, Ranks
 from trainer.settings import load_config
 from trainer.toml import stages_to_toml
@@ -121,6 +122,7 @@ def write_header(
         "precision": describe_precision(config, device),
         "speed": speed,
         "dataset_sha256": manifest.dataset_sha256,
+        "patches": patches_of(manifest),
         "lr_made_by": " ".join((manifest.resize.implementation, manifest.resize.version)),
         "versions": {
             "python": platform.python_version(),

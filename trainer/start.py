@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 from torch import Tensor
 
+from trainer.best import forget
 from trainer.checkpoint import (
     Position,
     best_file,
@@ -93,9 +94,7 @@ def _at(job: Job, saved: Saved | None) -> TrainState:
         synced=job.ranks.world > 1,
     )
     if saved is not None:
-        tensors, position = saved
-        restore(state, tensors)
-        _place(state, position)
+        _go_on(job, state, *saved)
     elif job.init is not None:
         start_from(state, load_matching(job.init, job.config.generator, scale=scale))
         state.start_psnr_y = _told_psnr_y(job.init, job.dataset.manifest.dataset_sha256)
@@ -108,6 +107,35 @@ def _told_psnr_y(weights: Path, dataset_sha256: str) -> float:
     return (
         float(about.get("val_psnr_y", 0)) if about.get("dataset_sha256") == dataset_sha256 else 0.0
     )
+
+
+def _go_on(job: Job, state: TrainState, tensors: dict[str, Tensor], position: Position) -> None:
+    """Bring a state to where a checkpoint stands; what was best of other patches is no more to be beaten."""
+    restore(state, tensors)
+    _place(state, position)
+    held_out, asked = len(job.dataset.split("val")), job.config.validation.patches
+    before = int(str(position.config.get("validation.patches", asked)))
+    others = min(before or held_out, held_out) != min(asked or held_out, held_out)
+    if others and state.best and state.patches_seen < job.config.total_patches:
+        job.warn(
+            f"validation.patches: was {before} and is {asked}, whose values do not compare;"
+            " the next validation counts as the best again"
+        )
+        state.best.clear()
+
+
+def _forget_other_lpips(job: Job, state: TrainState) -> None:
+    """An LPIPS that another network measured is no more to be beaten."""
+    if job.lpips is None or "lpips" not in state.best:
+        return
+    _, about = load_tensors(best_file(job.run, "lpips", job.stage))
+    before = about.get("lpips", job.lpips.protocol)
+    if before != job.lpips.protocol and state.patches_seen < job.config.total_patches:
+        job.warn(
+            f"--lpips: is {job.lpips.protocol} and was {before}, whose values do not compare;"
+            " the next validation counts as the best again"
+        )
+        forget(state.best, "lpips")
 
 
 def _place(state: TrainState, position: Position) -> None:
@@ -125,6 +153,7 @@ def _share(job: Job, state: TrainState) -> None:
         state.speed = msgspec.structs.asdict(settled)
         rewind_metrics(job.run, stage=job.stage, patches_seen=state.patches_seen)
         forget_lost_best(job.run, state, warn=job.warn)
+        _forget_other_lpips(job, state)
     if job.ranks.world > 1:
         tensors = job.ranks.share_tensors(state_tensors(state))
         restore(state, tensors)

@@ -18,6 +18,7 @@ from trainer import telemetry
 from trainer.adversarial import (
     Kind,
     Logits,
+    beliefs,
     discriminator_loss,
     generator_adversarial_loss,
     r1_penalty,
@@ -130,10 +131,9 @@ def gan_gradients(
         discriminator.train(number == 0)
         with normalised(discriminator):
             with autocast:
-                real, fake = discriminator(torch.cat((high, made[number]))).chunk(2)
-            judged = discriminator_loss(
-                kind, _of_all(kind, ranks, real), _of_all(kind, ranks, fake)
-            )
+                logits = discriminator(torch.cat((high, made[number]))).chunk(2)
+            real, fake = (_of_all(kind, ranks, each) for each in logits)
+            judged, believed = discriminator_loss(kind, real, fake), beliefs(kind, real, fake)
             penalty = _penalty(state, config, discriminator, high)
             if seen is not None and number == 0:
                 seen["sigma_max"] = telemetry.largest_singular_value(discriminator)
@@ -142,8 +142,8 @@ def gan_gradients(
             {
                 "discriminator": judged,
                 **({"r1": penalty} if config.adversarial.r1 else {}),
-                "d_real": real.float().sigmoid().mean(),
-                "d_fake": fake.float().sigmoid().mean(),
+                "d_real": believed[0],
+                "d_fake": believed[1],
             }
         )
     return _mean(judgements) | _mean(verdicts)

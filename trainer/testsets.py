@@ -19,6 +19,8 @@ from shards.photos import Photo, RejectedPhoto, looks_like_photo, read_photo
 from shards.png import RGB8
 
 MADE_HERE = "antialiased bicubic of HR"
+_SAID = {"grey expanded to RGB", "16 bit reduced to 8", "alpha dropped"}
+"""Of `Photo.notes`: told in other words, or of no consequence."""
 KINDS = "PNG, JPEG, WebP, TIFF, BMP"
 
 
@@ -64,12 +66,15 @@ def folder_set(hr: Path, lr: Path | None, *, scale: int, smallest: int) -> Image
     truths = _listed(hr, option="--hr")
     lows = _partners(truths, lr, scale=scale) if lr else dict.fromkeys(truths)
     grey, deep = [], []
+    others: dict[str, list[str]] = {}
     for path in truths:
         photo = _check_pair(path, lows[path], scale=scale, smallest=smallest)
         if photo.grey:
             grey.append(path.stem)
         if photo.bit_depth != 8:
             deep.append(path.stem)
+        for note in (each for each in photo.notes if each not in _SAID):
+            others.setdefault(note, []).append(path.stem)
 
     def pictures() -> Iterator[Picture]:
         for path in truths:
@@ -83,6 +88,7 @@ def folder_set(hr: Path, lr: Path | None, *, scale: int, smallest: int) -> Image
         notes=(
             *_note(grey, "grey, scored as RGB of three equal channels"),
             *_note(deep, "16 bit, reduced to 8"),
+            *(line for what, stems in others.items() for line in _note(stems, what)),
         ),
         pictures=pictures,
     )
@@ -96,7 +102,10 @@ def shards_set(folder: Path, *, scale: int, smallest: int) -> ImageSet:
     """
     dataset = open_dataset(folder)
     if dataset.manifest.scale != scale:
-        raise UsageError(f"--shards {folder}: is of scale {dataset.manifest.scale}, not {scale}")
+        raise UsageError(
+            f"--shards {folder}: is of scale {dataset.manifest.scale}, not {scale};"
+            f" give models of that scale, or --scale {dataset.manifest.scale} where there are none"
+        )
     split = dataset.split("val")
     if not len(split):
         raise UsageError(f"--shards {folder}: has no held-out patches; use --hr FOLDER")

@@ -131,7 +131,7 @@ def train(
                 ranks=ranks,
                 init=start,
                 content_weights=content_weights,
-                lpips=None if judge is None else judge.against,
+                lpips=judge,
                 say=say,
                 warn=warn,
                 progress=progress,

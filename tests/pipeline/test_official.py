@@ -61,7 +61,7 @@ def test_known_names_are_found(name, tmp_path):
     for stem in ("0801", "img_001"):
         (tmp_path / "hr" / f"{stem}.png").write_bytes(b"x")
         (tmp_path / "lr" / name.format(stem)).write_bytes(b"x")
-    found = with_partners(scan([tmp_path / "hr"]), tmp_path / "lr", 4)
+    found = with_partners(scan([tmp_path / "hr"]), [tmp_path / "lr"], 4)
     assert [photo.lr.name for photo in found.photos] == [
         name.format(stem) for stem in ("0801", "img_001")
     ]
@@ -70,7 +70,7 @@ def test_known_names_are_found(name, tmp_path):
 def test_a_link_loop_gives_no_second_partner(div2k):
     hr, lr = div2k
     (lr / "again").symlink_to(lr)
-    assert all(photo.lr.parent == lr for photo in with_partners(scan([hr]), lr, 4).photos)
+    assert all(photo.lr.parent == lr for photo in with_partners(scan([hr]), [lr], 4).photos)
 
 
 @pytest.mark.parametrize("stem", [b"caf\xe9", b"two\nlines", "\u3042\u2028".encode()])
@@ -80,7 +80,7 @@ def test_partners_of_any_name_are_found_even_where_they_are_gone(stem, tmp_path)
     (tmp_path / "hr" / os.fsdecode(stem + b".png")).write_bytes(b"x")
     partner = tmp_path / "lr" / os.fsdecode(stem + b"x4.png")
     partner.symlink_to(tmp_path / "nowhere")
-    found = with_partners(scan([tmp_path / "hr"]), tmp_path / "lr", 4)
+    found = with_partners(scan([tmp_path / "hr"]), [tmp_path / "lr"], 4)
     assert [photo.lr for photo in found.photos] == [partner]
     assert listing_sha256(found)
 
@@ -99,6 +99,19 @@ def test_lr_patches_come_out_of_the_official_images(div2k, tmp_path):
     again = make(hr, tmp_path / "again", "--lr-dir", lr)
     assert again["dataset_sha256"] == report["dataset_sha256"]
     assert tree(tmp_path / "again") == tree(tmp_path / "out")
+
+
+def test_lr_images_may_lie_in_several_folders(div2k, tmp_path):
+    hr, lr = div2k
+    whole = make(hr, tmp_path / "whole", "--lr-dir", lr)
+    other = tmp_path / "other"
+    other.mkdir()
+    (lr / "0002x4.png").rename(other / "0002x4.png")
+    both = make(hr, tmp_path / "both", "--lr-dir", lr, "--lr-dir", other)
+    assert both["dataset_sha256"] == whole["dataset_sha256"]
+    (other / "0002x4.png").rename(other / "strange.png")
+    result = prep("--src", hr, "--out", tmp_path / "c", "--lr-dir", lr, "--lr-dir", other, code=2)
+    assert f"--lr-dir {other}: holds no LR image" in result.stderr
 
 
 def test_wrong_partners_are_refused_with_their_reason(div2k, tmp_path):
@@ -147,14 +160,14 @@ def test_names_that_mean_two_files_are_refused(div2k, tmp_path):
     hr, lr = div2k
     (lr / "0001x4m.png").write_bytes(b"x")
     with pytest.raises(UsageError, match="are both of 0001"):
-        with_partners(scan([hr]), lr, 4)
+        with_partners(scan([hr]), [lr], 4)
     (lr / "0001x4m.png").unlink()
     (hr / "more").mkdir()
     (hr / "more/0001.png").write_bytes(b"x")
     with pytest.raises(UsageError, match="could be of"):
-        with_partners(scan([hr]), lr, 4)
+        with_partners(scan([hr]), [lr], 4)
     with pytest.raises(UsageError, match="no such folder"):
-        with_partners(scan([hr]), lr / "none", 4)
+        with_partners(scan([hr]), [lr / "none"], 4)
 
 
 def test_the_whole_folder_of_div2k_serves_for_lr(div2k, tmp_path):
@@ -162,13 +175,13 @@ def test_the_whole_folder_of_div2k_serves_for_lr(div2k, tmp_path):
     other = lr.parent / "X2"
     other.mkdir()
     (other / "0000x2.png").write_bytes(b"x")
-    found = with_partners(scan([hr]), hr.parent, 4)
+    found = with_partners(scan([hr]), [hr.parent], 4)
     assert [photo.lr for photo in found.photos] == sorted(lr.iterdir())
 
 
 def test_an_lr_image_that_is_replaced_is_noticed(div2k):
     hr, lr = div2k
-    found = with_partners(scan([hr]), lr, 4)
+    found = with_partners(scan([hr]), [lr], 4)
     assert not changed(found, scan([hr]))
     again = lr / "0002x4.png"
     os.utime(again, ns=(1, 1))  # of the same size
@@ -181,7 +194,7 @@ def test_an_lr_image_with_a_profile_is_converted_as_its_photo_is(div2k):
     hr, lr = div2k
     for folder, name in ((hr, "0000.png"), (lr, "0000x4.png")):
         (folder / name).write_bytes(with_profile(read_photo(folder / name).pixels, P3))
-    photo = with_partners(scan([hr]), lr, 4).photos[0]
+    photo = with_partners(scan([hr]), [lr], 4).photos[0]
     stored = read_photo(lr / "0000x4.png").pixels
     made = admit(photo, Options(lr_dir="x")).lr
     assert made is not None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.official import _partners
+from pipeline.official import _add_partners
 from pipeline.scan import _prefixes, describe, listing_sha256, matching, scan
 from pipeline.similar import looks_below
 from shards.errors import UsageError
@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     for option, look in (
         ("--src", lambda: scan([root])),
         ("--exclude-like", lambda: looks_below([root])),
-        ("--lr-dir", lambda: _partners(root, 4)),
+        ("--lr-dir", lambda: _add_partners({}, root, 4)),
     ):
         told = rf"{option} .*/closed: cannot be listed \(Permission denied\)"
         with pytest.raises(UsageError, match=told):

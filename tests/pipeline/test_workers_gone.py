@@ -99,15 +99,23 @@ def test_an_error_of_a_unit_is_not_taken_for_that_of_the_dask_scheduler(monkeypa
         list(engines._run_dask(Client(1), lambda: False, abs, NUMBERS))
 
 
-def test_a_scheduler_file_that_is_not_there_is_not_waited_for(monkeypatch, tmp_path):
-    def wait(**_):
-        raise AssertionError("waits for ever")
-
-    monkeypatch.setattr(sys.modules["distributed"], "Client", wait, raising=False)
-    typo = str(tmp_path / "typo.json")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        ("", "holds no address"),
+        ("[]", "holds no address"),
+        ('{"address": 3}', "holds no address"),
+        ('{"address": ""}', "holds no address"),
+    ],
+)
+def test_a_scheduler_file_without_an_address_is_not_waited_for(content, reason, tmp_path):
+    file = tmp_path / "scheduler.json"
+    if content is not None:
+        file.write_text(content)
     with (
-        pytest.raises(UsageError, match=r"--scheduler .*typo\.json: there is no such file; name"),
-        engines.open_engine("dask", workers=1, scheduler=typo, stopping=lambda: False),
+        pytest.raises(UsageError, match=rf"--scheduler .*scheduler\.json: {reason}; name the file"),
+        engines.open_engine("dask", workers=1, scheduler=str(file), stopping=lambda: False),
     ):
         pass
 

@@ -13,6 +13,7 @@ from tests.trainer.test_losses import gan, gradients, images
 from tests.trainer.test_resume import logged, train, weights
 from trainer.adversarial import (
     Kind,
+    beliefs,
     discriminator_loss,
     generator_adversarial_loss,
     r1_penalty,
@@ -103,6 +104,29 @@ def test_every_kind_pushes_fake_up_for_the_generator_and_down_for_the_discrimina
 
 
 # R1
+
+
+def test_a_relativistic_discriminator_believes_in_differences_and_any_other_in_its_logits():
+    real, fake = torch.tensor([5.0, 7.0]), torch.tensor([3.0, 5.0])
+    for kind in KINDS:
+        shift = (4.0, 6.0) if kind == "relativistic" else (0.0, 0.0)
+        found = [each.item() for each in beliefs(kind, real, fake)]
+        wanted = [
+            d((each - by).numpy()).mean() for each, by in zip((real, fake), shift, strict=True)
+        ]
+        assert found == pytest.approx(wanted)
+
+
+def test_the_log_of_a_relativistic_step_does_not_move_with_all_logits():
+    told = []
+    for shift in (0.0, 30.0):
+        torch.manual_seed(0)
+        state, config = gan("adversarial.kind=relativistic")
+        state.adversary.discriminator.linear2.bias.data += shift
+        losses = train_step(state, config, *images(), False).losses
+        told.append((losses["d_real"].item(), losses["d_fake"].item()))
+    assert told[0] == pytest.approx(told[1], abs=1e-4)
+    assert sum(told[0]) == pytest.approx(1, abs=0.01)  # near 0.5 each
 
 
 def test_r1_is_half_the_squared_gradient_of_each_patch():

@@ -10,6 +10,7 @@ import pytest
 from tests.trainer.test_perceptual import random_weights
 from tests.trainer.test_resume import logged, train
 from trainer.best import forget, handed_on, improvements
+from trainer.networks.trunks import TrunkKind
 from trainer.weights import load_tensors, save_tensors
 
 
@@ -96,6 +97,41 @@ def test_a_run_hands_on_what_its_rule_says(tiny_shards, tmp_path):
     }
 
 
+def test_values_of_other_held_out_patches_are_not_to_be_beaten(tiny_shards, tmp_path):
+    run, more = tmp_path / "run", ["--stage", "psnr", "--json"]
+    train(tiny_shards, run, *more)
+    max((run / "checkpoints/last").glob("psnr-*")).unlink()
+    more += ["--set", "validation.patches=1"]
+    again = train(tiny_shards, run, *more)
+    assert "validation.patches: was 4 and is 1" in again.stderr.replace("\n", " ")
+    best = json.loads(again.stdout)["stages"][0]["best"]
+    assert best["psnr_y"] == logged(run)[-1]["val_psnr_y"]
+    _, metadata = load_tensors(run / "checkpoints/best-psnr_y/psnr.safetensors")
+    assert float(metadata["val_psnr_y"]) == pytest.approx(best["psnr_y"], abs=1e-4)
+
+    # a stage that has ended keeps what it has
+    done = train(tiny_shards, run, *more, "--set", "validation.patches=2")
+    assert json.loads(done.stdout)["stages"][0]["best"] == best
+
+
+def test_final_weights_tell_what_they_score_and_so_does_a_stage_that_begins_with_them(
+    tiny_shards, tmp_path
+):
+    run = tmp_path / "run"
+    train(tiny_shards, run, "--stage", "psnr")
+    final = run / "checkpoints/final/psnr.safetensors"
+    _, metadata = load_tensors(final)
+    last = logged(run)[-1]
+    for name in ("val_psnr_y", "val_ssim_y", "val_psnr_rgb", "val_ssim_rgb"):
+        assert float(metadata[name]) == pytest.approx(last[name], abs=1e-4)
+    content = final.read_bytes()
+    final.unlink()
+    train(tiny_shards, run, "--stage", "psnr")  # writes them anew
+    assert final.read_bytes() == content
+    train(tiny_shards, tmp_path / "gan", "--stage", "gan", "--init", str(final))
+    assert start_of(tmp_path / "gan") == pytest.approx(last["val_psnr_y"], abs=1e-4)
+
+
 def test_damaged_best_weights_give_way_to_the_final_ones(tiny_shards, tmp_path):
     settings = [
         "--set",
@@ -135,6 +171,24 @@ def test_with_lpips_stage_gan_hands_on_its_lowest(tiny_shards, tmp_path):
     train(tiny_shards, run, *more)
     assert start_of(run) == wanted
     assert logged(run)[-1]["val_lpips"] == measured[-1]
+
+
+def test_an_lpips_of_another_network_is_not_to_be_beaten(tiny_shards, tmp_path):
+    kinds: tuple[TrunkKind, ...] = ("alexnet", "vgg16")
+    networks = {kind: tmp_path / f"{kind}.safetensors" for kind in kinds}
+    for kind, path in networks.items():
+        save_tensors(path, random_weights(kind), {})
+    run, more = tmp_path / "run", ["--stage", "psnr", "--json"]
+    train(tiny_shards, run, *more, "--lpips", str(networks["alexnet"]))
+    max((run / "checkpoints/last").glob("psnr-*")).unlink()
+    again = train(tiny_shards, run, *more, "--lpips", str(networks["vgg16"]))
+    told = again.stderr.replace("\n", " ")
+    assert "judged by LPIPS v0.1 VGG-16" in told
+    assert "whose values do not compare" in told
+    found = json.loads(again.stdout)["stages"][0]["best"]["lpips"]
+    assert found == logged(run)[-1]["val_lpips"]
+    _, metadata = load_tensors(run / "checkpoints/best-lpips/psnr.safetensors")
+    assert metadata["lpips"].startswith("LPIPS v0.1 VGG-16")
 
 
 def test_a_rule_that_nothing_can_measure_is_refused(tiny_shards, tmp_path):

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from shards import __version__
+from shards.dataset import open_dataset
 from shards.errors import ConfigError
 from trainer.config import STAGES, Config, differences, flat
-from trainer.deviations import deviations
+from trainer.deviations import deviations, patch_deviations, patches_of
 from trainer.settings import find, load_config, presets, presets_folder
 from trainer.toml import stages_to_toml, to_toml
 
@@ -338,6 +339,35 @@ def test_the_papers_preset_deviates_in_what_it_cannot_say(stage):
     papers = load_config("usrgan", stage=stage)
     told = {"data.augment": ("all eight flips and turns", "random crops, horizontal flips")}
     assert deviations(papers, papers, stage=stage) == told
+
+
+def test_nothing_is_called_the_papers_that_it_does_not_say():
+    papers = load_config("usrgan", stage="gan")
+
+    def told(*overrides):
+        ours = load_config("usrgan", stage="gan", overrides=overrides)
+        return deviations(ours, papers, stage="gan") | {"data.augment": None}
+
+    assert told("precision=bf16") == {"data.augment": None}
+    assert told("precision=fp32")["precision"] == ("fp32", "bf16")
+    found = told("discriminator.dense=9", "content.layer=conv2_2", "optim.lr=1e-3")
+    assert found["discriminator.dense"] == (9, "does not say; usrgan.toml: 100")
+    assert found["content.layer"] == ("conv2_2", "a high-level layer; usrgan.toml: conv5_4")
+    assert found["optim.lr"] == (1e-3, 1e-4)
+
+
+def test_patches_of_another_kind_deviate_from_the_paper(tiny_shards):
+    manifest = open_dataset(tiny_shards).manifest
+    like_papers = msgspec.structs.replace(manifest, hr_size=128, crop_size=0, scale=4)
+    assert patch_deviations(patches_of(like_papers)) == {}
+    others = msgspec.structs.replace(
+        manifest, scale=2, hr_size=160, crop_size=96, options={"degrade": "realesrgan"}
+    )
+    assert patch_deviations(patches_of(others)) == {
+        "prep-shards --scale": (2, 4),
+        "prep-shards --hr-size": (96, 128),
+        "prep-shards --degrade": ("realesrgan", "bicubic"),
+    }
 
 
 def test_how_a_step_is_made_is_no_deviation():

@@ -234,6 +234,17 @@ def test_grey_and_deep_pictures_are_scored_and_told():
     assert "scored as RGB of three equal channels: grey" in run("--hr", "Mine/HR").stdout
 
 
+def test_pictures_that_were_turned_are_told():
+    turned = Image.Exif()
+    turned[0x112] = 3
+    exif = b"Exif\0\0" + turned.tobytes().removeprefix(b"Exif\0\0")
+    jpeg = cv2.imencode(".jpg", make_patch(1))[1].tobytes()
+    Path("Mine/HR").mkdir(parents=True)
+    content = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+    Path("Mine/HR/a.jpg").write_bytes(content)
+    assert "EXIF orientation 3 applied: a" in run("--hr", "Mine/HR").stdout.splitlines()
+
+
 def test_what_cannot_be_scored_is_one_line_and_nothing_is_written():
     picture("Mine/HR/a.png", 64, 64)
     clear = np.dstack([make_patch(1), np.full((128, 128), 9, np.uint8)])
@@ -298,6 +309,22 @@ def test_a_scale_that_is_not_the_models_is_named_as_the_option():
     assert "upscales x4, but --scale is 2" in failed.stderr.splitlines()[-1]
 
 
+def test_a_picture_that_memory_does_not_hold_is_named(monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr("trainer.upscale.upscale_tiled", full)
+    picture("Mine/HR/p.png")
+    failed = run("--hr", "Mine/HR", "--model", weights("m.safetensors"), code=1)
+    line = failed.stderr.splitlines()[-1]
+    assert line.startswith("error: m of Mine/p: needs more memory than there is; free some")
+
+
+def test_shards_of_another_scale_are_refused_with_the_option_that_would_do(tiny_shards):
+    line = run("--shards", tiny_shards, "--scale", 2, code=2).stderr.splitlines()[-1]
+    assert "is of scale 4, not 2; give models of that scale, or --scale 4" in line
+
+
 @pytest.mark.parametrize("size", [(2, 50), (50, 3), (3, 3), (18, 50)])
 def test_a_picture_thinner_than_a_window_is_named(size):
     picture("Mine/HR/thin.png", *size)
@@ -315,6 +342,16 @@ def test_a_name_that_is_not_utf8_is_escaped():
     assert rows[0]["per_image"][0]["image"] == r"caf\xe9"
     os.rename("Mine", os.fsdecode(b"Min\xe9"))
     assert r"Min\xe9" in run("--hr", os.fsdecode(b"Min\xe9/HR")).stdout
+
+
+def test_notes_above_a_table_are_one_line_whatever_a_picture_is_called():
+    dump("Mine/HR/two\nlines.png", make_patch(1)[..., 0])
+    Path(os.fsdecode(b"Mine/LRx4 \xe9")).mkdir()
+    low = make_patch(1)[::4, ::4, 0]
+    dump(os.fsdecode(b"Mine/LRx4 \xe9/two\nlines.png"), low)
+    shown = run("--hr", "Mine/HR", "--lr", os.fsdecode(b"Mine/LRx4 \xe9")).stdout.splitlines()
+    assert shown[0].endswith(r"LR: Mine/LRx4 \xe9  ")
+    assert shown[1] == r"grey, scored as RGB of three equal channels: two\nlines"
 
 
 def test_two_pictures_of_one_stem_are_refused():

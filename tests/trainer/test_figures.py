@@ -170,6 +170,14 @@ def test_the_star_and_the_bars_show_their_numbers(drawn):
     assert {point.series for point in figure.points} == {RAW, SMOOTH}
 
 
+def test_the_colours_of_few_epochs_are_named_once_each_up_to_the_stars():
+    figures = everything(run_of("psnr", 4))
+    (figure,) = (each for each in figures if each.name == "figure-6-psnr")
+    assert next(point.series for point in figure.points if point.star) == "4"
+    _, _, legend = charts.svg(figure).partition("role-legend")
+    assert re.findall(r">(\d+)</text>", legend) == ["1", "2", "3", "4"]
+
+
 def test_ids_of_two_charts_never_meet(drawn):
     ids = [each for _, svg in drawn.values() for each in re.findall(r'\bid="([^"]*)"', svg)]
     assert len(ids) == len(set(ids))

@@ -59,7 +59,8 @@ def add_evaluation(run: Path, models: list[str]) -> np.ndarray:
         "ssim_rgb": 0.77,
         "lpips": 0.12345,
     }
-    rows = [{"set": "Mine", "model": model, "images": 1, **values} for model in models]
+    shared = {"set": "Mine", "images": 1, "per_image": [{"image": "a", **values}], **values}
+    rows = [{"model": model, **shared} for model in models]
     (run / "evaluation.json").write_text(json.dumps({"protocol": "as <usual>", "rows": rows}))
     return hr
 
@@ -92,6 +93,14 @@ def test_a_whole_run_shows_figures_numbers_and_settings(tmp_path):
     assert "<td class=long>gan<td class=long>discriminator.features" in text
 
 
+def test_speed_and_wait_are_those_of_the_whole_stage(tmp_path):
+    rows = run_of("psnr", 2)  # as many patches in 3 seconds and in 1
+    rows[0] |= {"patches_per_s": 100.0, "data_wait": 0.4}
+    rows[1] |= {"patches_per_s": 300.0, "data_wait": 0.0}
+    text = write_report(write_run(tmp_path / "run", rows), figures=False).read_text()
+    assert "<td class=n>150.0<td class=n>30.0%" in text
+
+
 def test_the_lowest_lpips_is_the_best(tmp_path):
     rows = run_of("psnr", 3) + run_of("gan", 3)
     for row, value in zip(rows[3:], (0.3, 0.2, 0.25), strict=True):
@@ -117,6 +126,16 @@ def test_the_papers_own_settings_deviate_in_the_augmentation_alone(tmp_path):
     deviating = text.partition("Deviations from the paper")[2].partition("<h2>")[0]
     assert "data.augment" in deviating
     assert deviating.count("<tr>") == 2, deviating
+
+
+def test_patches_that_are_not_the_papers_deviate(tmp_path):
+    run = write_run(tmp_path / "run", run_of("psnr", 1))
+    patches = {"scale": 4, "hr-size": 256, "degrade": "bicubic"}
+    (run / "run.json").write_text(json.dumps({"patches": patches}))
+    text = write_report(run, figures=False).read_text()
+    told = ("psnr", "prep-shards --hr-size", "256", "128")
+    assert "".join(f"<td class=long>{cell}" for cell in told) in text
+    assert "prep-shards --degrade" not in text
 
 
 def test_settings_that_this_version_cannot_read_are_not_called_the_papers(tmp_path):
@@ -200,8 +219,27 @@ def test_photos_show_bicubic_against_the_last_model(tmp_path):
     assert list(pictures(write_report(run, figures=False).read_text())) == ["Mine-a"]
 
 
+def test_a_strip_of_another_evaluation_keeps_the_names_that_are_drawn_on_it(tmp_path):
+    run = write_run(tmp_path / "run", run_of("gan", 1))
+    add_evaluation(run, ["bicubic", "psnr", "gan"])
+    (run / "strips/Mine-a.png").rename(run / "strips/Older-a.png")
+    assert list(pictures(write_report(run, figures=False).read_text())) == ["Older-a"]
+
+
 @pytest.mark.parametrize(
-    "damage", ["[]", "{", '{"rows": []}', '{"rows": [1]}', '{"rows": [{"set": "a"}]}']
+    "damage",
+    [
+        "[]",
+        "{",
+        '{"rows": []}',
+        '{"protocol": "", "rows": [1]}',
+        '{"rows": [{"set": "a"}]}',
+        '{"protocol": "", "rows": [{"set": "a", "model": "m", "images": 1}]}',
+        '{"protocol": "", "rows": [{"set": "a", "model": "m", "images": 1, "per_image": [0]}]}',
+        '{"rows": [{"set": "a", "model": "m", "images": 1, "per_image": []}]}',
+        '{"protocol": "", "rows": [{"model": "m"}]}',
+        '{"protocol": "", "rows": [{"set": "a", "model": "m", "images": 1, "psnr_y": null}]}',
+    ],
 )
 def test_what_others_left_in_the_folder_does_not_spoil_the_page(tmp_path, damage):
     run = write_run(tmp_path / "run", run_of("psnr", 1))

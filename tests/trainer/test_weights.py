@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 
 import pytest
@@ -227,6 +228,22 @@ def test_wrong_names_and_shapes_are_refused_by_name(tmp_path, changes, odd):
         load_generator(path, device=CPU)
     assert str(refused.value).startswith(f"{path}: does not fit an RRDBNet at {odd};")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused_wherever_they_are_read(tmp_path, value):
+    good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
+    save_small(good)
+    save_small(bad, conv_hr__bias=torch.full((8,), value))
+    for read in (
+        lambda: load_generator(bad, device=CPU),
+        lambda: load_blend(good, bad, alpha=0.5, device=CPU),
+        lambda: load_matching(bad, SMALL, scale=4),
+    ):
+        with pytest.raises(
+            UsageError, match=r"bad\.safetensors: conv_hr\.bias holds values that are"
+        ):
+            read()
 
 
 def test_names_with_a_wrappers_prefix_are_refused(tmp_path):

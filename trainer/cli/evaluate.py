@@ -128,14 +128,15 @@ def eval_main(
         by_set.append([_printable(row) for row in scored])
     rows = [row for own in by_set for row in own]
     told = protocol(judges, detail=spectrum)
+    shown = [_printable_set(found) for found in sets]
     warnings = [judge.warning for judge in judges if judge.warning]
     warnings += missed_anchors(rows, scale=factor)
     if as_json or form == "json":
-        console.print_json(_result(sets, rows, warnings, scale=factor, protocol=told))
+        console.print_json(_result(shown, rows, warnings, scale=factor, protocol=told))
     elif form == "csv":
         click.echo(tables.csv_text(rows, protocol=told, per_image=per_image))
     else:
-        click.echo(tables.markdown(sets, by_set, scale=factor, protocol=told, per_image=per_image))
+        click.echo(tables.markdown(shown, by_set, scale=factor, protocol=told, per_image=per_image))
     for warning in warnings:
         console.warn(warning)
 
@@ -247,10 +248,10 @@ def _result(
         "scale": scale,
         "sets": [
             {
-                "set": console.printable(found.name),
+                "set": found.name,
                 "images": found.images,
-                "lr": console.printable(found.lr_from),
-                "notes": [console.printable(note) for note in found.notes],
+                "lr": found.lr_from,
+                "notes": found.notes,
             }
             for found in sets
         ],
@@ -259,8 +260,17 @@ def _result(
     }
 
 
+def _printable_set(found: ImageSet) -> ImageSet:
+    """The set with names that any terminal and JSON can hold: file names are bytes."""
+    return found._replace(
+        name=console.printable(found.name),
+        lr_from=console.printable(found.lr_from),
+        notes=tuple(console.printable(note) for note in found.notes),
+    )
+
+
 def _printable(row: Row) -> Row:
-    """The row with names that any terminal and JSON can hold: file names are bytes."""
+    """The same of a row."""
     images: list[dict[str, str | float]] = [
         each | {"image": console.printable(str(each["image"]))} for each in row.per_image
     ]
