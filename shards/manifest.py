@@ -133,7 +133,7 @@ def load_manifest(folder: Path) -> Manifest:
     path = folder / NAME
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(_why_no_manifest(folder)) from None
     except OSError as error:
         raise UsageError(

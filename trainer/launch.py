@@ -70,9 +70,10 @@ def _start(
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
-    # a session of its own: Ctrl-C reaches the launcher alone, which hands it on once
+    # a session of its own: Ctrl-C reaches the launcher alone, which hands it on once;
+    # -P: as for `train-sr`, no trainer.py or random.py of the current folder comes in between
     return subprocess.Popen(
-        [sys.executable, "-c", _RUN, *arguments],
+        [sys.executable, "-P", "-c", _RUN, *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,
         start_new_session=True,

@@ -127,6 +127,21 @@ class Ranks:
                 " nothing was saved: run the same command again to go on from the last checkpoint"
             )
 
+    def check_alike(self, asked: dict[str, Any]) -> None:
+        """Every rank must have been asked for the same.
+
+        Raises:
+            UsageError: names what this rank and rank 0 were asked for.
+        """
+        first = self.share(asked)
+        for name in first | asked:
+            if asked.get(name) != first.get(name):
+                raise UsageError(
+                    f"rank {self.rank}: {name} is {asked.get(name)} here, and {first.get(name)} for rank 0;"
+                    " give every machine the same shards, options and files"
+                )
+        self.wait()  # nobody goes on without those that were asked for something else
+
 
 ALONE = Ranks()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -17,12 +18,35 @@ from trainer.checkpoint import (
     load_good,
     load_last,
 )
-from trainer.config import flat
+from trainer.config import Config, Stage, flat
 from trainer.job import Job
 from trainer.run import rewind_metrics
 from trainer.state import TrainState, build_state, restore, start_from, state_tensors
 from trainer.tuned import settle
 from trainer.weights import load_matching, load_tensors
+
+Saved = tuple[dict[str, Tensor], Position]
+"""The tensors of a checkpoint, and where it stands."""
+
+
+def load_same_run(
+    run: Path,
+    stage: Stage,
+    config: Config,
+    *,
+    dataset_sha256: str,
+    warn: Callable[[str], None],
+) -> Saved | None:
+    """The newest checkpoint of a stage, to go on from with these settings on these data; None: there is none.
+
+    Raises:
+        UsageError: it was made with others.
+        DamagedData: there are checkpoints, and none of them can be read.
+    """
+    saved = load_last(run, stage, warn=warn)
+    if saved is not None:
+        check_same_run(saved[1], config, run=run, dataset_sha256=dataset_sha256)
+    return saved
 
 
 def begin(job: Job) -> TrainState:
@@ -31,20 +55,13 @@ def begin(job: Job) -> TrainState:
     Raises:
         UsageError: the run folder, the data or the weights do not fit the configuration.
     """
-    state = _fresh(job)
+    saved = None
     if job.ranks.first:
-        saved = load_last(job.run, job.stage, warn=job.warn)
-        if saved is not None:
-            tensors, position = saved
-            check_same_run(
-                position,
-                job.config,
-                run=job.run,
-                dataset_sha256=job.dataset.manifest.dataset_sha256,
-            )
-            _go_on(job, state, tensors, position)
-        elif best_file(job.run, "psnr_y", job.stage).exists():
+        sha256 = job.dataset.manifest.dataset_sha256
+        saved = load_same_run(job.run, job.stage, job.config, dataset_sha256=sha256, warn=job.warn)
+        if saved is None and best_file(job.run, "psnr_y", job.stage).exists():
             job.warn(f"{job.run}: has no checkpoint to go on from; stage {job.stage} starts anew")
+    state = _at(job, saved)
     _share(job, state)
     return state
 
@@ -53,11 +70,11 @@ def begin_again(
     job: Job, *, suspect: int | None, reached: int, speed: dict[str, str]
 ) -> TrainState:
     """The last good checkpoint, or a fresh state, with the order going on at `reached` patches."""
-    state = _fresh(job)
+    saved = None
     if job.ranks.first:
         saved = load_good(job.run, job.stage, suspect=suspect, warn=job.warn)
-        if saved is not None:
-            _go_on(job, state, *saved)
+    state = _at(job, saved)
+    if job.ranks.first:
         state.speed = speed
         forget_after(job.run, job.stage, state.patches_seen)
     _share(job, state)
@@ -65,8 +82,8 @@ def begin_again(
     return state
 
 
-def _fresh(job: Job) -> TrainState:
-    """What the seed gives, or the weights of an earlier stage."""
+def _at(job: Job, saved: Saved | None) -> TrainState:
+    """What was saved, or else what the seed or the weights of an earlier stage give."""
     scale = job.dataset.manifest.scale
     state = build_state(
         job.config,
@@ -76,7 +93,9 @@ def _fresh(job: Job) -> TrainState:
         content_weights=job.content_weights,
         synced=job.ranks.world > 1,
     )
-    if job.init is not None:
+    if saved is not None:
+        _go_on(job, state, *saved)
+    elif job.init is not None:
         start_from(state, load_matching(job.init, job.config.generator, scale=scale))
         state.start_psnr_y = _told_psnr_y(job.init, job.dataset.manifest.dataset_sha256)
     return state

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
+import time
 from datetime import timedelta
 
 import msgspec
@@ -20,6 +22,9 @@ from shards.errors import UsageError
 from trainer.ranks import Ranks
 
 _MEETING = timedelta(minutes=5)
+_STARTING = timedelta(minutes=30)
+"""Between the first process that runs and the last: it may come from a slow disk."""
+_LOOK_SECONDS = 0.05
 _FAILED, _READY = "failed", "ready"
 
 
@@ -45,13 +50,39 @@ def open_store(ranks: Ranks) -> Store:
             wait_for_workers=False,
             timeout=_MEETING,
         )
+        # a job that torchrun starts again finds none of what was before
+        start = _start(store, ranks) if "TORCHELASTIC_RUN_ID" in os.environ else 0
     except (KeyError, ValueError, RuntimeError) as error:
         raise UsageError(
             "MASTER_ADDR, MASTER_PORT: the ranks cannot meet there"
             f" ({' '.join(str(error).split())}); start by torchrun, or correct the address"
         ) from None
-    # a job that torchrun starts again finds none of what was before
-    return PrefixStore(f"usrgan/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"usrgan/{start}", store)
+
+
+def _start(store: Store, ranks: Ranks) -> int:
+    """Which start of the job this is, told by the rank 0 that lives now; the first is 0.
+
+    Each machine's torchrun counts restarts for itself, and its store keeps what the dead have written. So
+    the others ask under a name that is new, and say that they have come under the number of the answer.
+    """
+    if not ranks.first:
+        name = secrets.token_hex(8)
+        store.set(f"asked/{ranks.rank}", name)
+        store.wait([f"start of {name}"], _STARTING)
+        start = int(store.get(f"start of {name}"))
+        store.set(f"{start}/{ranks.rank}", "1")
+        return start
+    start = store.add("starts", 1) - 1
+    others, deadline = range(1, ranks.world), time.monotonic() + _STARTING.total_seconds()
+    while not store.check([f"{start}/{rank}" for rank in others]):
+        if time.monotonic() > deadline:
+            raise RuntimeError("not all ranks have come")
+        for rank in others:
+            if store.check([f"asked/{rank}"]):
+                store.set(f"start of {store.get(f'asked/{rank}').decode()}", str(start))
+        time.sleep(_LOOK_SECONDS)
+    return start
 
 
 def host_store() -> tuple[Store, int]:

@@ -12,10 +12,10 @@ import torch
 
 from shards import files
 from shards.dataset import open_dataset
-from shards.errors import UsageError
+from shards.errors import DamagedData, UsageError
 from shards.storage import Location
 from trainer.checkpoint import best_file, has_last, weights_of
-from trainer.config import PAPER, Config, Stage
+from trainer.config import PAPER, Config, Stage, flat
 from trainer.content import build_content_features, doubt, smallest_patch
 from trainer.data import check_data, with_cache
 from trainer.job import Job
@@ -28,8 +28,12 @@ from trainer.report import write_report
 from trainer.run import choose_device, use_bf16
 from trainer.settings import load_config
 from trainer.speed import resolve
+from trainer.start import load_same_run
 from trainer.watch import Watch, connected
 from trainer.weights import load_matching
+
+_OWN = ("data.workers", "data.cache", "speed.")
+"""Settings that each rank may have for itself."""
 
 
 def train(
@@ -66,6 +70,10 @@ def train(
     dataset = open_dataset(shards)
     manifest = dataset.manifest
     with_val = len(dataset.split("val")) > 0
+    alike = {
+        "--shards": f"data set {manifest.dataset_sha256[:12]}",
+        "--stage": " and ".join(stages),
+    }
     for stage, config in stages.items():
         resolve(config, device=chosen, bf16=use_bf16(config, chosen), world=ranks.world)
         check_data(dataset.split("train"), config.batch_size, config.data, device=chosen)
@@ -81,12 +89,14 @@ def train(
                 f"content.layer = {layer}": smallest_patch(layer),
             }
             _check_sizes(needs, has=manifest.training_size, shards=shards)
-            warning = doubt(build_content_features(config.content, weights=content_weights))
-            if warning:
+            content = build_content_features(config.content, weights=content_weights)
+            alike["--vgg"] = content.digest[:12] or "random"
+            if warning := doubt(content):
                 warn(warning)
             if ranks.first and "psnr" not in stages and not has_last(run, "gan"):
                 _gan_start(run, init, warn)
     judge = None if lpips is None else build_lpips(lpips, device=chosen)
+    alike["--lpips"] = "not given" if judge is None else judge.protocol
     if judge is not None:
         _check_sizes({f"--lpips {lpips}": judge.smallest}, has=manifest.hr_size, shards=shards)
         if judge.warning:
@@ -98,14 +108,18 @@ def train(
             f"{shards}: has no held-out patches, so nothing can be validated; the final weights are kept"
         )
     if dry_run:
+        for stage, config in stages.items() if ranks.first else ():
+            sha256 = manifest.dataset_sha256
+            load_same_run(run, stage, config, dataset_sha256=sha256, warn=warn)
         return {"run": str(run), "stages": [], "device": str(chosen)}
 
     results = []
     with _writing(run) if ranks.first else nullcontext(), connected(ranks, watch, chosen):
+        ranks.check_alike(alike | _shared_settings(stages))
         for stage, config in stages.items():
             start = init if ranks.first else None
-            if ranks.first and stage == "gan" and not has_last(run, "gan"):
-                start = _gan_start(run, None if "psnr" in stages else init, warn)
+            if ranks.first and stage == "gan":
+                start = _gan_start_if_needed(run, None if "psnr" in stages else init, warn)
             job = Job(
                 run=run,
                 stage=stage,
@@ -153,6 +167,16 @@ def _writing(run: Path) -> Iterator[None]:
         yield
 
 
+def _shared_settings(stages: dict[Stage, Config]) -> dict[str, Any]:
+    """The settings that all ranks of a job must agree on."""
+    return {
+        f"{stage}.{name}": value
+        for stage, config in stages.items()
+        for name, value in flat(config).items()
+        if not name.startswith(_OWN)
+    }
+
+
 def _check_divides(config: Config, ranks: Ranks) -> None:
     parts = ranks.world * config.accumulate
     if config.batch_size % parts:
@@ -190,3 +214,12 @@ def _gan_start(run: Path, init: Path | None, warn: Callable[[str], None]) -> Pat
             " run --stage psnr or both first, or give --init FILE"
         )
     return path
+
+
+def _gan_start_if_needed(run: Path, init: Path | None, warn: Callable[[str], None]) -> Path | None:
+    """The same; a run that goes on needs them only to roll back to its start, and may have lost them."""
+    if not has_last(run, "gan"):
+        return _gan_start(run, init, warn)
+    with contextlib.suppress(UsageError, DamagedData):
+        return _gan_start(run, init, _silently)
+    return None

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from shards.errors import UsrganError
+from shards.errors import UsageError, UsrganError
 from trainer.adversarial import discriminator_loss
 from trainer.config import Config
 from trainer.ranks import Ranks, from_environment
@@ -121,6 +121,12 @@ def odd(ranks: Ranks) -> dict[str, Any]:
         ranks.check_equal(networks(state), what="run")
     except UsrganError as error:
         found["complaint"] = str(error)
+    ranks.check_alike({"batch_size": 8})
+    try:
+        ranks.check_alike({"batch_size": 8, "optim.lr": 1e-4 * (1 + ranks.rank)})
+    except UsageError as error:
+        found["asked"] = str(error)
+        ranks.wait()  # where rank 0 is
     return found
 
 

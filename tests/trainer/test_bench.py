@@ -177,6 +177,38 @@ def test_the_reader_is_measured_beside_its_peers_and_told_as_the_contract_names(
     assert set(found["rates"]) == ways | {f"{c} webdataset" for c in ("png", "webp", "raw")}
 
 
+def test_pairs_are_counted_by_whole_batches(photos: Path, monkeypatch):
+    asked = []
+
+    def measured(_folder: Path, rounds: int, pairs: int, batch: int) -> dict[str, object]:
+        asked.append((rounds, pairs, batch))
+        ways = [f"{codec} {who}" for codec in data.CODECS for who in ("0", "webdataset")]
+        row: dict[str, object] = {way: [1.0, 2.0] for way in (*ways, "loose 0")}
+        return {
+            "rounds": [row | {"fresh": 1.0, "resumed": 1.0, "data_wait": 0.0}],
+            "resume_bytes_per_lane": 1.0,
+            "chunk_bytes": 1.0,
+        }
+
+    monkeypatch.setattr(data, "_measure", measured)
+    found = data.bench_data(photos, pairs=256, rounds=1, batch_size=60, say=str)
+    assert asked == [(1, 300, 60)]
+    assert found.pairs == 300
+    assert found.rates["png 0"].pairs_per_s_per_core == 300
+    assert found.command.endswith("--pairs 300 --rounds 1 --batch-size 60")
+
+
+def test_photos_that_fill_no_batch_are_told_by_the_option(photos: Path, tmp_path):
+    options = ["data", "--src", str(photos), "--pairs", "256", "--batch-size", "3000"]
+    ended = CliRunner().invoke(bench_main, options)
+    assert ended.exit_code == 2
+    assert "error: --batch-size 3000: the photos give only" in ended.stderr
+    (tmp_path / "empty").mkdir()
+    ended = CliRunner().invoke(bench_main, ["data", "--src", str(tmp_path / "empty")])
+    assert ended.exit_code == 1
+    assert "no photos there" in ended.stderr
+
+
 def test_loose_files_and_shards_hold_the_same_pairs(photos: Path, tmp_path):
     make(photos, tmp_path / "png")
     data._extract(tmp_path / "png", tmp_path / "loose")

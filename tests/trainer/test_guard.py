@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,6 +131,35 @@ def test_without_a_checkpoint_the_run_returns_to_its_start(gan, poison, tmp_path
     assert "rolled back to 0 patches" in told
     assert len(seen) == 3 + STEPS
     assert position(tmp_path / "run")["passed_over"] == 12
+
+
+def test_a_resumed_run_without_a_good_checkpoint_returns_to_the_weights_of_stage_psnr(
+    tiny_shards, tmp_path, poison, monkeypatch
+):
+    run = tmp_path / "run"
+    train(tiny_shards, run, *SHORT, "--stage", "psnr")
+    started: list[torch.Tensor] = []
+
+    def stopped_at(*calls: int) -> None:
+        inner = steps.GRADIENTS["gan"]
+
+        def gradients(state, *rest, **more):
+            started.append(state.generator.conv_first.weight.detach().clone())
+            if len(started) in calls:
+                signal.raise_signal(signal.SIGTERM)
+            return inner(state, *rest, **more)
+
+        monkeypatch.setitem(steps.GRADIENTS, "gan", gradients)
+
+    poison(1, 2)
+    stopped_at(1)  # within the row of bad steps, and saved there
+    train(tiny_shards, run, *SHORT, code=75)
+    poison(1)
+    stopped_at()
+    told = train(tiny_shards, run, *SHORT).stderr
+    assert "rolled back to 0 patches of stage gan" in told
+    best, _ = load_tensors(run / "checkpoints/best-psnr_y/psnr.safetensors")
+    assert torch.equal(started[-STEPS], best["conv_first.weight"])
 
 
 def test_a_run_that_does_not_recover_ends_with_the_term_and_whole_checkpoints(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,10 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from shards.manifest import load_manifest
+from shards.writer import publish
+from tests.trainer.test_perceptual import random_weights
 from tests.trainer.test_resume import arguments, logged, spawn, train, weights
-from trainer.weights import load_tensors
+from trainer.launch import launch
+from trainer.weights import load_tensors, save_tensors
 
 LONG = ["--stage", "psnr", "--set", "epochs=2000", "--set", "precision=fp32"]
 SHORT = [*LONG, "--set", "epochs=4"]
@@ -102,6 +108,14 @@ def test_a_killed_rank_ends_the_job_with_its_name_and_no_orphans(tiny_shards, tm
     assert f"rank 1 (pid {pids[1]}) was ended by SIGKILL" in errors.splitlines()[-1]
     assert errors.count("error:") == 1
     assert all_gone(pids, within=5)
+
+
+def test_ranks_import_nothing_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.chdir(tmp_path)
+    for name in ("trainer.py", "random.py"):
+        Path(name).write_text("raise SystemExit(3)")
+    assert launch(["--version"], count=1) == 0
 
 
 @pytest.mark.slow
@@ -265,3 +279,41 @@ def test_two_machines_train_as_one_without_sharing_a_run_folder(tiny_shards, tmp
     runs = [tmp_path / str(rank) for rank in range(2) if (tmp_path / str(rank)).exists()]
     assert len(runs) == 1
     assert close_to(runs[0], tmp_path / "whole")
+
+
+@pytest.mark.parametrize("odd", ["--shards", "psnr.optim.lr", "--stage", "--lpips"])
+def test_machines_that_were_asked_for_different_things_do_not_train(tiny_shards, tmp_path, odd):
+    copied = tmp_path / "shards"
+    shutil.copytree(tiny_shards, copied)
+    if odd == "--shards":
+        (copied / "train-000001.tar").write_bytes((copied / "train-000000.tar").read_bytes())
+        shard = copied / "index/train-000001.npz"
+        shard.write_bytes((copied / "index/train-000000.npz").read_bytes())
+        manifest = load_manifest(copied)
+        train_split = manifest.splits["train"]
+        twice = tuple(
+            msgspec.structs.replace(train_split.shards[0], name=each.name)
+            for each in train_split.shards
+        )
+        splits = manifest.splits | {"train": msgspec.structs.replace(train_split, shards=twice)}
+        publish(copied, msgspec.structs.replace(manifest, splits=splits))
+    network = tmp_path / "alexnet.safetensors"
+    save_tensors(network, random_weights("alexnet"), {})
+    more = {
+        "psnr.optim.lr": ["--set", "optim.lr=1e-3"],
+        "--stage": ["--stage", "both"],
+        "--lpips": ["--lpips", str(network)],
+    }
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    running = [
+        spawn(
+            tiny_shards if rank == 0 else copied, tmp_path / f"{rank}", *SHORT,
+            *(more.get(odd, []) if rank else []), RANK=str(rank), LOCAL_RANK="0", **place,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    told = [each.communicate(timeout=60)[1] for each in running]
+    assert running[1].returncode == 2, told
+    assert running[0].returncode
+    assert f"error: rank 1: {odd} is " in told[1], told
+    assert not list(tmp_path.glob("*/checkpoints/last/*"))

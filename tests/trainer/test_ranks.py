@@ -89,6 +89,9 @@ def test_what_rank_0_has_is_shared_and_what_differs_is_named(both):
         assert found["tensors"]["a"].abs().max() == 0
         assert found["tensors"]["b"].item() == 0
         assert "rank 1 holds other networks than rank 0" in found["complaint"]
+    assert "asked" not in both[0]["odd"]
+    said = both[1]["odd"]["asked"]
+    assert said.startswith("rank 1: optim.lr is 0.0002 here, and 0.0001 for rank 0;")
 
 
 def test_a_group_of_one_computes_what_one_process_does_bit_for_bit(one, monkeypatch):

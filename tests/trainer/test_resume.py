@@ -216,6 +216,13 @@ def test_changed_settings_are_refused(tiny_shards, finished):
     assert "optim.lr" in refused.stderr
 
 
+@pytest.mark.parametrize("more", [[], ["--gpus", "2"]])
+def test_a_dry_run_refuses_what_the_run_would_refuse(tiny_shards, finished, more):
+    asked = ["--stage", "both", "--set", "gan.optim.lr=1e-5", "--dry-run", *more]
+    refused = train(tiny_shards, finished, *asked, code=2)
+    assert "was trained with optim.lr = " in refused.stderr
+
+
 def test_a_damaged_newest_checkpoint_costs_one_step_back_and_no_bit(
     tiny_shards, finished, uninterrupted
 ):
@@ -254,6 +261,12 @@ def test_shards_without_manifest_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     refused = train(tmp_path / "empty", tmp_path / "run", code=2)
     assert "holds no shards" in refused.stderr
+
+
+def test_a_tar_in_the_place_of_its_folder_is_told(tiny_shards, tmp_path):
+    tar = tiny_shards / "train-000000.tar"
+    refused = train(tar, tmp_path / "run", code=2)
+    assert f"{tar}: is a file; name the folder that prep-shards wrote" in refused.stderr
 
 
 def test_dry_run_writes_nothing(tiny_shards, tmp_path):

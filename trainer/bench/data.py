@@ -81,23 +81,29 @@ def bench_data(
     """Make the shards in a temporary folder, and measure `rounds` times in one process.
 
     Raises:
-        UsageError: there are no photos.
+        UsageError: there are no photos, or not enough for a batch.
         UsrganError: prep-shards failed, or what measures did.
     """
+    pairs = -(-pairs // batch_size) * batch_size  # batches are read whole
     if src is not None and not src.is_dir():
         raise UsageError(f"--src {src}: there is no such folder of photos")
     with tempfile.TemporaryDirectory(prefix="bench-sr-") as name:
         folder = Path(name)
         photos = src or synthetic_photos(folder / "photos")
-        count = sum(path.is_file() for path in photos.rglob("*"))
+        count = max(sum(path.is_file() for path in photos.rglob("*")), 1)
         for codec in CODECS:
             say(f"making {codec} shards")
             options = ["--codec", codec, "--patches-per-image", str(max(-(-pairs // count), 1))]
             measure([*PREP, "--src", str(photos), "--out", str(folder / codec), "--json", *options])
+        size = open_dataset(folder / "png").manifest
+        if (held := size.splits["train"].samples) < batch_size:
+            raise UsageError(
+                f"--batch-size {batch_size}: the photos give only {held} training pairs;"
+                " lower it, or raise --pairs"
+            )
         _extract(folder / "png", folder / "loose")
         say(f"reading {pairs:,} pairs in {rounds} rounds")
         found = _measure(folder, rounds, pairs, batch_size)
-        size = open_dataset(folder / "png").manifest
     sides = size.hr_size, size.hr_size // size.scale
     rows: list[dict[str, Any]] = found.pop("rounds")
     ratios = _ratios(rows)
@@ -116,7 +122,8 @@ def bench_data(
             "opencv": cv2.__version__,
             **{name: version(name) for name in ("isal", "webdataset")},
         },
-        command=f"bench-sr data{f' --src {src}' if src else ''} --pairs {pairs} --rounds {rounds}",
+        command=f"bench-sr data{f' --src {src}' if src else ''} --pairs {pairs} --rounds {rounds}"
+        f" --batch-size {batch_size}",
         **{name: round(statistics.median(values), 4) for name, values in ratios.items()},
         **{name: round(value) for name, value in found.items()},
     )

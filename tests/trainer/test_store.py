@@ -1,0 +1,38 @@
+"""Where the ranks of a job meet, also when torchrun starts them again."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from torch.distributed import TCPStore
+
+from trainer.ranks import Ranks
+from trainer.store import Failure, note_failure, open_store, read_failure
+
+
+@pytest.fixture
+def torchruns(monkeypatch):
+    """The store of torchrun, which stays when it starts the ranks again."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    # each machine counts for itself: that of a rank that was ended for another's sake counts nothing
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    return store
+
+
+def test_ranks_that_are_started_again_find_nothing_of_the_dead(torchruns):
+    ranks = [Ranks(rank=rank, world=3) for rank in range(3)]
+    # a rank that died before anyone answered it
+    torchruns.set("asked/1", "long gone")
+    for start in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            stores = list(pool.map(open_store, ranks))
+        assert [read_failure(store) for store in stores] == [None] * 3
+        assert not stores[2].check(["beat/1"])
+        stores[1].add("beat/1", 1)
+        assert note_failure(stores[1], Failure(f"start {start}"))
+        assert [read_failure(store) for store in stores] == [Failure(f"start {start}")] * 3
