@@ -281,7 +281,16 @@ def test_two_machines_train_as_one_without_sharing_a_run_folder(tiny_shards, tmp
     assert close_to(runs[0], tmp_path / "whole")
 
 
-@pytest.mark.parametrize("odd", ["--shards", "psnr.optim.lr", "--stage", "--lpips"])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "--shards",
+        *(
+            pytest.param(odd, marks=pytest.mark.slow)
+            for odd in ("psnr.optim.lr", "--stage", "--lpips")
+        ),
+    ],
+)
 def test_machines_that_were_asked_for_different_things_do_not_train(tiny_shards, tmp_path, odd):
     copied = tmp_path / "shards"
     shutil.copytree(tiny_shards, copied)
