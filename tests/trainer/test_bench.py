@@ -177,6 +177,7 @@ def test_the_reader_is_measured_beside_its_peers_and_told_as_the_contract_names(
     assert set(found["rates"]) == ways | {f"{c} webdataset" for c in ("png", "webp", "raw")}
 
 
+@pytest.mark.slow
 def test_pairs_are_counted_by_whole_batches(photos: Path, monkeypatch):
     asked = []
 

@@ -70,7 +70,7 @@ def with_(**settings: str) -> SpeedConfig:
     ("settings", "norm"),
     [({"dense": "push"}, "none"), ({"dense": "push"}, "batch"), ({"dense": "hybrid"}, "none")],
 )
-@pytest.mark.parametrize("stage", ["psnr", "gan"])
+@pytest.mark.parametrize("stage", ["psnr", pytest.param("gan", marks=pytest.mark.slow)])
 def test_twenty_steps_of_each_dense_form_lose_as_the_plain_one(settings, norm, stage):
     wanted, _ = losses(PLAIN, stage=stage, bf16=False, norm=norm)
     found, _ = losses(with_(**settings), stage=stage, bf16=False, norm=norm)
