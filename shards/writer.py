@@ -30,6 +30,7 @@ PART, PARTS = 2**17, 16
 """Bytes of a tar that are digested and written at a time, in the cache of a core, and how many of
 these parts are sent to the disk together."""
 _ROOM = 2**24
+"""Memory for a tar is taken in so many bytes, for the next one may be a little longer."""
 _kept = threading.local()
 Pictures = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], npt.NDArray[np.uint32]]
 """`pictures(content, offsets)` puts the HR and LR of N samples at their offsets [N 2] in the bytes of a
