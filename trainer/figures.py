@@ -178,7 +178,7 @@ def _convergence(rows: Sequence[Row], stage: str) -> Iterator[Figure]:
             title="Epochs to reach a part of the best",
             caption="Values normalised over the stage: 0 % is its worst epoch, 100 % its best (the paper's"
             " figure 7).",
-            x="part of the best value",
+            x="part of the way from the worst epoch to the best",
             y="epochs",
             points=tuple(
                 Point(f"{part:.0%}".replace("%", " %"), epochs, metric)
