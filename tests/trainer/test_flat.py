@@ -61,8 +61,9 @@ def test_adam_over_one_tensor_moves_each_parameter_as_adam_over_all():
             each(x).square().sum().backward()
         take_step(ours, skip=torch.zeros(()))
         theirs.step()
-    for mine, wanted in zip(one.parameters(), other.parameters(), strict=True):
-        assert torch.equal(mine, wanted)
+    for ours_now, theirs_now in zip(one.parameters(), other.parameters(), strict=True):
+        # a vector and its scalar tail round differently, and where the tail begins depends on the processor
+        torch.testing.assert_close(ours_now, theirs_now, rtol=1e-6, atol=1e-6)
     assert len(gradients.flat) == len(flat) + SPARE
 
 
