@@ -184,7 +184,7 @@ def _deflate(data: memoryview, level: int) -> bytes:
 
     ISA-L (seen in 2.32) looks up position 2 of a longer first block under a hash taken from a register
     that it never set, an address of the stack, so that about one image in many thousands came out
-    different in another process. Only the code for a block's last 16 bytes sets it: docs/decisions/0002.
+    different in another process. Only the code for a block's last 16 bytes sets it: docs/internals/decisions/0002.
     """
     stream = isal_zlib.compressobj(level)
     head = stream.compress(data[:16]) + stream.flush(isal_zlib.Z_SYNC_FLUSH)

@@ -6,31 +6,18 @@ D = sigmoid(C). All are means over all logits, in float32.
 
 from __future__ import annotations
 
-from typing import Literal
-
-import msgspec
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-Kind = Literal["non-saturating", "saturating", "relativistic", "hinge", "least-squares"]
+from trainer.config.schema import AdversarialKind
+
 Logits = Float[Tensor, "b *map"]
 
 
-class AdversarialConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the adversarial term of stage `gan` is; its weight is `loss.adversarial`."""
-
-    kind: Kind = "non-saturating"
-    """"saturating" is eq. 3 as printed, "relativistic" ESRGAN's average form (docs/decisions/0004)."""
-    r1: float = 0.0
-    """Weight of the gradient penalty on real patches (arXiv:1801.04406); 0 is off (the paper has none)."""
-    r1_every: int = 16
-    """Steps between two penalties, each counted so many times (arXiv:1912.04958)."""
-
-
 def generator_adversarial_loss(
-    kind: Kind, fake: Logits, real: Logits | None = None
+    kind: AdversarialKind, fake: Logits, real: Logits | None = None
 ) -> Float[Tensor, ""]:
     """What the generator minimises; `real` is needed by the relativistic kind alone.
 
@@ -58,7 +45,7 @@ def generator_adversarial_loss(
             return (fake - 1).square().mean() / 2
 
 
-def discriminator_loss(kind: Kind, real: Logits, fake: Logits) -> Float[Tensor, ""]:
+def discriminator_loss(kind: AdversarialKind, real: Logits, fake: Logits) -> Float[Tensor, ""]:
     """What the discriminator minimises, at its least where it tells real from fake.
 
     (non-)saturating  -log D(real) - log(1 - D(fake)), eq. 4 with the sign of a loss
@@ -79,7 +66,9 @@ def discriminator_loss(kind: Kind, real: Logits, fake: Logits) -> Float[Tensor, 
             return ((real - 1).square().mean() + fake.square().mean()) / 2
 
 
-def beliefs(kind: Kind, real: Logits, fake: Logits) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def beliefs(
+    kind: AdversarialKind, real: Logits, fake: Logits
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """How probable the discriminator finds it that real and that fake is real, means over all logits.
 
     Both 0.5: it cannot tell. The relativistic kind asks what is more real than the mean of the others, and the

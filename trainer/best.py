@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-BestBy = Literal["auto", "psnr_y", "ssim_y", "both", "lpips", "final"]
-"""See `ValidationConfig.best_by`."""
+from trainer.config.schema import BestBy
 
 
 def handed_on(best_by: BestBy, stage: Literal["psnr", "gan"]) -> tuple[str, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,8 +10,7 @@ from torch import Tensor
 from shards.errors import UsageError
 from shards.manifest import Manifest
 from shards.reader import SplitReader
-
-Cache = Literal["none", "ram", "device"]
+from trainer.config.schema import Cache
 
 
 class Store:

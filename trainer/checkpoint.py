@@ -18,8 +18,9 @@ from torch import Tensor
 
 from shards import __version__, files
 from shards.errors import DamagedData, UsageError
-from trainer.best import BestBy, forget, handed_on
-from trainer.config import Config, Stage, flat, sees_micro_batches
+from trainer.best import forget, handed_on
+from trainer.config.schema import BestBy, Config, Stage
+from trainer.config.settings import flatten, may_change_on_resume
 from trainer.order import ORDER
 from trainer.state import TrainState, state_tensors
 from trainer.weights import load_tensors, save_tensors
@@ -103,7 +104,7 @@ def weights_of(
 
 def save_last(run: Path, state: TrainState, config: Config, *, dataset_sha256: str) -> Path:
     """Write everything to go on from here, then drop what is older than the newest `keep`."""
-    position = Position.of(state, dataset_sha256=dataset_sha256, config=flat(config))
+    position = Position.of(state, dataset_sha256=dataset_sha256, config=flatten(config))
     folder = last_folder(run)
     files.make_folder(folder)
     path = folder / f"{state.stage}-{state.patches_seen:012d}.safetensors"
@@ -181,23 +182,10 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
             f"{run}: was trained by usrgan {position.version}, whose batches came in another order;"
             f" {_another_run(run, position)}"
         )
-    free = [
-        "data.workers",
-        "data.cache",
-        "checkpoint.",
-        "validation.",
-        "guard.",
-        "telemetry.",
-        "speed.",
-    ]
-    if not sees_micro_batches(config):
-        free.append("accumulate")
-    if config.optim.schedule == "constant":
-        free.append("epochs")  # a cosine over other epochs is another learning rate from the start
-    usual = flat(Config())
-    for name, now in flat(config).items():
+    usual = flatten(Config())
+    for name, now in flatten(config).items():
         before = position.config.get(name, usual[name])
-        if before == now or name.startswith(tuple(free)):
+        if before == now or may_change_on_resume(name, config):
             continue
         if name not in position.config:
             raise UsageError(

@@ -9,34 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from shards.errors import UsageError
+from trainer.config.schema import ContentConfig
 from trainer.foreign import read_foreign
-from trainer.networks.vgg import Activation, InputRange, VGGFeatures, layer_names
+from trainer.networks.vgg import VGGFeatures, layer_names
 
 PUBLISHED, _DIGEST = "vgg19-dcbb9e9d.pth", "dcbb9e9d"
 """torchvision's ImageNet weights, and how the SHA-256 of the file begins."""
 VGG19_URL = f"https://download.pytorch.org/models/{PUBLISHED}"
 RANDOM_SEED = 19
 Criterion = Literal["l1", "l2"]
-
-
-class ContentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the content loss compares (eq. 2); the paper names VGG-19 and "a high-level layer"."""
-
-    features: Literal["vgg19", "random"] = "vgg19"
-    """"random": the same network with seeded random weights, for machines without the file."""
-    layer: str = "conv5_4"
-    """One layer, or a weighted sum: "0.1*conv1_2 + 0.1*conv2_2 + conv3_4 + conv4_4 + conv5_4"."""
-    activation: Activation = "before"
-    """Before or after the ReLU of each layer."""
-    criterion: Criterion = "l2"
-    """Mean absolute or mean squared difference of the feature maps; eq. 2 is "l2"."""
-    input_range: InputRange = "imagenet"
 
 
 def layer_weights(text: str) -> dict[str, float]:

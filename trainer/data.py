@@ -15,7 +15,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,7 +23,8 @@ from torch import Tensor
 from shards.dataset import Dataset
 from shards.pieces import Block
 from shards.reader import SplitReader
-from trainer.cache import Cache, Store, check_cache
+from trainer.cache import Store, check_cache
+from trainer.config.schema import DataConfig
 from trainer.loading import Batch, Chunk, Loaded, Read, Wanted, lane, load_batch, load_on_device
 from trainer.order import CHUNK, Order, Visit, places_of, steps_per_pass
 
@@ -32,21 +32,6 @@ CPU = torch.device("cpu")
 BATCHES_AHEAD = 3
 _REQUESTS = 8
 """Ranges asked for at once where the shards are at a URL."""
-
-
-class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How patches reach the step; only `augment` changes which patches come."""
-
-    workers: int = 2
-    """Threads that decode beside the training step; 0 reads and decodes in the step's own thread."""
-    augment: bool = True
-    """Flips and 90° turns, the same for LR and HR."""
-    cache: Cache = "none"
-    """Where decoded patches are kept after their first use: "ram" of each process, or its "device"."""
-    cache_gib: float = 8.0
-    """The most that they may take, GiB."""
-    cache_dir: str = ""
-    """Folder in which whole shards of a URL are kept, for any run; "": nowhere."""
 
 
 S = TypeVar("S", bound=np.generic)

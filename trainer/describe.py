@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from shards.errors import UsageError
-from trainer.models import GeneratorConfig, build_generator
+from trainer.config.schema import GeneratorConfig
+from trainer.models import build_generator
 from trainer.networks.rrdb import STAGES
 
 Weights = Mapping[str, Tensor]

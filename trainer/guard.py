@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from shards.errors import UsrganError
-from trainer.config import GuardConfig
+from trainer.config.schema import GuardConfig
 from trainer.state import TrainState
 from trainer.update import STOP, Outcome
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from shards.dataset import Dataset
-from trainer.config import Config, Stage
+from trainer.config.schema import Config, Stage
 from trainer.perceptual import Judge
 from trainer.ranks import Ranks
 from trainer.tuned import Shape

@@ -8,7 +8,7 @@ from shards import __version__
 from shards.errors import WriteFailed
 from shards.png import RGB8
 from trainer.checkpoint import best_file, final_file, save_last, save_weights
-from trainer.config import flat
+from trainer.config.settings import flatten
 from trainer.job import Job
 from trainer.report import LiveReport
 from trainer.run import append_metrics, read_metrics, write_sample
@@ -121,7 +121,7 @@ class Keeper:
 
 def metadata(job: Job, state: TrainState, found: dict[str, float]) -> dict[str, str]:
     """What weights say of themselves."""
-    settings, adversary = flat(job.config), state.adversary
+    settings, adversary = flatten(job.config), state.adversary
     return {
         "architecture": settings["generator.architecture"],
         **{name: str(value) for name, value in settings.items() if name.startswith("generator.")},

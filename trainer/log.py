@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 
 from trainer import telemetry
-from trainer.config import Config
-from trainer.deviations import deviations, patch_deviations, patches_of
+from trainer.config.paper import describe_patches, list_deviations, list_patch_deviations
+from trainer.config.schema import Config
 from trainer.job import Job
 from trainer.run import describe_device, describe_precision, use_bf16
 from trainer.speed import held_up_by
@@ -42,8 +42,8 @@ def header(job: Job, state: TrainState) -> Iterator[str]:
         yield f"  going on at {state.patches_seen:,} patches"
     elif job.init is not None:
         yield f"  starting from {job.init}"
-    found = deviations(config, job.paper, stage=job.stage)
-    found |= patch_deviations(patches_of(dataset.manifest))
+    found = list_deviations(config, job.paper, stage=job.stage)
+    found |= list_patch_deviations(describe_patches(dataset.manifest))
     for name, (ours, papers) in found.items():
         yield f"  deviates from the paper: {name} = {ours} (paper: {papers})"
 

@@ -12,7 +12,7 @@ from shards.errors import Stopped
 from shards.reader import SplitReader
 from trainer.best import improvements
 from trainer.checkpoint import final_file
-from trainer.config import Config
+from trainer.config.schema import Config, SpeedConfig
 from trainer.data import batches, to_float
 from trainer.guard import Guard
 from trainer.job import Job
@@ -26,7 +26,6 @@ from trainer.state import TrainState
 from trainer.telemetry import imbalances
 from trainer.update import count_step
 from trainer.validate import sample_strip, validate
-from trainer.ways import SpeedConfig
 
 
 def train_stage(job: Job) -> TrainState:

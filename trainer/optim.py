@@ -4,37 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
 
-import msgspec
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
-class OptimConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Adam for both networks (paper §4)."""
-
-    lr: float = 1e-4
-    """Learning rate of the generator, and of the discriminator unless `discriminator_lr` is set."""
-    discriminator_lr: float = 0.0
-    """0: the same as `lr`."""
-    beta1: float = 0.9
-    beta2: float = 0.999
-    schedule: Literal["constant", "cosine", "multistep"] = "constant"
-    """"cosine" falls from `lr` to 0 over the stage, "multistep" by `decay` at each of `milestones`."""
-    milestones: tuple[float, ...] = ()
-    """Parts of the stage after which the rate falls, such as [0.25, 0.5]."""
-    decay: float = 0.5
-    warmup_patches: int = 0
-    """Linear rise from 0 over the first so many patches."""
-
-
-class EmaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Exponential moving average of the generator's weights."""
-
-    halflife_patches: float = 0.0
-    """Patches after which an old weight counts half; 0 is off (the paper has none)."""
+from trainer.config.schema import OptimConfig
 
 
 def learning_rate(

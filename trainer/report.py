@@ -20,11 +20,11 @@ from shards import files, png
 from shards.errors import DamagedData, UsageError, UsrganError
 from shards.png import RGB8
 from trainer import charts, page
-from trainer.config import PAPER, STAGES, Stage
-from trainer.deviations import deviations, patch_deviations
+from trainer.config.load import PAPER_PRESET, load_config
+from trainer.config.paper import list_deviations, list_patch_deviations
+from trainer.config.schema import STAGES, Stage
 from trainer.figures import Figure, figures_of_run, figures_of_stage, series
 from trainer.run import read_metrics
-from trainer.settings import load_config
 from trainer.strips import tiles_of
 from trainer.tables import TITLES, format_value
 
@@ -258,12 +258,12 @@ def _deviations(path: Path, stages: Sequence[Stage]) -> str:
             ours = load_config(str(path), stage=stage)
         except UsageError as error:
             return page.note(f"Not known: this version of usrgan cannot read the settings. {error}")
-        papers = load_config(PAPER, stage=stage)
-        for name, (mine, theirs) in deviations(ours, papers, stage=stage).items():
+        papers = load_config(PAPER_PRESET, stage=stage)
+        for name, (mine, theirs) in list_deviations(ours, papers, stage=stage).items():
             found.setdefault((name, str(mine), str(theirs)), []).append(stage)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         about = json.loads((path.parent / "run.json").read_text())
-        for name, (mine, theirs) in patch_deviations(about["patches"]).items():
+        for name, (mine, theirs) in list_patch_deviations(about["patches"]).items():
             found[name, str(mine), str(theirs)] = list(stages)
     rows = [(" and ".join(deviating), *setting) for setting, deviating in found.items()]
     return page.table(["stage", "setting", "here", "paper"], rows, left=4, long=True)

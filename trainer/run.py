@@ -24,11 +24,11 @@ from shards import __version__, files, png, resize
 from shards.errors import ConfigError, UsageError
 from shards.manifest import Manifest
 from shards.png import RGB8
-from trainer.config import STAGES, Config, Stage
-from trainer.deviations import patches_of
+from trainer.config.load import load_config
+from trainer.config.paper import describe_patches
+from trainer.config.schema import STAGES, Config, Stage
+from trainer.config.write import config_to_toml
 from trainer.ranks import ALONE, Ranks
-from trainer.settings import load_config
-from trainer.toml import stages_to_toml
 
 METRICS = "metrics.jsonl"
 _ALWAYS = {"stage", "epoch", "patches_seen", "patches_per_s", "data_wait"}
@@ -113,7 +113,7 @@ def write_header(
         if name != stage and path.is_file():
             with contextlib.suppress(ConfigError):  # a hand-edited file is replaced
                 configs[name] = load_config(str(path), stage=name)
-    files.write_file(path, stages_to_toml(configs).encode())
+    files.write_file(path, config_to_toml(configs).encode())
     described = {
         "usrgan": __version__,
         "preset": preset,
@@ -122,7 +122,7 @@ def write_header(
         "precision": describe_precision(config, device),
         "speed": speed,
         "dataset_sha256": manifest.dataset_sha256,
-        "patches": patches_of(manifest),
+        "patches": describe_patches(manifest),
         "lr_made_by": " ".join((manifest.resize.implementation, manifest.resize.version)),
         "versions": {
             "python": platform.python_version(),

@@ -1,7 +1,7 @@
 """How a step is made fast, and nothing about what it computes: ways chosen for a device, the step built by them.
 
 "auto" is what was measured to be fastest: on this machine, by `bench-sr train --tune` (`trainer.tuned`), else on
-the machines of docs/log.md.
+the machines of docs/internals/log.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from shards.errors import ConfigError
 from shards.native import NotHere
-from trainer.config import Config
+from trainer.config.schema import AUTO, Config, SpeedConfig
 from trainer.networks import fused, last, planes
 from trainer.networks.convolution import Conv3x3, Conv4x4
 from trainer.networks.dense import Form
@@ -27,7 +27,6 @@ from trainer.networks.unet_discriminator import UNetDiscriminator
 from trainer.ranks import Ranks
 from trainer.state import TrainState
 from trainer.update import Outcome
-from trainer.ways import AUTO, SpeedConfig
 
 Step = Callable[[Tensor, Tensor, bool], Outcome]
 """LR [B 3 h w], HR [B 3 sh sw] and whether this rank wants to stop => what the step found."""
@@ -185,7 +184,7 @@ def build_step(
 def keep_freed_memory() -> None:
     """Let glibc keep what tensors free: a step otherwise gets each of its buffers page by page anew.
 
-    In a step of the two-block RRDBNet, batch 4, that is 17 000 page faults (docs/log.md).
+    In a step of the two-block RRDBNet, batch 4, that is 17 000 page faults (docs/internals/log.md).
     """
     _set_allocator(mmap=2**30, trim=2**31 - 1)
 

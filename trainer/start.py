@@ -18,7 +18,8 @@ from trainer.checkpoint import (
     load_good,
     load_last,
 )
-from trainer.config import Config, Stage, flat
+from trainer.config.schema import Config, Stage
+from trainer.config.settings import flatten
 from trainer.job import Job
 from trainer.run import rewind_metrics
 from trainer.state import TrainState, build_state, restore, start_from, state_tensors
@@ -158,6 +159,6 @@ def _share(job: Job, state: TrainState) -> None:
         tensors = job.ranks.share_tensors(state_tensors(state))
         restore(state, tensors)
         position = Position.of(
-            state, dataset_sha256=job.dataset.manifest.dataset_sha256, config=flat(job.config)
+            state, dataset_sha256=job.dataset.manifest.dataset_sha256, config=flatten(job.config)
         )
         _place(state, job.ranks.share(position))

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainer.config import Config, Stage
+from trainer.config.schema import Config, Stage
 from trainer.content import build_content_features
 from trainer.flat import Gradients, as_one, gather_gradients, pack, views
 from trainer.models import build_discriminator, build_generator

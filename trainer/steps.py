@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from trainer import telemetry
 from trainer.adversarial import (
-    Kind,
     Logits,
     beliefs,
     discriminator_loss,
     generator_adversarial_loss,
     r1_penalty,
 )
-from trainer.config import Config, Stage
+from trainer.config.schema import AdversarialKind, Config, Stage
 from trainer.content import content_loss, layer_weights
 from trainer.losses import pixel_loss
 from trainer.networks.discriminator import normalised
@@ -175,7 +174,7 @@ def _backward(state: TrainState, loss: Tensor) -> None:
     _scaled(state, loss).backward()
 
 
-def _of_all(kind: Kind, ranks: Ranks, logits: Logits) -> Logits:
+def _of_all(kind: AdversarialKind, ranks: Ranks, logits: Logits) -> Logits:
     """The logits that a loss compares: only the relativistic kind looks beyond this rank's patches."""
     return ranks.gathered(logits) if kind == "relativistic" else logits
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-import msgspec
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,13 +19,6 @@ LOOKS = "looks"
 TOO_MUCH, TOO_LITTLE = 0.95, 0.001
 """Gradient shares of any one term, and of the adversarial term, that are worth a warning."""
 Row = Mapping[str, float | int | str]
-
-
-class TelemetryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When a step is looked into: at the last of each epoch, and in between."""
-
-    every_patches: int = 0
-    """Patches from look to look within an epoch, whose means are logged; 0: its last step alone."""
 
 
 def due(*, patches_seen: int, batch_size: int, epoch: int, every: int) -> bool:

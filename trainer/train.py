@@ -15,25 +15,22 @@ from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError
 from shards.storage import Location
 from trainer.checkpoint import best_file, has_last, weights_of
-from trainer.config import PAPER, Config, Stage, flat
+from trainer.config.load import PAPER_PRESET, load_config
+from trainer.config.schema import SMALLEST_PATCH, Config, Stage
+from trainer.config.settings import SETTINGS, flatten
 from trainer.content import build_content_features, doubt, smallest_patch
 from trainer.data import check_data, with_cache
 from trainer.job import Job
 from trainer.loop import train_stage
 from trainer.lpips import build_lpips
 from trainer.memory import within_memory
-from trainer.models import SMALLEST_PATCH
 from trainer.ranks import ALONE, Ranks
 from trainer.report import write_report
 from trainer.run import choose_device, use_bf16
-from trainer.settings import load_config
 from trainer.speed import resolve
 from trainer.start import load_same_run
 from trainer.watch import Watch, connected
 from trainer.weights import load_matching
-
-_OWN = ("data.workers", "data.cache", "speed.")
-"""Settings that each rank may have for itself."""
 
 
 def train(
@@ -125,7 +122,7 @@ def train(
                 stage=stage,
                 config=config,
                 preset=preset,
-                paper=load_config(PAPER, stage=stage),
+                paper=load_config(PAPER_PRESET, stage=stage),
                 dataset=with_cache(dataset, config.data),
                 device=chosen,
                 ranks=ranks,
@@ -172,8 +169,8 @@ def _shared_settings(stages: dict[Stage, Config]) -> dict[str, Any]:
     return {
         f"{stage}.{name}": value
         for stage, config in stages.items()
-        for name, value in flat(config).items()
-        if not name.startswith(_OWN)
+        for name, value in flatten(config).items()
+        if not SETTINGS[name].policy.per_rank
     }
 
 

@@ -18,10 +18,10 @@ import torch
 from shards import files
 from shards.errors import ConfigError
 from shards.home import kept
-from trainer.config import Config, Stage
+from trainer.config.schema import AUTO, Config, SpeedConfig, Stage
 from trainer.run import describe_device, use_bf16
 from trainer.speed import resolve
-from trainer.ways import AUTO, DEFAULT, SpeedConfig
+from trainer.ways import DEFAULT
 
 SCALE, SIDE = 4, 128
 """Of the paper's patches, for which `bench-sr train` measures."""

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trainer import telemetry
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.flat import SPARE, Gradients, changed
 from trainer.optim import copy_buffers, take_step, update_average
 from trainer.ranks import ALONE, Ranks

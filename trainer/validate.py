@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
-import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -14,7 +13,6 @@ from torch import nn
 from shards import resize
 from shards.png import RGB8
 from shards.reader import SplitReader
-from trainer.best import BestBy
 from trainer.data import to_float
 from trainer.exact import without_tf32
 from trainer.metrics import Scores, mean_scores, score
@@ -22,22 +20,6 @@ from trainer.ranks import ALONE, Ranks
 
 BATCH = 16
 STRIP_ROWS = 4
-
-
-class ValidationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How often, and on how many of the held-out patches (they are shuffled, so any part is fair)."""
-
-    every_epochs: int = 1
-    """0: never; then no best checkpoints are kept."""
-    patches: int = 512
-    """0: all."""
-    best_by: BestBy = "auto"
-    """Which of its weights a run hands on. "auto": stage psnr those of the best PSNR-Y, stage gan those of
-    the lowest LPIPS, or its final ones where LPIPS is not measured. "both": the paper's, which are chosen
-    anew where PSNR and SSIM have both improved. Stage gan always starts from the best PSNR-Y."""
-    psnr_drop: float = 3.0
-    """dB of PSNR-Y below the best of the stage, or of the weights that it began with where they tell theirs, at
-    which the lowest LPIPS does not count."""
 
 
 Metrics = dict[str, float]

@@ -13,26 +13,9 @@ Each has a test against the plain way; `trainer.speed` takes them.
 
 from __future__ import annotations
 
-from typing import Literal
+from trainer.config.schema import SpeedConfig
 
-import msgspec
-
-AUTO, DEFAULT = "auto", "default"
-
-
-class SpeedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Ways to the same step."""
-
-    dense: Literal["auto", "plain", "push", "hybrid", "fused"] = "auto"
-    """Of the generator's dense blocks; "hybrid" is for norm = "none"."""
-    compile: Literal["auto", "none", "blocks"] = "auto"
-    graph: Literal["auto", "none", "step"] = "auto"
-    """"step" needs a GPU."""
-    content: Literal["auto", "fp32", "bf16"] = "auto"
-    allocator: Literal["auto", "system", "keep"] = "auto"
-    convolutions: Literal["auto", "first", "fastest", "winograd"] = "auto"
-    """Which of cuDNN's algorithms: its first guess, or the one that is fastest when tried on each shape;
-    or `networks.winograd`, for bf16 on a CPU, where the others are oneDNN's direct algorithm."""
+DEFAULT = "default"
 
 
 PLAIN = SpeedConfig(

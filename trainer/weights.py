@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from shards import files
 from shards.errors import DamagedData, UsageError
+from trainer.config.schema import GeneratorConfig
 from trainer.describe import describe
-from trainer.models import GeneratorConfig, build_generator, generator_settings
+from trainer.models import build_generator, generator_settings
 from trainer.networks.fold import fold_batch_norm
 from trainer.networks.rrdb import to_pixelshuffle
 

@@ -1,4 +1,4 @@
-"""Write docs/cli/*.txt from the commands' help; run as `python -m tests.docs.regenerate`."""
+"""Writes docs/cli/*.txt and docs/guide/config.md from the code; run as `python -m tests.docs.regenerate`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,23 @@ import click
 import pipeline.cli
 import shards.cli
 import trainer.cli
+from trainer.config.write import settings_to_markdown
 
-FOLDER = Path(__file__).parents[2] / "docs/cli"
+DOCS = Path(__file__).parents[2] / "docs"
+FOLDER = DOCS / "cli"
+CONFIG_PAGE = DOCS / "guide/config.md"
+CONFIG_INTRODUCTION = """\
+# Configuration
+
+`train-sr` takes its settings from a preset or a TOML file (`--config`) and from `--set key=value`, which
+overrides both. `train-sr --print-config` prints the result with a comment above each setting. Write a setting
+under a table `[psnr]` or `[gan]` (`--set gan.optim.lr=2e-4`) to set it for one stage alone.
+
+The column *paper* names the place that gives the value; words in brackets are the paper's where it gives none.
+The column *may change on resume* says whether a stopped run resumes with another value; elsewhere the run
+folder refuses it. This page is generated from `trainer/config/schema.py`.
+
+"""
 WIDTH = 96
 COMMANDS: dict[str, click.Command] = {
     "prep-shards": pipeline.cli.main,
@@ -39,6 +54,12 @@ def help_text(name: str) -> str:
     return context.get_help() + "\n"
 
 
+def config_page() -> str:
+    """Return the text of docs/guide/config.md."""
+    return CONFIG_INTRODUCTION + settings_to_markdown()
+
+
 if __name__ == "__main__":
+    CONFIG_PAGE.write_text(config_page())
     for command in COMMANDS:
         (FOLDER / f"{command.replace(' ', '-')}.txt").write_text(help_text(command))

@@ -19,12 +19,12 @@ from click.testing import CliRunner
 
 from shards import __version__
 from shards.manifest import Manifest, SampleInfo, dataset_digest, encode_info
-from tests.docs.regenerate import COMMANDS, FOLDER, help_text
+from tests.docs.regenerate import COMMANDS, CONFIG_PAGE, FOLDER, config_page, help_text
+from trainer.config.load import list_presets, load_config
 from trainer.models import build_generator
-from trainer.settings import load_config, presets
 
 ROOT = Path(__file__).parents[2]
-FORMAT = (ROOT / "docs/shard-format.md").read_text()
+FORMAT = (ROOT / "docs/internals/shard-format.md").read_text()
 
 
 def example(title: str) -> str:
@@ -38,6 +38,10 @@ def example(title: str) -> str:
 def test_help_texts_are_the_committed_ones(name):
     path = FOLDER / f"{name.replace(' ', '-')}.txt"
     assert path.read_text() == help_text(name), "run: python -m tests.docs.regenerate"
+
+
+def test_the_page_of_all_settings_is_the_committed_one():
+    assert CONFIG_PAGE.read_text() == config_page(), "run: python -m tests.docs.regenerate"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -111,9 +115,9 @@ def test_the_documented_index_arrays_are_those_of_a_shard(tmp_path):
 
 
 def test_the_table_of_systems_holds_their_presets_and_sizes():
-    text = (ROOT / "docs/training.md").read_text()
+    text = (ROOT / "docs/guide/training.md").read_text()
     rows = re.findall(r"^\| .*--config (\w+) --stage (\w+).*\| ([\d ]+) \|$", text, re.M)
-    assert {preset for preset, _, _ in rows} == set(presets()) - {"best", "small", "tiny"}
+    assert {preset for preset, _, _ in rows} == set(list_presets()) - {"best", "small", "tiny"}
     assert {stage for _, stage, _ in rows} == {"psnr", "gan", "both"}
     told = {preset: int(weights.replace(" ", "")) for preset, _, weights in rows}
     for preset, weights in told.items():
@@ -142,7 +146,7 @@ def test_a_source_distribution_has_all_that_lies_beside_the_code():
 
 
 def test_the_readme_maps_every_module():
-    text = (ROOT / "README.md").read_text() + (ROOT / "docs/architecture.md").read_text()
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs/internals/architecture.md").read_text()
     for package in ("pipeline", "shards", "trainer"):
         for path in (ROOT / package).rglob("*.py"):
             if path.stem != "__init__":

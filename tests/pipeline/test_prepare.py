@@ -382,7 +382,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(photos, tmp_path, arguments, wo
 
 
 def test_the_order_is_the_documented_one(photos, tmp_path):
-    """From the words of docs/shard-format.md, "Order", alone."""
+    """From the words of docs/internals/shard-format.md, "Order", alone."""
     (photos / "d.jpg").unlink()  # decoders of JPEG differ
     make(photos, tmp_path / "out", "--seed", 3)
     pixels = {}

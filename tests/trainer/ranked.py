@@ -20,9 +20,9 @@ import torch.distributed as dist
 
 from shards.errors import UsageError, UsrganError
 from trainer.adversarial import discriminator_loss
-from trainer.config import Config
+from trainer.config.load import load_config
+from trainer.config.schema import Config
 from trainer.ranks import Ranks, from_environment
-from trainer.settings import load_config
 from trainer.state import TrainState, build_state, networks, state_tensors
 from trainer.store import host_store, open_store
 from trainer.update import count_step, train_step

@@ -12,16 +12,16 @@ import torch
 from tests.trainer.test_losses import gan, gradients, images
 from tests.trainer.test_resume import logged, train, weights
 from trainer.adversarial import (
-    Kind,
     beliefs,
     discriminator_loss,
     generator_adversarial_loss,
     r1_penalty,
 )
+from trainer.config.schema import AdversarialKind
 from trainer.state import build_state, restore, state_tensors
 from trainer.update import train_step
 
-KINDS = get_args(Kind)
+KINDS = get_args(AdversarialKind)
 LOGITS = [-9.0, -1.5, 0.0, 0.25, 7.0]
 REAL = np.array([3.0, -0.5, 1.25, 0.1, -4.0, 8.0])
 FAKE = np.array([-2.0, 0.75, -0.3, 4.0, -7.5, 0.9])

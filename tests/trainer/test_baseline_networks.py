@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from shards import resize
 from shards.errors import UsageError
 from tests.trainer.test_resume import train
-from trainer.models import GeneratorConfig, build_generator
+from trainer.config.schema import GeneratorConfig
+from trainer.models import build_generator
 from trainer.networks.fold import fold_batch_norm
 from trainer.networks.srcnn import SRCNN
 from trainer.networks.srresnet import SRResNet

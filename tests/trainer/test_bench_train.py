@@ -19,12 +19,13 @@ from trainer.bench.peer import PEERS, peer_step
 from trainer.bench.rounds import percentile, race, ratio_of_medians
 from trainer.bench.train import batch_of, trained
 from trainer.cli import bench_main
+from trainer.config.load import load_config
+from trainer.config.schema import SpeedConfig
 from trainer.graph import WARM_UP
 from trainer.ranks import ALONE
-from trainer.settings import load_config
 from trainer.speed import build_step, prepare
 from trainer.state import build_state
-from trainer.ways import PLAIN, SpeedConfig
+from trainer.ways import PLAIN
 
 CPU = torch.device("cpu")
 SMALL = ["generator.features=8", "generator.blocks=1", "generator.growth=4", "optim.lr=1e-5"]

@@ -12,7 +12,8 @@ from shards.dataset import open_dataset
 from shards.errors import UsageError
 from tests.trainer.test_crops import larger
 from tests.trainer.test_data_order import assert_equal, take
-from trainer.data import DataConfig, batches
+from trainer.config.schema import DataConfig
+from trainer.data import batches
 
 __all__ = ["larger"]
 

@@ -21,10 +21,11 @@ from trainer.checkpoint import (
     save_last,
     save_weights,
 )
-from trainer.config import Config, flat
+from trainer.config.load import load_config
+from trainer.config.schema import Config
+from trainer.config.settings import flatten
 from trainer.networks.fold import fold_batch_norm
 from trainer.order import ORDER
-from trainer.settings import load_config
 from trainer.state import TrainState, build_state, restore, state_tensors
 from trainer.update import train_step
 from trainer.weights import load_generator, save_tensors
@@ -184,7 +185,7 @@ def test_a_checkpoint_of_another_order_of_batches_is_refused(tmp_path):
 
 def without(name: str, *overrides: str) -> Position:
     """The position of a run that was made before there was a setting."""
-    settings = flat(load_config("tiny", stage="gan", overrides=[*SETTINGS, *overrides]))
+    settings = flatten(load_config("tiny", stage="gan", overrides=[*SETTINGS, *overrides]))
     del settings[name]
     return Position("gan", 8, {}, "ab", settings, version="0.0.9", order=ORDER)
 

@@ -13,7 +13,8 @@ from shards import tar
 from shards.dataset import open_dataset
 from shards.errors import DamagedData
 from tests.shards.conftest import make_dataset
-from trainer.data import DataConfig, batches
+from trainer.config.schema import DataConfig
+from trainer.data import batches
 from trainer.loading import Batch
 
 SHARD = "train-000001.tar"

@@ -13,7 +13,8 @@ import torch
 from shards import resize
 from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError
-from trainer.data import DataConfig, _use, batches, to_float, turned
+from trainer.config.schema import DataConfig
+from trainer.data import _use, batches, to_float, turned
 from trainer.order import Order, plan_pass
 
 

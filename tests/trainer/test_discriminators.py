@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from trainer.models import SMALLEST_PATCH, DiscriminatorConfig, build_discriminator
+from trainer.config.schema import SMALLEST_PATCH, DiscriminatorConfig
+from trainer.models import build_discriminator
 from trainer.networks.discriminator import normalised
 from trainer.networks.patch_discriminator import PatchDiscriminator
 from trainer.networks.unet_discriminator import UNetDiscriminator

@@ -16,8 +16,9 @@ from shards import png, resize
 from shards.photos import read_photo
 from tests.trainer.conftest import make_patch
 from trainer.cli import eval_main, upscale_main
+from trainer.config.schema import GeneratorConfig
 from trainer.metrics import PROTOCOL, score
-from trainer.models import GeneratorConfig, build_generator
+from trainer.models import build_generator
 from trainer.strips import tiles_of
 from trainer.tiles import upscale_tiled
 from trainer.weights import load_tensors, save_tensors

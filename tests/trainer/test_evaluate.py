@@ -20,9 +20,10 @@ from shards import png, resize
 from shards.photos import read_photo
 from tests.trainer.conftest import make_patch
 from trainer.cli import eval_main
+from trainer.config.schema import GeneratorConfig
 from trainer.evaluate import Row, anchor_of, missed_anchors
 from trainer.metrics import PROTOCOL, luma
-from trainer.models import GeneratorConfig, build_generator
+from trainer.models import build_generator
 from trainer.perceptual import Judge
 from trainer.spectrum import NAMES
 from trainer.strips import CAPTION, ERROR_LEVELS, GAP, SIDE, error_map, tiles_of

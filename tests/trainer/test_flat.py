@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from trainer.config.load import load_config
+from trainer.config.schema import OptimConfig
 from trainer.flat import SPARE, as_one, changed, gather_gradients, pack, views
 from trainer.networks.chains import kept
-from trainer.optim import OptimConfig, build_adam, take_step
-from trainer.settings import load_config
+from trainer.optim import build_adam, take_step
 from trainer.state import build_state
 from trainer.update import count_step, train_step
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.trainer.test_resume import logged, train
-from trainer.settings import load_config
+from trainer.config.load import load_config
 from trainer.state import build_state
 from trainer.update import train_step
 

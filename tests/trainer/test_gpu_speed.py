@@ -18,16 +18,17 @@ from tests.trainer.ranked import group_of_one
 from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of
 from trainer.cache import Store
-from trainer.data import DataConfig, batches, to_float
+from trainer.config.load import load_config
+from trainer.config.schema import DataConfig, SpeedConfig
+from trainer.data import batches, to_float
 from trainer.networks import enlarge
 from trainer.networks.convolution import Conv3x3
 from trainer.networks.rrdb import DenseBlock, RRDBNet
 from trainer.ranks import ALONE, Ranks
-from trainer.settings import load_config
 from trainer.speed import build_step, prepare, resolve
 from trainer.state import build_state, restore, state_tensors
 from trainer.update import count_step
-from trainer.ways import IMPLEMENTATIONS, PLAIN, SpeedConfig
+from trainer.ways import IMPLEMENTATIONS, PLAIN
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,7 +16,8 @@ from shards.errors import WriteFailed
 from tests.trainer.test_resume import logged, train, weights
 from trainer import checkpoint, content, keeper, steps
 from trainer.checkpoint import load_good, load_last
-from trainer.data import DataConfig, batches, to_float
+from trainer.config.schema import DataConfig
+from trainer.data import batches, to_float
 from trainer.state import state_tensors
 from trainer.update import train_step
 from trainer.weights import load_tensors

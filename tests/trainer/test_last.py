@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.models import GeneratorConfig, build_generator
+from trainer.config.schema import GeneratorConfig
+from trainer.models import build_generator
 from trainer.networks.last import LastConv
 from trainer.speed import missing_kernels
 

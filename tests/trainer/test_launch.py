@@ -233,7 +233,7 @@ def test_torchrun_starts_again_from_the_last_checkpoint(tiny_shards, tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_hands_on_what_slurm_sends(tiny_shards, tmp_path):
-    """As docs/training.md has it."""
+    """As docs/guide/training.md has it."""
     options = ["--standalone", "--nproc-per-node", "2", "--signals-to-handle", "SIGTERM,SIGUSR1"]
     out = tmp_path / "run"
     running = subprocess.Popen(

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
+from trainer.config.load import load_config
 from trainer.log import EpochLog
-from trainer.settings import load_config
 from trainer.state import COUNTED, build_state
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from trainer.adversarial import discriminator_loss
-from trainer.config import Config
+from trainer.config.load import load_config
+from trainer.config.schema import Config, LossConfig
 from trainer.content import content_loss
-from trainer.losses import LossConfig, pixel_loss
-from trainer.settings import load_config
+from trainer.losses import pixel_loss
 from trainer.state import TrainState, build_state
 from trainer.update import train_step
 

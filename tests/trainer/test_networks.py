@@ -8,12 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from trainer.models import (
-    DiscriminatorConfig,
-    GeneratorConfig,
-    build_discriminator,
-    build_generator,
-)
+from trainer.config.schema import DiscriminatorConfig, GeneratorConfig
+from trainer.models import build_discriminator, build_generator
 from trainer.networks.discriminator import VGGDiscriminator, normalised
 from trainer.networks.fold import fold_batch_norm
 from trainer.networks.rrdb import RRDBNet, to_pixelshuffle

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.config.schema import OptimConfig
 from trainer.optim import (
-    OptimConfig,
     build_adam,
     copy_buffers,
     learning_rate,

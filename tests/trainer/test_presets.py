@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.config import STAGES, flat
+from trainer.config.load import list_presets, load_config
+from trainer.config.schema import STAGES
+from trainer.config.settings import flatten
 from trainer.content import build_content_features, layer_weights
 from trainer.models import build_discriminator, build_generator
 from trainer.networks import discriminator, rrdb
 from trainer.optim import learning_rate
-from trainer.settings import load_config, presets
 from trainer.state import build_state
 from trainer.update import train_step
 
@@ -25,7 +26,7 @@ FIVE_LAYERS = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1, "conv4_4": 1, "conv
 
 
 def holds(preset: str, stage, **wanted) -> None:
-    held = flat(load_config(preset, stage=stage))
+    held = flatten(load_config(preset, stage=stage))
     wanted = {name.replace("__", "."): value for name, value in wanted.items()}
     assert {name: held[name] for name in wanted} == wanted
 
@@ -41,7 +42,7 @@ def generator(preset: str) -> nn.Module:
 @pytest.mark.parametrize("stage", STAGES)
 def test_usrgan_carries_every_number_of_the_paper(stage):
     config = load_config("usrgan", stage=stage)
-    held = flat(config)
+    held = flatten(config)
     stated = {
         "loss.pixel": 1.0, "loss.content": 1.0, "loss.adversarial": 0.005,  # §4
         "optim.lr": 1e-4, "optim.schedule": "constant",  # §4: Adam, 1e-4
@@ -101,7 +102,7 @@ def test_usrgans_generator_loss_is_equation_5_of_equations_1_2_and_3():
         real, fake = (torch.sigmoid(judge(each).double()).numpy() for each in (hr, sr))
     eq1 = abs(sr.double().numpy() - hr.double().numpy()).mean()
     eq2 = ((found - wanted) ** 2).mean()
-    eq3 = -math.fsum(math.log(each) for each in fake) / 2  # non-saturating: docs/decisions/0004
+    eq3 = -math.fsum(math.log(each) for each in fake) / 2  # non-saturating, ADR 4
     losses = train_step(state, config, lr, hr, False).losses
     assert losses["pixel"].item() == pytest.approx(eq1, rel=1e-5)
     assert losses["content"].item() == pytest.approx(eq2, rel=1e-4)
@@ -198,7 +199,7 @@ def test_best_and_small_leave_out_batch_norm_and_average():
     assert sum(each.numel() for each in generator("small").parameters()) == 454_243 < 500_000
 
 
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("preset", list_presets())
 def test_every_preset_tells_its_commands_and_what_to_expect(preset):
     text = (FOLDER / f"{preset}.toml").read_text()
     head = text[: re.search(r"^\w", text, re.MULTILINE).start()]
@@ -210,13 +211,13 @@ def test_every_preset_tells_its_commands_and_what_to_expect(preset):
     assert re.search(r"dB|decibel|expect", head)
 
 
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("preset", list_presets())
 def test_both_stages_of_a_preset_are_of_one_generator(preset):
     psnr, gan = (load_config(preset, stage=stage).generator for stage in STAGES)
     assert psnr == gan
 
 
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("preset", list_presets())
 def test_a_step_of_every_preset_moves_every_weight(preset):
     """Its networks, losses and settings work together; in small, on random features of its layers."""
     overrides = [

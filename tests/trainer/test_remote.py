@@ -15,7 +15,8 @@ from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError, UsrganError
 from tests.trainer.test_data_order import assert_equal, take
 from trainer.cli import train_main
-from trainer.data import DataConfig, with_cache
+from trainer.config.schema import DataConfig
+from trainer.data import with_cache
 
 URL = "memory://bucket/shards"
 

@@ -23,18 +23,18 @@ from tests.trainer.test_resume import train
 from trainer import charts, report
 from trainer import train as training
 from trainer.cli import train_main
+from trainer.config.load import load_config
+from trainer.config.write import config_to_toml
 from trainer.report import LiveReport, write_report
 from trainer.run import read_metrics
-from trainer.settings import load_config
 from trainer.strips import Shown, strip
 from trainer.testsets import Picture
-from trainer.toml import stages_to_toml
 
 
 def write_run(run: Path, rows: list[dict], preset: str = "usrgan") -> Path:
     (run / "samples").mkdir(parents=True)
     configs = {stage: load_config(preset, stage=stage) for stage in ("psnr", "gan")}
-    (run / "config.toml").write_text(stages_to_toml(configs))
+    (run / "config.toml").write_text(config_to_toml(configs))
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run
 

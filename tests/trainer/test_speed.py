@@ -13,15 +13,16 @@ from torch.nn import functional as F
 from shards.errors import ConfigError
 from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of
+from trainer.config.load import load_config
+from trainer.config.schema import SpeedConfig
 from trainer.content import build_content_features
 from trainer.networks import fused
 from trainer.networks.convolution import Conv3x3
 from trainer.networks.rrdb import DenseBlock, RRDBNet
 from trainer.ranks import ALONE
-from trainer.settings import load_config
 from trainer.speed import build_step, held_up_by, missing_kernels, prepare, resolve
 from trainer.state import build_state
-from trainer.ways import PLAIN, SpeedConfig
+from trainer.ways import PLAIN
 
 CPU = torch.device("cpu")
 SMALL = ["generator.features=12", "generator.blocks=1", "discriminator.features=4"]
@@ -132,7 +133,7 @@ def test_the_content_gradient_in_bf16_points_where_that_in_float32_does(winograd
         gradients.append(torch.stack(found).flatten(1))
     conv3_4, conv5_4 = F.cosine_similarity(*gradients, dim=1)
     assert conv3_4 > (0.98 if winograd else 0.985)
-    assert conv5_4 > (0.94 if winograd else 0.95)  # docs/log.md says why not .999
+    assert conv5_4 > (0.94 if winograd else 0.95)  # docs/internals/log.md says why not .999
 
 
 def test_auto_is_decided_for_the_device_and_nothing_else_is():

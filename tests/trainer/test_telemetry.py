@@ -9,8 +9,8 @@ import torch
 
 from tests.trainer.test_losses import SETTINGS, gan, images
 from tests.trainer.test_resume import logged, train
+from trainer.config.load import load_config
 from trainer.networks.discriminator import normalised
-from trainer.settings import load_config
 from trainer.state import build_state
 from trainer.telemetry import (
     due,

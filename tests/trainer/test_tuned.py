@@ -16,9 +16,9 @@ from tests.trainer.test_resume import SETTINGS, train, weights
 from trainer import loop
 from trainer.bench import tune
 from trainer.cli import bench_main
-from trainer.settings import load_config
+from trainer.config.load import load_config
+from trainer.config.schema import SpeedConfig
 from trainer.tuned import Shape, Tuned, advice, look_up, remember, settle
-from trainer.ways import SpeedConfig
 
 CPU = torch.device("cpu")
 SHAPE = Shape("psnr", scale=4, side=128)

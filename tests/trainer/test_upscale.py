@@ -19,7 +19,8 @@ from shards import png
 from shards.photos import read_photo
 from tests.trainer.conftest import make_patch
 from trainer.cli import upscale_main
-from trainer.models import GeneratorConfig, build_generator
+from trainer.config.schema import GeneratorConfig
+from trainer.models import build_generator
 from trainer.tiles import upscale_tiled
 from trainer.weights import load_generator, save_tensors
 

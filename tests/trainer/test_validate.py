@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from shards.dataset import open_dataset
-from trainer.models import GeneratorConfig, build_generator
+from trainer.config.schema import GeneratorConfig
+from trainer.models import build_generator
 from trainer.validate import upscale_patches, validate
 
 CPU = torch.device("cpu")

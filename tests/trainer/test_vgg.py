@@ -15,13 +15,8 @@ from torch.nn import functional as F
 
 from shards.errors import UsageError, UsrganError
 from trainer import content
-from trainer.content import (
-    ContentConfig,
-    build_content_features,
-    doubt,
-    layer_weights,
-    smallest_patch,
-)
+from trainer.config.schema import ContentConfig
+from trainer.content import build_content_features, doubt, layer_weights, smallest_patch
 from trainer.networks.vgg import VGGFeatures, layer_names
 
 # torchvision's `cfgs["E"]`: widths of convolutions, each with a ReLU behind it, M a pooling

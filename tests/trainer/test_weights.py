@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from shards.errors import DamagedData, UsageError
-from trainer.models import GeneratorConfig, build_generator
+from trainer.config.schema import GeneratorConfig
+from trainer.models import build_generator
 from trainer.weights import (
     DIGEST,
     load_blend,

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shards.errors import UsrganError
-from trainer.adversarial import Kind
+from trainer.config.schema import AdversarialKind
 from trainer.graph import WARM_UP
 
 Losses = Mapping[str, float | Tensor]
@@ -42,7 +42,7 @@ ROUNDED = Bounds(1e-2, 0.8, 1.2)
 """Ours in bf16: 0.96 was seen of a discriminator, whose early gradients are small beside their rounding."""
 PEER, OTHER_PEER = Bounds(1e-2, 0.5, 2.0), Bounds(0.1, 0.5, 2.0)
 """A peer in the same precision and in another: bf16 moves each weight and each activation by up to 0.4 %,
-which sixteen layers of VGG-19 turn into 5.5 % of a content loss (docs/log.md)."""
+which sixteen layers of VGG-19 turn into 5.5 % of a content loss (docs/internals/log.md)."""
 MOVED_BY_ROUNDING = {"content": 3.0, "generator": 3.0}
 """Losses that may be further apart where factors are rounded: VGG-19's small differences were seen 1.9 % apart
 between Winograd's and the direct algorithm, both in bf16."""
@@ -58,7 +58,7 @@ class Contestant:
     networks: Mapping[str, nn.Module]
     rounded: bool
     """Whether its products round their factors, to bf16 or TF32."""
-    kind: Kind
+    kind: AdversarialKind
     """Of its adversarial loss."""
     peer: bool = False
 

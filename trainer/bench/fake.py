@@ -9,7 +9,8 @@ import msgspec
 
 from shards.dataset import open_dataset
 from shards.storage import Location
-from trainer.data import DataConfig, batches
+from trainer.config.schema import DataConfig
+from trainer.data import batches
 
 
 class FakeRun(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.config import Config, Stage
+from trainer.config.schema import Config, Stage
 from trainer.ranks import ALONE
 from trainer.state import TrainState, build_state
 from trainer.steps import GRADIENTS

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.networks.discriminator import normalised
 from trainer.optim import update_average
 from trainer.state import TrainState

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.bench.agree import Contestant
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.content import layer_weights
 from trainer.optim import build_adam
 from trainer.state import TrainState

@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from shards.dataset import open_dataset
 from shards.png import RGB8
 from trainer.bench.fake import fake_train
-from trainer.data import DataConfig, batches
+from trainer.config.schema import DataConfig
+from trainer.data import batches
 from trainer.order import CHUNK, steps_per_pass
 
 CODECS = ("png", "webp", "raw")

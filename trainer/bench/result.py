@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from trainer.bench.machine import Machine
-from trainer.config import Stage
+from trainer.config.schema import Stage
 
 
 class Row(msgspec.Struct, frozen=True):

@@ -20,8 +20,7 @@ from trainer.bench.peer import PEERS, peer_step
 from trainer.bench.result import Row, StageResult, Train
 from trainer.bench.rounds import percentile, race, ratio_of_medians
 from trainer.bench.work import operations, peak_mib
-from trainer.config import Config, Stage
-from trainer.optim import EmaConfig
+from trainer.config.schema import AUTO, Config, EmaConfig, SpeedConfig, Stage
 from trainer.ranks import ALONE
 from trainer.run import use_bf16
 from trainer.speed import build_step, keep_freed_memory, prepare, resolve, return_freed_memory
@@ -29,7 +28,7 @@ from trainer.state import TrainState, build_state
 from trainer.tuned import SCALE, Shape, settle
 from trainer.tuned import SIDE as HR_SIZE
 from trainer.update import count_step
-from trainer.ways import AUTO, IMPLEMENTATIONS, SpeedConfig
+from trainer.ways import IMPLEMENTATIONS
 
 PRODUCT = "matrix product"
 RATE = 1e-5

@@ -16,11 +16,11 @@ import torch
 
 from shards.errors import ConfigError, UsageError
 from trainer.bench.result import Train
-from trainer.config import Config, Stage
+from trainer.config.schema import Config, SpeedConfig, Stage
 from trainer.run import describe_device, use_bf16
 from trainer.speed import resolve
 from trainer.tuned import SCALE, SIDE, Shape, Tuned, remember
-from trainer.ways import DEFAULT, IMPLEMENTATIONS, SpeedConfig
+from trainer.ways import DEFAULT, IMPLEMENTATIONS
 
 LEAST_GAIN = 1.03
 """What is not faster by more than that is not taken: it may be noise."""

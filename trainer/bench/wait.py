@@ -11,7 +11,7 @@ import torch
 from shards.dataset import open_dataset
 from shards.storage import Location
 from trainer.bench.machine import synchronise
-from trainer.config import Config, Stage
+from trainer.config.schema import Config, Stage
 from trainer.data import batches, to_float
 from trainer.ranks import ALONE
 from trainer.run import use_bf16

@@ -49,7 +49,7 @@ def _split(_context: click.Context, _option: click.Parameter, value: str) -> tup
 )  # fmt: skip
 @click.option(
     "--impl", "implementations", default="auto", show_default=True, callback=_split,
-    metavar="NAME[,NAME...]", help="Ways of doing it; the first is the headline. See docs/gpu-runbook.md.",
+    metavar="NAME[,NAME...]", help="Ways of doing it; the first is the headline. See docs/internals/gpu-runbook.md.",
 )  # fmt: skip
 @click.option(
     "--peer", "peers", default="all", show_default=True, callback=_split, metavar="NAME[,NAME...]",
@@ -124,10 +124,10 @@ def train_command(
     from trainer.bench.tune import lines as tune_lines
     from trainer.bench.tune import tune
     from trainer.bench.wait import data_wait
-    from trainer.config import STAGES
+    from trainer.config.load import load_config
+    from trainer.config.schema import AUTO, STAGES
     from trainer.run import choose_device
-    from trainer.settings import load_config
-    from trainer.ways import AUTO, IMPLEMENTATIONS
+    from trainer.ways import IMPLEMENTATIONS
 
     chosen = choose_device(device)
     known = [name for name in PEERS if chosen.type == "cuda" or name != "peer-tf32"]
@@ -178,7 +178,7 @@ def _fake(
     shards: Location | None, step_ms: float, batch: int, steps: int, workers: int, *, as_json: bool
 ) -> None:
     from trainer.bench.fake import fake_train, lines
-    from trainer.data import DataConfig
+    from trainer.config.schema import DataConfig
 
     if shards is None:
         raise UsageError(

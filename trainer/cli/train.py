@@ -116,9 +116,9 @@ def train_main(
     on when the same command is run again.
     """
     given = click.get_current_context().meta[console.GIVEN]
-    from trainer.config import STAGES
-    from trainer.settings import load_config
-    from trainer.toml import stages_to_toml
+    from trainer.config.load import load_config
+    from trainer.config.schema import STAGES
+    from trainer.config.write import config_to_toml
 
     if report_of is not None:
         from trainer.report import write_report
@@ -129,7 +129,7 @@ def train_main(
     stages = [name for name in STAGES if stage in (name, "both")]
     configs = {name: load_config(preset, stage=name, overrides=overrides) for name in stages}
     if print_config:
-        click.echo(stages_to_toml(configs), nl=False)
+        click.echo(config_to_toml(configs), nl=False)
         return
     if shards is None:
         raise UsageError(

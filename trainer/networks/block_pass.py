@@ -23,7 +23,7 @@ from trainer.networks.dense import RESIDUAL, SLOPE
 Maps = Float[Tensor, "b c h w"]
 CONVOLUTIONS = 5
 PIXELS = 128
-"""Of a program, whole rows; with the three numbers below the fastest of 118 ways on an H100 (docs/log.md)."""
+"""Of a program, whole rows; with the three numbers below the fastest of 118 ways on an H100 (docs/internals/log.md)."""
 STEP = 32
 """Input channels that a program multiplies at a time."""
 STAGES = 3

@@ -1,4 +1,4 @@
-"""How layers start: near the answer, not at random (docs/decisions/0005)."""
+"""How layers start: near the answer, not at random (docs/internals/decisions/0005)."""
 
 from __future__ import annotations
 

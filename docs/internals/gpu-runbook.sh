@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What is to be measured on a GPU, in steps that each fit ten minutes; docs/gpu-runbook.md says what comes of them.
-# Usage: docs/gpu-runbook.sh [--device cpu --tiny] [--work DIR] [--data DIR] STEP…      STEP: see `all` below
+# What is to be measured on a GPU, in steps that each fit ten minutes; docs/internals/gpu-runbook.md says what comes of them.
+# Usage: docs/internals/gpu-runbook.sh [--device cpu --tiny] [--work DIR] [--data DIR] STEP…      STEP: see `all` below
 set -euo pipefail
 
 device=cuda tiny='' work=gpu-run data=shared/data
