@@ -21,9 +21,9 @@ from shards.errors import DamagedData, UsageError
 from trainer.best import forget, handed_on
 from trainer.config.schema import BestBy, Config, Stage
 from trainer.config.settings import flatten, may_change_on_resume
-from trainer.order import ORDER
+from trainer.data.sampler import ORDER_VERSION
 from trainer.state import TrainState, state_tensors
-from trainer.weights import load_tensors, save_tensors
+from trainer.weights.safetensors_io import load_tensors, save_tensors
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -43,7 +43,7 @@ class Position(msgspec.Struct, frozen=True):
     """See `TrainState`."""
     version: str = __version__
     order: int = 1
-    """Of the batches: `trainer.order.ORDER`."""
+    """Of the batches: `trainer.data.sampler.ORDER_VERSION`."""
 
     @classmethod
     def of(
@@ -65,7 +65,7 @@ class Position(msgspec.Struct, frozen=True):
             rollbacks=state.rollbacks,
             start_psnr_y=state.start_psnr_y,
             speed=dict(state.speed),
-            order=ORDER,
+            order=ORDER_VERSION,
         )
 
 
@@ -177,7 +177,7 @@ def check_same_run(position: Position, config: Config, *, run: Path, dataset_sha
             f"{run}: was trained on data set {position.dataset_sha256[:12]}, --shards is"
             f" {dataset_sha256[:12]}; name those shards, or another --out"
         )
-    if position.order != ORDER:
+    if position.order != ORDER_VERSION:
         raise UsageError(
             f"{run}: was trained by usrgan {position.version}, whose batches came in another order;"
             f" {_another_run(run, position)}"

@@ -11,8 +11,8 @@ import torch
 
 from shards.dataset import Dataset
 from trainer.config.schema import Config, Stage
-from trainer.perceptual import Judge
-from trainer.ranks import Ranks
+from trainer.distributed.process_group import ProcessGroup
+from trainer.perceptual.metric import PerceptualMetric
 from trainer.tuned import Shape
 
 
@@ -28,11 +28,11 @@ class Job:
     """The paper's settings of this stage: the header names each deviation."""
     dataset: Dataset
     device: torch.device
-    ranks: Ranks
+    ranks: ProcessGroup
     init: Path | None
     """Weights to start from; None: fresh ones. Rank 0 reads them."""
     content_weights: Path | None
-    lpips: Judge | None
+    lpips: PerceptualMetric | None
     """Measures the held-out patches too, where it is given."""
     say: Callable[[str], None]
     warn: Callable[[str], None]
@@ -44,5 +44,8 @@ class Job:
         """What the fastest way of its steps depends on."""
         manifest = self.dataset.manifest
         return Shape(
-            self.stage, scale=manifest.scale, side=manifest.training_size, world=self.ranks.world
+            self.stage,
+            scale=manifest.scale,
+            side=manifest.training_size,
+            world=self.ranks.world_size,
         )

@@ -11,7 +11,7 @@ from trainer.checkpoint import best_file, final_file, save_last, save_weights
 from trainer.config.settings import flatten
 from trainer.job import Job
 from trainer.report import LiveReport
-from trainer.run import append_metrics, read_metrics, write_sample
+from trainer.reporting.run_folder import append_metrics, read_metrics, write_sample
 from trainer.state import TrainState, networks
 
 FAILURES = 3
@@ -37,7 +37,7 @@ class Keeper:
         """
         job = self._job
         job.ranks.check_equal(networks(state), what=str(job.run))
-        if not job.ranks.first:
+        if not job.ranks.is_main:
             return True
         try:
             save_last(
@@ -57,7 +57,7 @@ class Keeper:
 
     def log(self, row: Row) -> None:
         """Add a row to the log, after those that could not be written before; with a validation, to the page."""
-        if not self._job.ranks.first:
+        if not self._job.ranks.is_main:
             return
         self._rows.append(row)
         try:
@@ -93,7 +93,7 @@ class Keeper:
         Raises:
             WriteFailed: they cannot be written.
         """
-        if self._job.ranks.first:
+        if self._job.ranks.is_main:
             path = final_file(self._job.run, state.stage)
             save_weights(path, state, metadata(self._job, state, self._measured(state)))
 
@@ -109,7 +109,7 @@ class Keeper:
         }
 
     def _write(self, path: Path, state: TrainState, found: dict[str, float]) -> bool:
-        if not self._job.ranks.first:
+        if not self._job.ranks.is_main:
             return True
         try:
             save_weights(path, state, metadata(self._job, state, found))

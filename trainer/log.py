@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from trainer import telemetry
 from trainer.config.paper import describe_patches, list_deviations, list_patch_deviations
 from trainer.config.schema import Config
+from trainer.device import describe_device, describe_precision, use_bf16
+from trainer.evaluation.validation import validate_bicubic
 from trainer.job import Job
-from trainer.run import describe_device, describe_precision, use_bf16
 from trainer.speed import held_up_by
 from trainer.state import COUNTED, TrainState
 from trainer.tuned import advice
-from trainer.validate import validate_bicubic
 
 
 def header(job: Job, state: TrainState) -> Iterator[str]:

@@ -13,19 +13,21 @@ from shards.reader import SplitReader
 from trainer.best import improvements
 from trainer.checkpoint import final_file
 from trainer.config.schema import Config, SpeedConfig
-from trainer.data import batches, to_float
+from trainer.data.batches import to_float_images
+from trainer.data.loader import PatchLoader
+from trainer.device import use_bf16
+from trainer.evaluation.validation import make_sample_strip, validate
 from trainer.guard import Guard
 from trainer.job import Job
 from trainer.keeper import Keeper
 from trainer.log import EpochLog, header, note_of
 from trainer.optim import learning_rate, set_learning_rate
-from trainer.run import use_bf16, write_header
+from trainer.reporting.run_folder import write_run_header
 from trainer.speed import build_step, prepare
 from trainer.start import begin, begin_again
 from trainer.state import TrainState
 from trainer.telemetry import imbalances
 from trainer.update import count_step
-from trainer.validate import sample_strip, validate
 
 
 def train_stage(job: Job) -> TrainState:
@@ -44,7 +46,7 @@ def train_stage(job: Job) -> TrainState:
         if not final_file(job.run, job.stage).exists():
             keeper.final(state)
         return state
-    if job.ranks.first:
+    if job.ranks.is_main:
         _introduce(job, state)
     while not _train_on(job, state, guard, keeper):
         guard.check_rollback(state, run=job.run)
@@ -72,14 +74,14 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
     prepare(state, speed)
     step = build_step(state, config, bf16, ranks=ranks, speed=speed)
     log, told = EpochLog(), set[str]()
-    stream = batches(
+    stream = PatchLoader(
         train,
         seed=config.seed,
         batch_size=config.batch_size,
         first_step=(state.patches_seen + state.passed_over) // config.batch_size,
         config=config.data,
         rank=ranks.rank,
-        world_size=ranks.world,
+        world_size=ranks.world_size,
         device=device,
     )
     state.generator.train()
@@ -100,7 +102,9 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
             waited = time.perf_counter()
             batch = next(stream)
             log.waited += time.perf_counter() - waited
-            lr, hr = (to_float(images, device, batch.turns) for images in (batch.lr, batch.hr))
+            lr, hr = (
+                to_float_images(images, device, batch.dihedrals) for images in (batch.lr, batch.hr)
+            )
             outcome = step(lr, hr, job.stop_requested())
             count_step(state, config, outcome)
             log.steps += 1
@@ -141,7 +145,7 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
 
 def _introduce(job: Job, state: TrainState) -> None:
     """Say what is trained on what, and write it into the run folder."""
-    write_header(
+    write_run_header(
         job.run,
         stage=job.stage,
         config=job.config,
@@ -188,9 +192,9 @@ def _validate_and_keep_best(
         patches=job.config.validation.patches,
         device=job.device,
         ranks=job.ranks,
-        lpips=None if job.lpips is None else job.lpips.against,
+        lpips=None if job.lpips is None else job.lpips.metric_for,
     )
-    if job.ranks.first:
+    if job.ranks.is_main:
         rule = job.config.validation
         won = improvements(
             found,
@@ -201,5 +205,5 @@ def _validate_and_keep_best(
         )
         for metric, values in won.items():
             keeper.best(state, metric, values, found)
-        keeper.sample(state, sample_strip(state.output, val, device=job.device))
+        keeper.sample(state, make_sample_strip(state.output, val, device=job.device))
     return {f"val_{name}": value for name, value in found.items()}

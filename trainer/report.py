@@ -23,10 +23,10 @@ from trainer import charts, page
 from trainer.config.load import PAPER_PRESET, load_config
 from trainer.config.paper import list_deviations, list_patch_deviations
 from trainer.config.schema import STAGES, Stage
+from trainer.evaluation.comparison import tiles_of
+from trainer.evaluation.tables import TITLES, format_value
 from trainer.figures import Figure, figures_of_run, figures_of_stage, series
-from trainer.run import read_metrics
-from trainer.strips import tiles_of
-from trainer.tables import TITLES, format_value
+from trainer.reporting.run_folder import read_metrics
 
 Rows = list[dict[str, Any]]
 STAGE_TITLES = {

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from shards.errors import ConfigError
 from shards.native import NotHere
 from trainer.config.schema import AUTO, Config, SpeedConfig
+from trainer.distributed.process_group import ProcessGroup
 from trainer.networks import fused, last, planes
 from trainer.networks.convolution import Conv3x3, Conv4x4
 from trainer.networks.dense import Form
 from trainer.networks.last import LastConv
 from trainer.networks.rrdb import RRDB, DenseBlock
 from trainer.networks.unet_discriminator import UNetDiscriminator
-from trainer.ranks import Ranks
 from trainer.state import TrainState
 from trainer.update import Outcome
 
@@ -164,7 +164,7 @@ def prepare(state: TrainState, speed: SpeedConfig) -> None:
 
 
 def build_step(
-    state: TrainState, config: Config, bf16: bool, *, ranks: Ranks, speed: SpeedConfig
+    state: TrainState, config: Config, bf16: bool, *, ranks: ProcessGroup, speed: SpeedConfig
 ) -> Step:
     """The step of a state that was prepared by the same settings."""
     from trainer.graph import capture_later

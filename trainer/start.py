@@ -21,10 +21,11 @@ from trainer.checkpoint import (
 from trainer.config.schema import Config, Stage
 from trainer.config.settings import flatten
 from trainer.job import Job
-from trainer.run import rewind_metrics
+from trainer.reporting.run_folder import rewind_metrics
 from trainer.state import TrainState, build_state, restore, start_from, state_tensors
 from trainer.tuned import settle
-from trainer.weights import load_matching, load_tensors
+from trainer.weights.generators import load_initial_weights
+from trainer.weights.safetensors_io import load_tensors
 
 Saved = tuple[dict[str, Tensor], Position]
 """The tensors of a checkpoint, and where it stands."""
@@ -57,7 +58,7 @@ def begin(job: Job) -> TrainState:
         UsageError: the run folder, the data or the weights do not fit the configuration.
     """
     saved = None
-    if job.ranks.first:
+    if job.ranks.is_main:
         sha256 = job.dataset.manifest.dataset_sha256
         saved = load_same_run(job.run, job.stage, job.config, dataset_sha256=sha256, warn=job.warn)
         if saved is None and best_file(job.run, "psnr_y", job.stage).exists():
@@ -72,10 +73,10 @@ def begin_again(
 ) -> TrainState:
     """The last good checkpoint, or a fresh state, with the order going on at `reached` patches."""
     saved = None
-    if job.ranks.first:
+    if job.ranks.is_main:
         saved = load_good(job.run, job.stage, suspect=suspect, warn=job.warn)
     state = _at(job, saved)
-    if job.ranks.first:
+    if job.ranks.is_main:
         state.speed = speed
         forget_after(job.run, job.stage, state.patches_seen)
     _share(job, state)
@@ -92,12 +93,12 @@ def _at(job: Job, saved: Saved | None) -> TrainState:
         scale=scale,
         device=job.device,
         content_weights=job.content_weights,
-        synced=job.ranks.world > 1,
+        synced=job.ranks.world_size > 1,
     )
     if saved is not None:
         _go_on(job, state, *saved)
     elif job.init is not None:
-        start_from(state, load_matching(job.init, job.config.generator, scale=scale))
+        start_from(state, load_initial_weights(job.init, job.config.generator, scale=scale))
         state.start_psnr_y = _told_psnr_y(job.init, job.dataset.manifest.dataset_sha256)
     return state
 
@@ -148,17 +149,17 @@ def _place(state: TrainState, position: Position) -> None:
 
 def _share(job: Job, state: TrainState) -> None:
     """Give every rank what rank 0 has, and bring the run folder to where the state stands."""
-    if job.ranks.first:
+    if job.ranks.is_main:
         before = state.speed if state.speed or state.patches_seen else None
         settled = settle(job.config, job.shape, device=job.device, before=before)
         state.speed = msgspec.structs.asdict(settled)
         rewind_metrics(job.run, stage=job.stage, patches_seen=state.patches_seen)
         forget_lost_best(job.run, state, warn=job.warn)
         _forget_other_lpips(job, state)
-    if job.ranks.world > 1:
-        tensors = job.ranks.share_tensors(state_tensors(state))
+    if job.ranks.world_size > 1:
+        tensors = job.ranks.broadcast_tensors(state_tensors(state))
         restore(state, tensors)
         position = Position.of(
             state, dataset_sha256=job.dataset.manifest.dataset_sha256, config=flatten(job.config)
         )
-        _place(state, job.ranks.share(position))
+        _place(state, job.ranks.broadcast(position))

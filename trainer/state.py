@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config.schema import Config, Stage
-from trainer.content import build_content_features
 from trainer.flat import Gradients, as_one, gather_gradients, pack, views
+from trainer.losses.content import build_content_features
 from trainer.models import build_discriminator, build_generator
 from trainer.networks.synced import synchronise
 from trainer.networks.vgg import VGGFeatures

@@ -15,18 +15,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trainer import telemetry
-from trainer.adversarial import (
+from trainer.config.schema import AdversarialKind, Config, Stage
+from trainer.distributed.process_group import ProcessGroup
+from trainer.losses.adversarial import (
     Logits,
     beliefs,
     discriminator_loss,
     generator_adversarial_loss,
     r1_penalty,
 )
-from trainer.config.schema import AdversarialKind, Config, Stage
-from trainer.content import content_loss, layer_weights
-from trainer.losses import pixel_loss
+from trainer.losses.content import content_loss, parse_layers
+from trainer.losses.pixel import pixel_loss
 from trainer.networks.discriminator import normalised
-from trainer.ranks import Ranks
 from trainer.state import TrainState
 
 Images = Float[Tensor, "b 3 h w"]
@@ -46,7 +46,7 @@ class GradientsOf(Protocol):
         hr: Images,
         bf16: bool,
         *,
-        ranks: Ranks,
+        ranks: ProcessGroup,
         seen: Seen | None,
     ) -> Losses:
         """Add gradients to the state's; fills `seen` if it is there."""
@@ -59,7 +59,7 @@ def psnr_gradients(
     hr: Images,
     bf16: bool,
     *,
-    ranks: Ranks,
+    ranks: ProcessGroup,
     seen: Seen | None,
 ) -> Losses:
     """Stage 1: the pixel loss alone (paper §4)."""
@@ -80,7 +80,7 @@ def gan_gradients(
     hr: Images,
     bf16: bool,
     *,
-    ranks: Ranks,
+    ranks: ProcessGroup,
     seen: Seen | None,
 ) -> Losses:
     """Stage 2: the generator against eq. 5, and the discriminator against eq. 4."""
@@ -106,11 +106,13 @@ def gan_gradients(
             "content": content_loss(
                 found,
                 wanted,
-                weights=list(layer_weights(config.content.layer).values()),
+                weights=list(parse_layers(config.content.layer).values()),
                 criterion=config.content.criterion,
             ),
             "adversarial": generator_adversarial_loss(
-                kind, _of_all(kind, ranks, fake), None if real is None else ranks.gathered(real)
+                kind,
+                _of_all(kind, ranks, fake),
+                None if real is None else ranks.all_gather_grad(real),
             ),
         }
         weighted = {name: getattr(config.loss, name) * value for name, value in terms.items()}
@@ -174,9 +176,9 @@ def _backward(state: TrainState, loss: Tensor) -> None:
     _scaled(state, loss).backward()
 
 
-def _of_all(kind: AdversarialKind, ranks: Ranks, logits: Logits) -> Logits:
+def _of_all(kind: AdversarialKind, ranks: ProcessGroup, logits: Logits) -> Logits:
     """The logits that a loss compares: only the relativistic kind looks beyond this rank's patches."""
-    return ranks.gathered(logits) if kind == "relativistic" else logits
+    return ranks.all_gather_grad(logits) if kind == "relativistic" else logits
 
 
 def _penalty(state: TrainState, config: Config, discriminator: nn.Module, hr: Images) -> Tensor:

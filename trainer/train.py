@@ -18,19 +18,22 @@ from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config.load import PAPER_PRESET, load_config
 from trainer.config.schema import SMALLEST_PATCH, Config, Stage
 from trainer.config.settings import SETTINGS, flatten
-from trainer.content import build_content_features, doubt, smallest_patch
-from trainer.data import check_data, with_cache
+from trainer.data.loader import check_data, use_cache_dir
+from trainer.device import choose_device, explain_out_of_memory, use_bf16
+from trainer.distributed.heartbeat import Heartbeat, open_process_group
+from trainer.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer.job import Job
 from trainer.loop import train_stage
-from trainer.lpips import build_lpips
-from trainer.memory import within_memory
-from trainer.ranks import ALONE, Ranks
+from trainer.losses.content import (
+    build_content_features,
+    smallest_content_patch,
+    unverified_weights_warning,
+)
+from trainer.perceptual.lpips import build_lpips
 from trainer.report import write_report
-from trainer.run import choose_device, use_bf16
 from trainer.speed import resolve
 from trainer.start import load_same_run
-from trainer.watch import Watch, connected
-from trainer.weights import load_matching
+from trainer.weights.generators import load_initial_weights
 
 
 def train(
@@ -48,8 +51,8 @@ def train(
     warn: Callable[[str], None],
     progress: Callable[..., AbstractContextManager[Callable[[int, str], None]]],
     stop_requested: Callable[[], bool],
-    ranks: Ranks = ALONE,
-    watch: Watch | None = None,
+    ranks: ProcessGroup = SINGLE_PROCESS,
+    watch: Heartbeat | None = None,
 ) -> dict[str, Any]:
     """Train the given stages; returns what `train-sr --json` prints.
 
@@ -57,7 +60,7 @@ def train(
     before anything is written. Of several ranks the first alone writes and speaks; the run folder
     need not be there for the others.
     """
-    if ranks.first:
+    if ranks.is_main:
         files.check_folder(run, option="--out")
     else:
         say, warn, progress = _silently, _silently, _no_progress
@@ -72,7 +75,7 @@ def train(
         "--stage": " and ".join(stages),
     }
     for stage, config in stages.items():
-        resolve(config, device=chosen, bf16=use_bf16(config, chosen), world=ranks.world)
+        resolve(config, device=chosen, bf16=use_bf16(config, chosen), world=ranks.world_size)
         check_data(dataset.split("train"), config.batch_size, config.data, device=chosen)
         _check_divides(config, ranks)
         if config.validation.best_by == "lpips" and lpips is None:
@@ -83,14 +86,14 @@ def train(
             judged, layer = config.discriminator.architecture, config.content.layer
             needs = {
                 f"discriminator.architecture = {judged}": SMALLEST_PATCH[judged],
-                f"content.layer = {layer}": smallest_patch(layer),
+                f"content.layer = {layer}": smallest_content_patch(layer),
             }
             _check_sizes(needs, has=manifest.training_size, shards=shards)
             content = build_content_features(config.content, weights=content_weights)
             alike["--vgg"] = content.digest[:12] or "random"
-            if warning := doubt(content):
+            if warning := unverified_weights_warning(content):
                 warn(warning)
-            if ranks.first and "psnr" not in stages and not has_last(run, "gan"):
+            if ranks.is_main and "psnr" not in stages and not has_last(run, "gan"):
                 _gan_start(run, init, warn)
     judge = None if lpips is None else build_lpips(lpips, device=chosen)
     alike["--lpips"] = "not given" if judge is None else judge.protocol
@@ -99,23 +102,26 @@ def train(
         if judge.warning:
             warn(judge.warning)
     if init is not None:
-        load_matching(init, next(iter(stages.values())).generator, scale=manifest.scale)
+        load_initial_weights(init, next(iter(stages.values())).generator, scale=manifest.scale)
     if not with_val:
         warn(
             f"{shards}: has no held-out patches, so nothing can be validated; the final weights are kept"
         )
     if dry_run:
-        for stage, config in stages.items() if ranks.first else ():
+        for stage, config in stages.items() if ranks.is_main else ():
             sha256 = manifest.dataset_sha256
             load_same_run(run, stage, config, dataset_sha256=sha256, warn=warn)
         return {"run": str(run), "stages": [], "device": str(chosen)}
 
     results = []
-    with _writing(run) if ranks.first else nullcontext(), connected(ranks, watch, chosen):
-        ranks.check_alike(alike | _shared_settings(stages))
+    with (
+        _writing(run) if ranks.is_main else nullcontext(),
+        open_process_group(ranks, watch, chosen),
+    ):
+        ranks.check_same_args(alike | _shared_settings(stages))
         for stage, config in stages.items():
-            start = init if ranks.first else None
-            if ranks.first and stage == "gan":
+            start = init if ranks.is_main else None
+            if ranks.is_main and stage == "gan":
                 start = _gan_start_if_needed(run, None if "psnr" in stages else init, warn)
             job = Job(
                 run=run,
@@ -123,7 +129,7 @@ def train(
                 config=config,
                 preset=preset,
                 paper=load_config(PAPER_PRESET, stage=stage),
-                dataset=with_cache(dataset, config.data),
+                dataset=use_cache_dir(dataset, config.data),
                 device=chosen,
                 ranks=ranks,
                 init=start,
@@ -136,14 +142,14 @@ def train(
             )
             less = ", or speed.graph=none, which needs half the memory"
             less = f"use a smaller batch_size{less if chosen.type == 'cuda' else ''}"
-            with within_memory(str(run), fix=f"{less}; the checkpoints are intact"):
+            with explain_out_of_memory(str(run), fix=f"{less}; the checkpoints are intact"):
                 state = train_stage(job)
             results.append(
                 {"stage": stage, "patches_seen": state.patches_seen, "best": dict(state.best)}
             )
             del state
             torch.cuda.empty_cache()
-        report = write_report(run) if ranks.first else None
+        report = write_report(run) if ranks.is_main else None
     last, config = list(stages.items())[-1]
     weights = weights_of(run, last, best_by=config.validation.best_by, warn=warn)
     return {
@@ -174,12 +180,12 @@ def _shared_settings(stages: dict[Stage, Config]) -> dict[str, Any]:
     }
 
 
-def _check_divides(config: Config, ranks: Ranks) -> None:
-    parts = ranks.world * config.accumulate
+def _check_divides(config: Config, ranks: ProcessGroup) -> None:
+    parts = ranks.world_size * config.accumulate
     if config.batch_size % parts:
         fitting = max(config.batch_size // parts, 1) * parts
         raise UsageError(
-            f"batch_size: {config.batch_size} patches cannot be shared equally by {ranks.world} processes"
+            f"batch_size: {config.batch_size} patches cannot be shared equally by {ranks.world_size} processes"
             f" with accumulate {config.accumulate}; use a multiple of {parts}, for example {fitting}"
         )
 

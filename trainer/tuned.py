@@ -19,7 +19,7 @@ from shards import files
 from shards.errors import ConfigError
 from shards.home import kept
 from trainer.config.schema import AUTO, Config, SpeedConfig, Stage
-from trainer.run import describe_device, use_bf16
+from trainer.device import describe_device, use_bf16
 from trainer.speed import resolve
 from trainer.ways import DEFAULT
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from trainer import telemetry
 from trainer.config.schema import Config
+from trainer.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer.flat import SPARE, Gradients, changed
 from trainer.optim import copy_buffers, take_step, update_average
-from trainer.ranks import ALONE, Ranks
 from trainer.state import COUNTED, TrainState, optimizers, trained
 from trainer.steps import GRADIENTS, Images
 
@@ -52,7 +52,7 @@ def train_step(
     hr: Images,
     bf16: bool,
     *,
-    ranks: Ranks = ALONE,
+    ranks: ProcessGroup = SINGLE_PROCESS,
     stop: bool | Tensor = False,
 ) -> Outcome:
     """One step on this rank's share of a global batch; the same update on every rank.
@@ -76,7 +76,7 @@ def train_step(
         told = torch.stack([*losses.values(), wish])
         state.gradients.spare[: len(told)] = told
     for each in gradients.values():
-        ranks.mean_(each.flat)
+        ranks.all_reduce_mean_(each.flat)
     *means, wish = state.gradients.spare[: len(told)].clone().unbind()
 
     if state.scaler is not None:

@@ -19,14 +19,14 @@ import torch
 import torch.distributed as dist
 
 from shards.errors import UsageError, UsrganError
-from trainer.adversarial import discriminator_loss
 from trainer.config.load import load_config
 from trainer.config.schema import Config
-from trainer.ranks import Ranks, from_environment
+from trainer.distributed.heartbeat import Heartbeat, open_process_group
+from trainer.distributed.process_group import ProcessGroup, group_from_environment
+from trainer.distributed.rendezvous import connect_store, host_store
+from trainer.losses.adversarial import discriminator_loss
 from trainer.state import TrainState, build_state, networks, state_tensors
-from trainer.store import host_store, open_store
 from trainer.update import count_step, train_step
-from trainer.watch import Watch, connected
 
 SETTINGS = [
     "batch_size=8", "generator.features=8", "generator.blocks=1", "generator.growth=4",
@@ -39,21 +39,25 @@ CASES = {
 }
 
 
-def images(ranks: Ranks, *, seed: int = 0, batch: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+def images(
+    ranks: ProcessGroup, *, seed: int = 0, batch: int = 8
+) -> tuple[torch.Tensor, torch.Tensor]:
     """This rank's share of one global batch."""
     generator = torch.Generator().manual_seed(seed)
     lr = torch.rand(batch, 3, 8, 8, generator=generator)
     hr = torch.rand(batch, 3, 32, 32, generator=generator)
-    share = slice(ranks.rank * batch // ranks.world, (ranks.rank + 1) * batch // ranks.world)
+    share = slice(
+        ranks.rank * batch // ranks.world_size, (ranks.rank + 1) * batch // ranks.world_size
+    )
     return lr[share], hr[share]
 
 
-def build(case: str, ranks: Ranks) -> tuple[TrainState, Config]:
+def build(case: str, ranks: ProcessGroup) -> tuple[TrainState, Config]:
     stage = case.split()[0]
     config = load_config("tiny", stage=stage, overrides=[*SETTINGS, *CASES[case]])
     state = build_state(
         config, stage=stage, scale=4, device=torch.device("cpu"), content_weights=None,
-        synced=ranks.world > 1,
+        synced=ranks.world_size > 1,
     )  # fmt: skip
     state.generator.train()
     return state, config
@@ -63,7 +67,7 @@ def cloned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in tensors.items()}
 
 
-def steps(ranks: Ranks) -> dict[str, Any]:
+def steps(ranks: ProcessGroup) -> dict[str, Any]:
     """Two steps of each case: gradients of the first, and everything after the second."""
     found = {}
     for case in CASES:
@@ -85,7 +89,7 @@ def steps(ranks: Ranks) -> dict[str, Any]:
     return found
 
 
-def bad(ranks: Ranks) -> dict[str, Any]:
+def bad(ranks: ProcessGroup) -> dict[str, Any]:
     """A good step, then one in which the last rank alone has a loss that is not a number."""
     found = {}
     for case in ("psnr batch 1", "gan batch 1"):
@@ -93,7 +97,7 @@ def bad(ranks: Ranks) -> dict[str, Any]:
         count_step(state, config, train_step(state, config, *images(ranks), False, ranks=ranks))
         before = cloned(state_tensors(state))
         lr, hr = images(ranks, seed=1)
-        if ranks.rank == ranks.world - 1:
+        if ranks.rank == ranks.world_size - 1:
             hr[0, 0, 0, 0] = float("nan")
         outcome = train_step(state, config, lr, hr, False, ranks=ranks, stop=ranks.rank == 1)
         count_step(state, config, outcome)
@@ -102,16 +106,18 @@ def bad(ranks: Ranks) -> dict[str, Any]:
     return found
 
 
-def odd(ranks: Ranks) -> dict[str, Any]:
+def odd(ranks: ProcessGroup) -> dict[str, Any]:
     """Shared values, and networks that are not equal on all ranks."""
     state, _ = build("gan none 1", ranks)
     ranks.check_equal(networks(state), what="run")
-    gathered = ranks.gather(torch.arange(3 + 2 * ranks.rank, dtype=torch.float64).reshape(-1, 1))
+    gathered = ranks.all_gather(
+        torch.arange(3 + 2 * ranks.rank, dtype=torch.float64).reshape(-1, 1)
+    )
     mine = {"a": torch.full((2, 3), float(ranks.rank)), "b": torch.tensor(ranks.rank)}
     found: dict[str, Any] = {
         "gathered": gathered,
-        "shared": ranks.share({"rank": ranks.rank}),
-        "tensors": ranks.share_tensors(mine),
+        "shared": ranks.broadcast({"rank": ranks.rank}),
+        "tensors": ranks.broadcast_tensors(mine),
     }
     assert state.adversary is not None
     if ranks.rank == 1:
@@ -121,28 +127,30 @@ def odd(ranks: Ranks) -> dict[str, Any]:
         ranks.check_equal(networks(state), what="run")
     except UsrganError as error:
         found["complaint"] = str(error)
-    ranks.check_alike({"batch_size": 8})
+    ranks.check_same_args({"batch_size": 8})
     try:
-        ranks.check_alike({"batch_size": 8, "optim.lr": 1e-4 * (1 + ranks.rank)})
+        ranks.check_same_args({"batch_size": 8, "optim.lr": 1e-4 * (1 + ranks.rank)})
     except UsageError as error:
         found["asked"] = str(error)
-        ranks.wait()  # where rank 0 is
+        ranks.barrier()  # where rank 0 is
     return found
 
 
-def compared(ranks: Ranks) -> dict[str, Any]:
+def compared(ranks: ProcessGroup) -> dict[str, Any]:
     """A loss that compares logits of all ranks, and the mean gradient of a weight before it."""
-    share = slice(ranks.rank * 8 // ranks.world, (ranks.rank + 1) * 8 // ranks.world)
+    share = slice(ranks.rank * 8 // ranks.world_size, (ranks.rank + 1) * 8 // ranks.world_size)
     weight = torch.ones(1, requires_grad=True)
     real, fake = (weight * torch.arange(8.0)[share], weight * torch.arange(8.0).square()[share])
-    loss = discriminator_loss("relativistic", ranks.gathered(real), ranks.gathered(fake))
+    loss = discriminator_loss(
+        "relativistic", ranks.all_gather_grad(real), ranks.all_gather_grad(fake)
+    )
     loss.backward()
     assert weight.grad is not None
-    ranks.mean_(weight.grad)
+    ranks.all_reduce_mean_(weight.grad)
     return {"loss": loss.detach(), "gradient": weight.grad}
 
 
-TASKS: dict[str, Callable[[Ranks], dict[str, Any]]] = {
+TASKS: dict[str, Callable[[ProcessGroup], dict[str, Any]]] = {
     "steps": steps, "bad": bad, "odd": odd, "compared": compared,
 }  # fmt: skip
 
@@ -170,13 +178,13 @@ def together(folder: Path, *, world: int) -> list[Any]:
 
 
 @contextlib.contextmanager
-def group_of_one(device: torch.device) -> Iterator[Ranks]:
+def group_of_one(device: torch.device) -> Iterator[ProcessGroup]:
     """A process group of this process alone, opened and closed as `train-sr` does it."""
-    ranks = Ranks(grouped=True)
+    ranks = ProcessGroup(grouped=True)
     store, _ = host_store()
-    watch = Watch(store, ranks, silence=60, tell=print)
+    watch = Heartbeat(store, ranks, silence=60, tell=print)
     try:
-        with connected(ranks, watch, device):
+        with open_process_group(ranks, watch, device):
             yield ranks
     finally:
         watch.stop()
@@ -186,9 +194,9 @@ def group_of_one(device: torch.device) -> Iterator[Ranks]:
 
 def main() -> None:
     torch.use_deterministic_algorithms(mode=True)
-    ranks, folder = from_environment(), sys.argv[1]
-    watch = Watch(open_store(ranks), ranks, silence=60, tell=print)
-    with connected(ranks, watch, torch.device("cpu")):
+    ranks, folder = group_from_environment(), sys.argv[1]
+    watch = Heartbeat(connect_store(ranks), ranks, silence=60, tell=print)
+    with open_process_group(ranks, watch, torch.device("cpu")):
         found = {name: task(ranks) for name, task in TASKS.items()}
         torch.save(found, Path(folder) / f"{ranks.rank}.pt")
 

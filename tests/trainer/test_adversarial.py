@@ -11,13 +11,13 @@ import torch
 
 from tests.trainer.test_losses import gan, gradients, images
 from tests.trainer.test_resume import logged, train, weights
-from trainer.adversarial import (
+from trainer.config.schema import AdversarialKind
+from trainer.losses.adversarial import (
     beliefs,
     discriminator_loss,
     generator_adversarial_loss,
     r1_penalty,
 )
-from trainer.config.schema import AdversarialKind
 from trainer.state import build_state, restore, state_tensors
 from trainer.update import train_step
 

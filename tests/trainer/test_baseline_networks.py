@@ -19,8 +19,9 @@ from trainer.models import build_generator
 from trainer.networks.fold import fold_batch_norm
 from trainer.networks.srcnn import SRCNN
 from trainer.networks.srresnet import SRResNet
-from trainer.tiles import upscale_tiled
-from trainer.weights import load_generator, load_matching, save_tensors
+from trainer.upscaling.tiling import upscale_tiled
+from trainer.weights.generators import load_generator, load_initial_weights
+from trainer.weights.safetensors_io import save_tensors
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -167,11 +168,11 @@ def test_weights_tell_what_they_are_and_load(tmp_path, architecture, scale):
     lr = torch.rand(1, 3, 9, 8)
     assert loaded.scale == scale
     torch.testing.assert_close(loaded.module(lr), net(lr), rtol=1e-4, atol=1e-5)
-    taken = load_matching(path, config, scale=scale)
+    taken = load_initial_weights(path, config, scale=scale)
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in taken.items())
     other = GeneratorConfig(architecture="rrdbnet", features=8, blocks=2)
     with pytest.raises(UsageError, match=f"architecture {architecture}, the configuration says"):
-        load_matching(path, other, scale=scale)
+        load_initial_weights(path, other, scale=scale)
 
 
 def test_an_srcnn_without_a_scale_is_refused(tmp_path):

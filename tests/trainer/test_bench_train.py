@@ -12,7 +12,6 @@ import torch
 from click.testing import CliRunner
 
 from shards.errors import UsrganError
-from trainer.adversarial import discriminator_loss
 from trainer.bench.agree import CAPTURED_STEPS, Contestant, check_same_work
 from trainer.bench.flop import flop_of
 from trainer.bench.peer import PEERS, peer_step
@@ -21,8 +20,9 @@ from trainer.bench.train import batch_of, trained
 from trainer.cli import bench_main
 from trainer.config.load import load_config
 from trainer.config.schema import SpeedConfig
+from trainer.distributed.process_group import SINGLE_PROCESS
 from trainer.graph import WARM_UP
-from trainer.ranks import ALONE
+from trainer.losses.adversarial import discriminator_loss
 from trainer.speed import build_step, prepare
 from trainer.state import build_state
 from trainer.ways import PLAIN
@@ -69,7 +69,7 @@ def contestant(*, bf16: bool = False, peer: str = "", speed: SpeedConfig = PLAIN
     if peer:
         return peer_step(PEERS[peer], state, config, lr, hr)
     prepare(state, speed)
-    step = build_step(state, config, bf16, ranks=ALONE, speed=speed)
+    step = build_step(state, config, bf16, ranks=SINGLE_PROCESS, speed=speed)
     return Contestant(
         step=lambda: step(lr, hr, False).losses,
         networks=trained(state),

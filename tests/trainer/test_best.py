@@ -11,7 +11,7 @@ from tests.trainer.test_perceptual import random_weights
 from tests.trainer.test_resume import logged, train
 from trainer.best import forget, handed_on, improvements
 from trainer.networks.trunks import TrunkKind
-from trainer.weights import load_tensors, save_tensors
+from trainer.weights.safetensors_io import load_tensors, save_tensors
 
 
 def follow(*validations: dict[str, float], best_by="auto", start=0.0) -> list[set[str]]:

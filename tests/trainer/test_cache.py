@@ -13,7 +13,7 @@ from shards.errors import UsageError
 from tests.trainer.test_crops import larger
 from tests.trainer.test_data_order import assert_equal, take
 from trainer.config.schema import DataConfig
-from trainer.data import batches
+from trainer.data.loader import PatchLoader
 
 __all__ = ["larger"]
 
@@ -40,7 +40,7 @@ def test_crops_out_of_a_cache_are_those_out_of_the_shards(larger, cache, workers
 @pytest.mark.parametrize("cache", ["ram", "device"])
 def test_nothing_is_read_any_more_when_all_is_there(split, cache):
     config = DataConfig(workers=0, cache=cache)
-    stream = batches(split, seed=0, batch_size=6, first_step=0, config=config)
+    stream = PatchLoader(split, seed=0, batch_size=6, first_step=0, config=config)
     first = sum(len(set(batch.positions.tolist())) for batch in islice(stream, 4))
     assert first == len(split)  # 4 batches of 6 are a pass
     before = split.ranges.bytes_read
@@ -50,7 +50,7 @@ def test_nothing_is_read_any_more_when_all_is_there(split, cache):
 
 
 def test_a_kept_patch_survives_what_the_step_does_to_its_batch(split):
-    stream = batches(
+    stream = PatchLoader(
         split, seed=0, batch_size=6, first_step=0, config=DataConfig(workers=0, cache="ram")
     )
     for batch in islice(stream, 4):
@@ -70,12 +70,12 @@ def test_a_cache_that_does_not_hold_the_split_is_refused(split):
 @pytest.mark.parametrize("cache", ["none", "ram", "device"])
 def test_batches_for_a_gpu_are_those_for_a_cpu(larger, cache):
     device = torch.device("cuda")
-    stream = batches(
+    stream = PatchLoader(
         larger, seed=0, batch_size=7, first_step=0, config=DataConfig(cache=cache), device=device
     )
     for found, wanted in zip(islice(stream, 40), take(larger, 40, batch_size=7), strict=True):
         assert found.hr.is_cuda if cache == "device" else found.hr.is_pinned()
         assert np.array_equal(found.positions, wanted.positions)
-        for name in ("lr", "hr", "turns"):
+        for name in ("lr", "hr", "dihedrals"):
             assert torch.equal(getattr(found, name).cpu(), getattr(wanted, name))
     stream.close()

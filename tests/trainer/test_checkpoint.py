@@ -24,11 +24,12 @@ from trainer.checkpoint import (
 from trainer.config.load import load_config
 from trainer.config.schema import Config
 from trainer.config.settings import flatten
+from trainer.data.sampler import ORDER_VERSION
 from trainer.networks.fold import fold_batch_norm
-from trainer.order import ORDER
 from trainer.state import TrainState, build_state, restore, state_tensors
 from trainer.update import train_step
-from trainer.weights import load_generator, save_tensors
+from trainer.weights.generators import load_generator
+from trainer.weights.safetensors_io import save_tensors
 
 SETTINGS = [
     "generator.features=8", "generator.blocks=1", "generator.growth=4", "discriminator.features=4",
@@ -187,7 +188,7 @@ def without(name: str, *overrides: str) -> Position:
     """The position of a run that was made before there was a setting."""
     settings = flatten(load_config("tiny", stage="gan", overrides=[*SETTINGS, *overrides]))
     del settings[name]
-    return Position("gan", 8, {}, "ab", settings, version="0.0.9", order=ORDER)
+    return Position("gan", 8, {}, "ab", settings, version="0.0.9", order=ORDER_VERSION)
 
 
 def test_a_run_goes_on_by_the_default_of_a_setting_that_is_newer_than_it(tmp_path):

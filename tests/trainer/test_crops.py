@@ -11,7 +11,7 @@ from shards.manifest import load_manifest
 from tests.pipeline.conftest import make_photo
 from tests.pipeline.test_prepare import make
 from tests.trainer.test_data_order import take
-from trainer.loading import cropped
+from trainer.data.batches import crop_pair
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ def test_crops_of_hr_and_lr_lie_at_the_same_place(larger):
                 for left in range(9)
                 for top in range(9)
                 if np.array_equal(
-                    cropped(pair.lr, pair.hr, left=left, top=top, side=16)[1], hr.numpy()
+                    crop_pair(pair.lr, pair.hr, left=left, top=top, side=16)[1], hr.numpy()
                 )
             ]
             assert len(places) == 1
             corners.add(places[0])
             np.testing.assert_array_equal(
-                cropped(pair.lr, pair.hr, left=places[0][0], top=places[0][1], side=16)[0],
+                crop_pair(pair.lr, pair.hr, left=places[0][0], top=places[0][1], side=16)[0],
                 lr.numpy(),
             )
     assert len(corners) > 20

@@ -14,8 +14,8 @@ from shards.dataset import open_dataset
 from shards.errors import DamagedData
 from tests.shards.conftest import make_dataset
 from trainer.config.schema import DataConfig
-from trainer.data import batches
-from trainer.loading import Batch
+from trainer.data.batches import Batch
+from trainer.data.loader import PatchLoader
 
 SHARD = "train-000001.tar"
 STEPS = 5  # of 4: a pass over the 20 pairs
@@ -30,13 +30,13 @@ def folder(request, tmp_path_factory) -> Path:
 
 def read_pass(split, wanted: list[Batch] | None = None) -> list[Batch] | str:
     """All batches of a pass, each equal to the wanted one; or the error that ended it."""
-    stream = batches(split, seed=0, batch_size=4, first_step=0, config=DataConfig(workers=0))
+    stream = PatchLoader(split, seed=0, batch_size=4, first_step=0, config=DataConfig(workers=0))
     found: list[Batch] = []
     try:
         for number in range(STEPS):
             found.append(next(stream))
             if wanted is not None:
-                for name in ("lr", "hr", "turns"):
+                for name in ("lr", "hr", "dihedrals"):
                     assert torch.equal(getattr(found[-1], name), getattr(wanted[number], name))
     except DamagedData as error:
         return str(error)

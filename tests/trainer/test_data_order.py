@@ -14,8 +14,9 @@ from shards import resize
 from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError
 from trainer.config.schema import DataConfig
-from trainer.data import _use, batches, to_float, turned
-from trainer.order import Order, plan_pass
+from trainer.data.batches import apply_dihedral, to_float_images
+from trainer.data.loader import PatchLoader, _use_device
+from trainer.data.sampler import EpochSampler, plan_pass
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def train(tiny_shards):
 def take(
     split, count, *, first_step=0, seed=0, batch_size=5, workers=0, rank=0, world_size=1, **settings
 ):
-    stream = batches(
+    stream = PatchLoader(
         split, seed=seed, batch_size=batch_size, first_step=first_step,
         config=DataConfig(workers=workers, **settings), rank=rank, world_size=world_size,
     )  # fmt: skip
@@ -36,12 +37,12 @@ def take(
 
 
 def order_of(split, *, seed=0, batch_size=5):
-    return Order(len(split), 0, split.manifest.dataset_sha256, seed, batch_size)
+    return EpochSampler(len(split), 0, split.manifest.dataset_sha256, seed, batch_size)
 
 
 def shown(batch, name):
     """The patches of a batch as the step sees them, uint8 [B h w 3]."""
-    floats = to_float(getattr(batch, name), torch.device("cpu"), batch.turns)
+    floats = to_float_images(getattr(batch, name), torch.device("cpu"), batch.dihedrals)
     return (floats * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
@@ -49,7 +50,7 @@ def assert_equal(found, wanted):
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
         assert np.array_equal(one.positions, other.positions)
-        assert torch.equal(one.turns, other.turns)
+        assert torch.equal(one.dihedrals, other.dihedrals)
         assert torch.equal(one.lr, other.lr)
         assert torch.equal(one.hr, other.hr)
 
@@ -61,7 +62,7 @@ def test_a_pass_shows_every_sample_once_and_leaves_the_rest(train):
     found = take(train, 4)  # 24 samples: 4 batches of 5
     seen = np.array([batch.positions for batch in found])
     assert len(set(seen.ravel().tolist())) == 20
-    laid = plan_pass(order_of(train), 0).visit(0).positions
+    laid = plan_pass(order_of(train), 0).slice_from(0).positions
     assert np.array_equal(seen.T.ravel()[: len(laid)], laid[:20])
 
 
@@ -79,8 +80,8 @@ def test_over_passes_every_sample_comes_up(train):
 
 def test_a_batch_holds_the_pairs_of_its_positions_turned_alike(train):
     order = order_of(train, seed=9)
-    lanes = [order.lane(place, first_step=0) for place in range(5)]
-    turns = [np.concatenate([next(lane).turns for _ in range(24)]) for lane in lanes]
+    lanes = [order.slot_stream(place, first_step=0) for place in range(5)]
+    turns = [np.concatenate([next(lane).dihedrals for _ in range(24)]) for lane in lanes]
     for number, batch in enumerate(take(train, 6, seed=9)):
         assert batch.lr.shape == (5, 16, 16, 3)
         assert batch.hr.shape == (5, 64, 64, 3)
@@ -88,9 +89,9 @@ def test_a_batch_holds_the_pairs_of_its_positions_turned_alike(train):
         lr, hr = shown(batch, "lr"), shown(batch, "hr")
         for at, position in enumerate(batch.positions):
             pair, turn = train[int(position)], int(turns[at][number])
-            assert turn == batch.turns[at]
-            assert np.array_equal(lr[at], turned(pair.lr, turn))
-            assert np.array_equal(hr[at], turned(pair.hr, turn))
+            assert turn == batch.dihedrals[at]
+            assert np.array_equal(lr[at], apply_dihedral(pair.lr, turn))
+            assert np.array_equal(hr[at], apply_dihedral(pair.hr, turn))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -100,11 +101,13 @@ def test_lr_and_hr_stay_aligned_after_every_turn(train, workers):
         pairs = zip(shown(batch, "lr"), shown(batch, "hr"), batch.positions, strict=True)
         for lr, hr, position in pairs:
             made = resize.downscale(np.ascontiguousarray(hr), scale=4).astype(int)
-            away = [np.abs(turned(lr, turn).astype(int) - made).mean() for turn in range(8)]
+            away = [np.abs(apply_dihedral(lr, turn).astype(int) - made).mean() for turn in range(8)]
             assert away[0] < 1  # rounding may differ, turned content would be far away
             assert min(away[1:]) > 5
             stored = train[int(position)].lr
-            turns_seen.add(next(n for n in range(8) if np.array_equal(turned(stored, n), lr)))
+            turns_seen.add(
+                next(n for n in range(8) if np.array_equal(apply_dihedral(stored, n), lr))
+            )
     assert turns_seen == set(range(8))
 
 
@@ -131,7 +134,7 @@ def test_ranks_and_workers_change_no_global_batch(train, world_size, workers):
     ]
     for batch, *shares in zip(wanted, *ranks, strict=True):
         assert np.array_equal(np.concatenate([s.positions for s in shares]), batch.positions)
-        for name in ("lr", "hr", "turns"):
+        for name in ("lr", "hr", "dihedrals"):
             assert torch.equal(torch.cat([getattr(s, name) for s in shares]), getattr(batch, name))
 
 
@@ -160,7 +163,7 @@ def test_random_numbers_of_the_process_are_neither_read_nor_drawn(train):
 
 
 def test_a_closed_stream_leaves_no_threads(train):
-    stream = batches(train, seed=0, batch_size=5, first_step=0, config=DataConfig(workers=3))
+    stream = PatchLoader(train, seed=0, batch_size=5, first_step=0, config=DataConfig(workers=3))
     next(stream)
     ours = ("decode", "plan", "read")
     assert {t.name.partition("_")[0] for t in threading.enumerate()} >= set(ours)
@@ -173,12 +176,12 @@ def test_a_gpu_without_a_number_is_no_mishap_for_the_threads(monkeypatch):
     used = []
     monkeypatch.setattr(torch._C, "_cuda_setDevice", used.append, raising=False)
     for device in ("cpu", "cuda", "cuda:1"):
-        _use(torch.device(device))
+        _use_device(torch.device(device))
     assert used == [1]
 
 
 def test_a_batch_larger_than_the_data_is_refused(train):
-    with pytest.raises(UsageError, match=r"batch_size: 25 patches a step.* only 24"):
+    with pytest.raises(UsageError, match=r"batch_size: a step needs 25 patches.* only 24"):
         take(train, 1, batch_size=25)
 
 
@@ -193,7 +196,7 @@ def test_a_damaged_sample_is_an_error_when_its_batch_is_due(tiny_shards, tmp_pat
     content[content.find(hr) + len(hr) // 2] ^= 1
     shard.write_bytes(content)
     config = DataConfig(workers=workers)
-    stream = batches(split, seed=0, batch_size=5, first_step=0, config=config)
+    stream = PatchLoader(split, seed=0, batch_size=5, first_step=0, config=config)
     assert len([next(stream), next(stream)]) == 2
     with pytest.raises(DamagedData, match=shard.name):
         next(stream)
@@ -204,7 +207,7 @@ def test_a_damaged_sample_is_an_error_when_its_batch_is_due(tiny_shards, tmp_pat
 
 def test_the_eight_turns_are_all_that_a_square_has():
     square = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
-    turns = [turned(square, turn) for turn in range(8)]
+    turns = [apply_dihedral(square, turn) for turn in range(8)]
     assert len({turn.tobytes() for turn in turns}) == 8
     assert np.array_equal(turns[0], square)
     assert np.array_equal(turns[1], np.transpose(square, (1, 0, 2))[::-1])
@@ -218,16 +221,18 @@ def test_the_eight_turns_are_all_that_a_square_has():
 def test_turning_on_the_device_is_turning_each_image():
     images = torch.randint(0, 256, (16, 6, 6, 3), dtype=torch.uint8)
     turns = torch.arange(16) % 8
-    found = to_float(images, torch.device("cpu"), turns)
-    wanted = np.stack([turned(i.numpy(), int(t)) for i, t in zip(images, turns, strict=True)])
-    assert torch.equal(found, to_float(torch.from_numpy(wanted), torch.device("cpu")))
+    found = to_float_images(images, torch.device("cpu"), turns)
+    wanted = np.stack(
+        [apply_dihedral(i.numpy(), int(t)) for i, t in zip(images, turns, strict=True)]
+    )
+    assert torch.equal(found, to_float_images(torch.from_numpy(wanted), torch.device("cpu")))
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_floats_are_the_bytes_over_255_in_channels_last_planes():
     images = torch.randint(0, 256, (2, 4, 5, 3), dtype=torch.uint8)
     images[0, 0, 0] = torch.tensor([0, 255, 51], dtype=torch.uint8)
-    found = to_float(images, torch.device("cpu"))
+    found = to_float_images(images, torch.device("cpu"))
     assert found.shape == (2, 3, 4, 5)
     assert found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -240,5 +245,5 @@ def test_data_threads_choose_a_gpu_that_has_a_number(monkeypatch):
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     for name in ("cpu", "cuda", "cuda:1"):
-        _use(torch.device(name))
+        _use_device(torch.device(name))
     assert chosen == [torch.device("cuda", 1)]

@@ -17,11 +17,11 @@ from shards.photos import read_photo
 from tests.trainer.conftest import make_patch
 from trainer.cli import eval_main, upscale_main
 from trainer.config.schema import GeneratorConfig
-from trainer.metrics import PROTOCOL, score
+from trainer.evaluation.comparison import tiles_of
+from trainer.evaluation.metrics import PROTOCOL, score
 from trainer.models import build_generator
-from trainer.strips import tiles_of
-from trainer.tiles import upscale_tiled
-from trainer.weights import load_tensors, save_tensors
+from trainer.upscaling.tiling import upscale_tiled
+from trainer.weights.safetensors_io import load_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ def test_sigterm_ends_between_pictures_and_the_same_command_goes_on(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.upscale.upscale_tiled", terminated)
+        patch.setattr("trainer.upscaling.upscale.upscale_tiled", terminated)
         stopped = run(upscale_main, odd_pictures, "-o", out, "--model", model, code=75)
     assert "run the same command again to go on" in stopped.stderr.splitlines()[-1]
     assert [path.name for path in out.iterdir()] == ["p0.png"]  # the one under way

@@ -21,13 +21,13 @@ from shards.photos import read_photo
 from tests.trainer.conftest import make_patch
 from trainer.cli import eval_main
 from trainer.config.schema import GeneratorConfig
-from trainer.evaluate import Row, anchor_of, missed_anchors
-from trainer.metrics import PROTOCOL, luma
+from trainer.evaluation.comparison import CAPTION, ERROR_LEVELS, GAP, SIDE, error_map, tiles_of
+from trainer.evaluation.evaluate import Row, missed_anchors, published_score
+from trainer.evaluation.metrics import PROTOCOL, luma
+from trainer.evaluation.spectrum import NAMES
 from trainer.models import build_generator
-from trainer.perceptual import Judge
-from trainer.spectrum import NAMES
-from trainer.strips import CAPTION, ERROR_LEVELS, GAP, SIDE, error_map, tiles_of
-from trainer.weights import save_tensors
+from trainer.perceptual.metric import PerceptualMetric
+from trainer.weights.safetensors_io import save_tensors
 
 
 @pytest.fixture(autouse=True)
@@ -176,16 +176,18 @@ def looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """LPIPS that is the mean difference, in place of a network of 244 MB."""
 
     class Mean:
-        def look(self, image):
+        def features(self, image):
             return [image]
 
         def compare(self, sr, hr):
             return (sr[0] - hr[0]).abs().mean((1, 2, 3))
 
     def build(path, *, device):
-        return Judge("lpips", "LPIPS by NETWORK", "lpips: other weights", 36, Mean(), device)
+        return PerceptualMetric(
+            "lpips", "LPIPS by NETWORK", "lpips: other weights", 36, Mean(), device
+        )
 
-    monkeypatch.setattr("trainer.lpips.build_lpips", build)
+    monkeypatch.setattr("trainer.perceptual.lpips.build_lpips", build)
 
 
 def test_lpips_is_a_column_and_part_of_the_protocol(looking):
@@ -314,11 +316,11 @@ def test_a_picture_that_memory_does_not_hold_is_named(monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
 
-    monkeypatch.setattr("trainer.upscale.upscale_tiled", full)
+    monkeypatch.setattr("trainer.upscaling.upscale.upscale_tiled", full)
     picture("Mine/HR/p.png")
     failed = run("--hr", "Mine/HR", "--model", weights("m.safetensors"), code=1)
     line = failed.stderr.splitlines()[-1]
-    assert line.startswith("error: m of Mine/p: needs more memory than there is; free some")
+    assert line.startswith("error: m of Mine/p: needs more memory than the device has; free some")
 
 
 def test_shards_of_another_scale_are_refused_with_the_option_that_would_do(tiny_shards):
@@ -416,7 +418,7 @@ def test_an_anchor_is_missed_beyond_two_hundredths_of_a_db_or_a_thousandth(psnr,
 )  # fmt: skip
 def test_a_standard_set_is_known_by_each_of_its_names(name, published):
     row = Row(name, "bicubic", 5, 20.0, 0.5, 20.0, 0.5, [])
-    anchor = anchor_of(row, scale=4)
+    anchor = published_score(row, scale=4)
     assert (anchor and anchor[0]) == published
 
 

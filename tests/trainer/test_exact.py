@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from tests.trainer.conftest import make_patch
-from trainer.perceptual import Judge
-from trainer.tiles import upscale_tiled
-from trainer.validate import upscale_patches
+from trainer.evaluation.validation import upscale_patches
+from trainer.perceptual.metric import PerceptualMetric
+from trainer.upscaling.tiling import upscale_tiled
 
 CPU = torch.device("cpu")
 PIXELS = np.ascontiguousarray(make_patch(1)[:16, :16])
@@ -40,7 +40,7 @@ def validate(asking: Asking) -> None:
 
 def judge(asking: Asking) -> None:
     module = SimpleNamespace(look=asking, compare=lambda sr, hr: torch.zeros(1))
-    Judge("lpips", "", "", 1, module, CPU).against(PIXELS)(PIXELS)
+    PerceptualMetric("lpips", "", "", 1, module, CPU).metric_for(PIXELS)(PIXELS)
 
 
 @pytest.mark.parametrize("use", [upscale, validate, judge])

@@ -17,14 +17,15 @@ from shards.dataset import open_dataset
 from tests.trainer.ranked import group_of_one
 from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of
-from trainer.cache import Store
 from trainer.config.load import load_config
 from trainer.config.schema import DataConfig, SpeedConfig
-from trainer.data import batches, to_float
+from trainer.data.batches import to_float_images
+from trainer.data.loader import PatchLoader
+from trainer.data.patch_cache import PatchCache
+from trainer.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer.networks import enlarge
 from trainer.networks.convolution import Conv3x3
 from trainer.networks.rrdb import DenseBlock, RRDBNet
-from trainer.ranks import ALONE, Ranks
 from trainer.speed import build_step, prepare, resolve
 from trainer.state import build_state, restore, state_tensors
 from trainer.update import count_step
@@ -51,7 +52,7 @@ def run(
     *,
     stage: str,
     bf16: bool,
-    ranks: Ranks = ALONE,
+    ranks: ProcessGroup = SINGLE_PROCESS,
     steps: int = STEPS,
     norm: str = "none",
     more: Sequence[str] = (),
@@ -60,7 +61,7 @@ def run(
     config = load_config("tiny", stage=stage, overrides=[*SMALL, *settings])
     config = msgspec.structs.replace(config, speed=speed)
     state = build_state(
-        config, stage=stage, scale=4, device=CUDA, content_weights=None, synced=not ranks.alone
+        config, stage=stage, scale=4, device=CUDA, content_weights=None, synced=not ranks.is_single
     )
     state.generator.train()
     decided = resolve(config, device=CUDA, bf16=bf16)
@@ -100,7 +101,7 @@ def test_a_captured_step_hears_the_wish_to_stop_and_the_learning_rate():
     config = msgspec.structs.replace(config, speed=IMPLEMENTATIONS["graph"])
     state = build_state(config, stage="psnr", scale=4, device=CUDA, content_weights=None)
     step = build_step(
-        state, config, True, ranks=ALONE, speed=resolve(config, device=CUDA, bf16=True)
+        state, config, True, ranks=SINGLE_PROCESS, speed=resolve(config, device=CUDA, bf16=True)
     )
     lr, hr = batch_of(4, CUDA)
     assert [bool(step(lr, hr, number == 6).signs[0]) for number in range(8)] == [
@@ -217,7 +218,7 @@ def test_nothing_is_compiled_again_after_the_warm_up():
 def test_no_layout_is_changed_within_a_step():
     config = load_config("tiny", stage="psnr", overrides=SMALL)
     state = build_state(config, stage="psnr", scale=4, device=CUDA, content_weights=None)
-    step = build_step(state, config, True, ranks=ALONE, speed=PLAIN)
+    step = build_step(state, config, True, ranks=SINGLE_PROCESS, speed=PLAIN)
     lr, hr = batch_of(4, CUDA)
     step(lr, hr, False)
     cuda = [torch.profiler.ProfilerActivity.CUDA]
@@ -240,7 +241,7 @@ def test_no_step_waits_for_the_device(stage, speed):
     state = build_state(config, stage=stage, scale=4, device=CUDA, content_weights=None)
     state.generator.train()
     prepare(state, speed)
-    step = build_step(state, config, True, ranks=ALONE, speed=speed)
+    step = build_step(state, config, True, ranks=SINGLE_PROCESS, speed=speed)
     lr, hr = batch_of(4, CUDA)
     for _ in range(2):
         count_step(state, config, step(lr, hr, False))
@@ -269,7 +270,7 @@ def test_a_restored_state_steps_as_the_one_it_was_saved_from(exact):
     restore(other, {name: value.clone() for name, value in state_tensors(state).items()})
     lr, hr = batch_of(4, CUDA)
     losses = [
-        build_step(each, config, False, ranks=ALONE, speed=EXACT)(lr, hr, False).losses
+        build_step(each, config, False, ranks=SINGLE_PROCESS, speed=EXACT)(lr, hr, False).losses
         for each in (state, other)
     ]
     for name, value in losses[0].items():
@@ -291,7 +292,7 @@ def test_one_rank_over_nccl_steps_as_one_process(norm, exact, monkeypatch):
     with group_of_one(CUDA) as ranks:
         found, _ = run(EXACT, stage="gan", bf16=False, steps=5, norm=norm, ranks=ranks)
         logits = torch.arange(4.0, device=CUDA)
-        assert torch.equal(ranks.gathered(logits), logits)
+        assert torch.equal(ranks.all_gather_grad(logits), logits)
     assert devices.count("cuda") >= 10  # two networks, five steps
     assert_close(found, wanted, rel=1e-4 if norm == "none" else 1e-3)
 
@@ -299,7 +300,7 @@ def test_one_rank_over_nccl_steps_as_one_process(norm, exact, monkeypatch):
 @pytest.mark.parametrize("side", [16, 8])
 def test_patches_come_out_of_a_cache_on_the_device_without_waiting(tiny_shards, side):
     split = open_dataset(tiny_shards).split("train")
-    store = Store(split, CUDA)
+    store = PatchCache(split, CUDA)
     positions, corners = np.arange(8), np.zeros((8, 2), np.int64)
     low, high = (torch.full((8, each, each, 3), 7, dtype=torch.uint8) for each in (16, 64))
     before = torch.cuda.get_sync_debug_mode()
@@ -319,7 +320,7 @@ def test_batches_reach_a_gpu_as_they_reach_the_cpu(tiny_shards, cache):
     split = open_dataset(tiny_shards).split("train")
     found = []
     for device in (torch.device("cpu"), torch.device("cuda")):
-        stream = batches(
+        stream = PatchLoader(
             split,
             seed=1,
             batch_size=4,
@@ -329,6 +330,6 @@ def test_batches_reach_a_gpu_as_they_reach_the_cpu(tiny_shards, cache):
         )
         with closing(stream):
             taken = list(islice(stream, 9))
-            floats = [to_float(each.hr, device, each.turns).cpu() for each in taken]
+            floats = [to_float_images(each.hr, device, each.dihedrals).cpu() for each in taken]
             found.append([each.mul(255).round() for each in floats])  # a GPU divides otherwise
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))

@@ -14,13 +14,15 @@ import torch
 from shards.dataset import open_dataset
 from shards.errors import WriteFailed
 from tests.trainer.test_resume import logged, train, weights
-from trainer import checkpoint, content, keeper, steps
+from trainer import checkpoint, keeper, steps
 from trainer.checkpoint import load_good, load_last
 from trainer.config.schema import DataConfig
-from trainer.data import batches, to_float
+from trainer.data.batches import to_float_images
+from trainer.data.loader import PatchLoader
+from trainer.losses import content
 from trainer.state import state_tensors
 from trainer.update import train_step
-from trainer.weights import load_tensors
+from trainer.weights.safetensors_io import load_tensors
 
 SHORT = ["--stage", "gan", "--set", "optim.schedule=constant", "--set", "epochs=2"]
 STEPS = 8
@@ -38,9 +40,9 @@ def psnr(tiny_shards, tmp_path_factory) -> Path:
 def order(tiny_shards) -> list[float]:
     """What tells the batches of a run apart, in their order."""
     split = open_dataset(tiny_shards).split("train")
-    stream = batches(split, seed=0, batch_size=4, first_step=0, config=DataConfig())
+    stream = PatchLoader(split, seed=0, batch_size=4, first_step=0, config=DataConfig())
     found = [
-        to_float(batch.hr, torch.device("cpu"), batch.turns).sum().item()
+        to_float_images(batch.hr, torch.device("cpu"), batch.dihedrals).sum().item()
         for batch in itertools.islice(stream, 2 * STEPS)
     ]
     stream.close()

@@ -19,8 +19,8 @@ from shards.manifest import load_manifest
 from shards.writer import publish
 from tests.trainer.test_perceptual import random_weights
 from tests.trainer.test_resume import arguments, logged, spawn, train, weights
-from trainer.launch import launch
-from trainer.weights import load_tensors, save_tensors
+from trainer.distributed.launcher import launch_ranks
+from trainer.weights.safetensors_io import load_tensors, save_tensors
 
 LONG = ["--stage", "psnr", "--set", "epochs=2000", "--set", "precision=fp32"]
 SHORT = [*LONG, "--set", "epochs=4"]
@@ -115,7 +115,7 @@ def test_ranks_import_nothing_from_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("trainer.py", "random.py"):
         Path(name).write_text("raise SystemExit(3)")
-    assert launch(["--version"], count=1) == 0
+    assert launch_ranks(["--version"], count=1) == 0
 
 
 @pytest.mark.slow

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.adversarial import discriminator_loss
 from trainer.config.load import load_config
 from trainer.config.schema import Config, LossConfig
-from trainer.content import content_loss
-from trainer.losses import pixel_loss
+from trainer.losses.adversarial import discriminator_loss
+from trainer.losses.content import content_loss
+from trainer.losses.pixel import pixel_loss
 from trainer.state import TrainState, build_state
 from trainer.update import train_step
 

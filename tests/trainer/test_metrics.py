@@ -9,7 +9,7 @@ import pytest
 from shards import resize
 from shards.errors import UsrganError
 from shards.photos import read_photo
-from trainer.metrics import EQUAL_PSNR, luma, mean_scores, psnr, score, ssim
+from trainer.evaluation.metrics import EQUAL_PSNR, luma, mean_scores, psnr, score, ssim
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 RNG = np.random.default_rng(3)

@@ -21,8 +21,8 @@ from tests.trainer.test_perceptual import random_weights
 from tests.trainer.test_resume import train, weights
 from trainer.cli import eval_main, train_main, upscale_main
 from trainer.networks.vgg import VGGFeatures
-from trainer.run import append_metrics, read_metrics
-from trainer.weights import load_tensors
+from trainer.reporting.run_folder import append_metrics, read_metrics
+from trainer.weights.safetensors_io import load_tensors
 
 LAST = "checkpoints/last"
 BEST = "checkpoints/best-psnr_y/psnr.safetensors"
@@ -225,10 +225,10 @@ def test_out_of_memory_is_one_line(pictures, finished, tmp_path, monkeypatch):
             "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
         )
 
-    monkeypatch.setattr("trainer.upscale.upscale_tiled", full)
+    monkeypatch.setattr("trainer.upscaling.upscale.upscale_tiled", full)
     options = ["--model", finished / BEST, "-o", tmp_path / "out", "--device", "cpu"]
     told = run(upscale_main, pictures / "0.png", *options, code=1)
-    assert "needs more memory than there is; use a smaller --tile" in told.stderr
+    assert "needs more memory than the device has; use a smaller --tile" in told.stderr
 
 
 def test_training_out_of_memory_is_one_line(tiny_shards, tmp_path, monkeypatch):

@@ -9,30 +9,39 @@ import numpy as np
 import pytest
 
 from shards.errors import UsageError
-from trainer.order import CHUNK, Order, Visit, places_of, plan_pass, steps_per_pass
+from trainer.data.sampler import (
+    CHUNK_SIZE,
+    ChunkSlice,
+    EpochSampler,
+    plan_pass,
+    slots_of_rank,
+    steps_per_pass,
+)
 
 DIGEST = "ab" * 32
 
 
-def order_of(samples, *, batch_size=1, seed=3, free=0, digest=DIGEST, turns=True) -> Order:
-    return Order(samples, free, digest, seed, batch_size, turns)
+def order_of(samples, *, batch_size=1, seed=3, free=0, digest=DIGEST, turns=True) -> EpochSampler:
+    return EpochSampler(samples, free, digest, seed, batch_size, turns)
 
 
-def laid(order: Order, number: int) -> Visit:
+def laid(order: EpochSampler, number: int) -> ChunkSlice:
     """A whole pass, end to end."""
     plan, place, found = plan_pass(order, number), 0, []
     while place < order.samples:
-        found.append(plan.visit(place))
+        found.append(plan.slice_from(place))
         place += len(found[-1].positions)
     assert place == order.samples
-    return Visit(*(np.concatenate(each) for each in zip(*found, strict=True)))
+    return ChunkSlice(*(np.concatenate(each) for each in zip(*found, strict=True)))
 
 
-def global_batches(order: Order, steps: int, *, first_step=0) -> np.ndarray:
+def global_batches(order: EpochSampler, steps: int, *, first_step=0) -> np.ndarray:
     """Positions [steps batch_size]."""
     lanes = []
     for number in range(order.batch_size):
-        flat = (p for visit in order.lane(number, first_step=first_step) for p in visit.positions)
+        flat = (
+            p for visit in order.slot_stream(number, first_step=first_step) for p in visit.positions
+        )
         lanes.append(list(islice(flat, steps)))
     return np.array(lanes).T
 
@@ -47,11 +56,11 @@ def test_a_chunk_holds_neighbours_that_lie_in_one_read():
     order = order_of(5000)
     plan, place, sizes = plan_pass(order, 0), 0, []
     while place < order.samples:
-        positions = plan.visit(place).positions
-        assert positions.max() - positions.min() + 1 == len(positions) <= CHUNK
+        positions = plan.slice_from(place).positions
+        assert positions.max() - positions.min() + 1 == len(positions) <= CHUNK_SIZE
         sizes.append(len(positions))
         place += len(positions)
-    assert sum(size < CHUNK for size in sizes) <= 2
+    assert sum(size < CHUNK_SIZE for size in sizes) <= 2
 
 
 def test_neighbours_change_from_pass_to_pass():
@@ -59,7 +68,7 @@ def test_neighbours_change_from_pass_to_pass():
     for number in range(20):
         plan = plan_pass(order, number)
         edges.append(plan.phase)
-        assert 1 <= plan.phase <= CHUNK
+        assert 1 <= plan.phase <= CHUNK_SIZE
     assert len(set(edges)) > 12
 
 
@@ -73,7 +82,7 @@ def test_data_seed_and_pass_each_give_another_order_and_other_turns():
     for other in others:
         assert (base.positions == other.positions).mean() < 0.02
         one, two = (np.empty(1000, int) for _ in range(2))
-        one[base.positions], two[other.positions] = base.turns, other.turns
+        one[base.positions], two[other.positions] = base.dihedrals, other.dihedrals
         assert 0.05 < (one == two).mean() < 0.2  # an eighth by chance
 
 
@@ -84,12 +93,12 @@ def test_seed_and_pass_do_not_run_into_each_other():
 
 def test_turns_and_corners_are_evenly_spread_and_independent_of_the_place():
     found = laid(order_of(80_000, free=4), 0)
-    counts = np.bincount(found.turns, minlength=8)
+    counts = np.bincount(found.dihedrals, minlength=8)
     assert np.abs(counts - 10_000).max() < 400
     for axis in range(2):
         assert np.abs(np.bincount(found.corners[:, axis], minlength=5) - 16_000).max() < 600
     place = np.arange(len(found.positions))
-    for values in (found.positions, found.turns, *found.corners.T):
+    for values in (found.positions, found.dihedrals, *found.corners.T):
         assert abs(np.corrcoef(place, values)[0, 1]) < 0.02
     assert abs(np.corrcoef(found.corners.T)[0, 1]) < 0.02
 
@@ -100,7 +109,7 @@ def test_turn_and_corner_belong_to_the_sample_and_not_to_the_batch_size():
         seen = {}
         for number in range(batch_size):
             left = steps_per_pass(640, batch_size)
-            for visit in order.lane(number, first_step=0):
+            for visit in order.slot_stream(number, first_step=0):
                 for position, turn, corner in zip(*visit, strict=True):
                     seen[int(position)] = (int(turn), *corner.tolist())
                 left -= len(visit.positions)
@@ -115,7 +124,7 @@ def test_the_order_is_the_one_of_the_first_release():
     """A change here makes every saved run go on with other data than it began with."""
     found = laid(order_of(8, seed=0, free=8), 0)
     assert found.positions.tolist() == [0, 1, 6, 2, 5, 7, 3, 4]
-    assert found.turns.tolist() == [1, 0, 6, 0, 5, 2, 7, 5]
+    assert found.dihedrals.tolist() == [1, 0, 6, 0, 5, 2, 7, 5]
     assert found.corners[:3].tolist() == [[5, 6], [3, 5], [6, 1]]
 
 
@@ -142,23 +151,25 @@ def test_every_batch_is_the_same_for_any_start_and_a_sample_comes_once_a_pass(dr
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_ranks_share_the_places_of_a_batch(world_size):
-    shares = [places_of(32, rank=rank, world_size=world_size) for rank in range(world_size)]
+    shares = [slots_of_rank(32, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert [place for share in shares for place in share] == list(range(32))
     assert len({len(share) for share in shares}) == 1
 
 
 def test_a_batch_that_cannot_be_shared_or_filled_is_refused():
-    with pytest.raises(UsageError, match=r"batch_size: 30 .* 4 processes; take batch_size=32"):
-        places_of(30, rank=0, world_size=4)
+    with pytest.raises(UsageError, match=r"batch_size: 30 .* 4 processes; use batch_size=32"):
+        slots_of_rank(30, rank=0, world_size=4)
     assert steps_per_pass(24, 24) == 1
     assert steps_per_pass(24, 5) == 4
-    with pytest.raises(UsageError, match=r"batch_size: 25 patches a step.* only 24"):
+    with pytest.raises(UsageError, match=r"batch_size: a step needs 25 patches.* only 24"):
         steps_per_pass(24, 25)
 
 
 def test_a_hundred_million_samples_cost_a_moment():
     order, start = order_of(10**8, batch_size=256), time.process_time()
-    first = [next(order.lane(number, first_step=350_000)).positions[0] for number in range(256)]
+    first = [
+        next(order.slot_stream(number, first_step=350_000)).positions[0] for number in range(256)
+    ]
     assert len(set(first)) == 256
     assert time.process_time() - start < 3
     assert plan_pass(order, 0).ends[-1] == 10**8

@@ -11,13 +11,13 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from shards.errors import UsageError, UsrganError
-from trainer import perceptual
-from trainer.dists import build_dists
-from trainer.lpips import build_lpips
 from trainer.networks.trunks import WIDTHS, Trunk
 from trainer.networks.vgg import VGGFeatures
-from trainer.perceptual import Judge, learnt
-from trainer.weights import load_tensors, save_tensors
+from trainer.perceptual import metric
+from trainer.perceptual.dists import build_dists
+from trainer.perceptual.lpips import build_lpips
+from trainer.perceptual.metric import PerceptualMetric, load_learnt_weights
+from trainer.weights.safetensors_io import load_tensors, save_tensors
 
 CPU = torch.device("cpu")
 HEADS = Path(__file__).resolve().parents[2] / "../shared/weights/lpips_v0.1"
@@ -105,17 +105,19 @@ def test_lpips_equals_a_second_implementation(backbones, kind, short, size):
     layers = zip(activations(kind, sr), activations(kind, hr), strict=True)
     for level, (a, b) in enumerate(layers):
         a, b = (x / (np.sqrt((x**2).sum(0)) + 1e-10) for x in (a, b))
-        head = learnt(f"lpips.{short}.{level}").double().numpy()
+        head = load_learnt_weights(f"lpips.{short}.{level}").double().numpy()
         expected += (head[:, None, None] * (a - b) ** 2).sum(0).mean()
     judge = build_lpips(backbones[kind], device=CPU)
-    assert judge.against(hr)(sr) == pytest.approx(expected, rel=1e-4)
+    assert judge.metric_for(hr)(sr) == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
-    assert judge.against(hr)(hr) == 0
+    assert judge.metric_for(hr)(hr) == 0
 
 
 def test_dists_equals_a_second_implementation(backbones):
     sr, hr = pair(34, 40)
-    alpha, beta = (learnt(f"dists.{name}").double().numpy() for name in ("alpha", "beta"))
+    alpha, beta = (
+        load_learnt_weights(f"dists.{name}").double().numpy() for name in ("alpha", "beta")
+    )
     texture, structure = [], []
     features = [
         [image.transpose(2, 0, 1) / 255, *activations("vgg16", image, "l2")] for image in (sr, hr)
@@ -128,9 +130,9 @@ def test_dists_equals_a_second_implementation(backbones):
     alike = alpha @ np.concatenate(texture) + beta @ np.concatenate(structure)
     expected = 1 - alike / (alpha.sum() + beta.sum())
     judge = build_dists(backbones["vgg16"], device=CPU)
-    assert judge.against(hr)(sr) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert judge.metric_for(hr)(sr) == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert expected > 1e-3
-    assert judge.against(hr)(hr) == pytest.approx(0, abs=1e-6)
+    assert judge.metric_for(hr)(hr) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_learnt_weights_are_the_published_ones():
@@ -140,11 +142,13 @@ def test_the_learnt_weights_are_the_published_ones():
         stored = torch.load(HEADS / f"{short}.pth", map_location="cpu", weights_only=True)
         for level in range(5):
             head = stored[f"lin{level}.model.1.weight"].flatten()
-            torch.testing.assert_close(learnt(f"lpips.{short}.{level}"), head, rtol=0, atol=0)
+            torch.testing.assert_close(
+                load_learnt_weights(f"lpips.{short}.{level}"), head, rtol=0, atol=0
+            )
 
 
 def test_the_learnt_weights_come_with_their_licences():
-    _, metadata = load_tensors(perceptual.LEARNT)
+    _, metadata = load_tensors(metric.LEARNT)
     assert "Richard Zhang" in metadata["lpips.licence"]
     assert "Keyan Ding" in metadata["dists.licence"]
 
@@ -154,7 +158,7 @@ def test_a_published_file_is_told_from_another(backbones, monkeypatch):
     assert "not torchvision's" in judge.protocol
     assert "do not compare" in judge.warning
     digest = hashlib.sha256(backbones["alexnet"].read_bytes()).hexdigest()
-    monkeypatch.setitem(perceptual.PUBLISHED, "alexnet", ("alexnet.pth", digest))
+    monkeypatch.setitem(metric.PUBLISHED, "alexnet", ("alexnet.pth", digest))
     judge = build_lpips(backbones["alexnet"], device=CPU)
     assert judge.protocol == "LPIPS v0.1 AlexNet: whole images, lower is better"
     assert judge.warning == ""
@@ -165,10 +169,10 @@ def test_safetensors_do_as_well(backbones, tmp_path):
     sr, hr = pair(40, 50)
     paths = (tmp_path / "alex.safetensors", backbones["alexnet"])
     a, b = (build_lpips(path, device=CPU) for path in paths)
-    assert a.against(hr)(sr) == b.against(hr)(sr)
+    assert a.metric_for(hr)(sr) == b.metric_for(hr)(sr)
 
 
-def build(option: str, path: Path) -> Judge:
+def build(option: str, path: Path) -> PerceptualMetric:
     return (build_lpips if option == "--lpips" else build_dists)(path, device=CPU)
 
 
@@ -220,6 +224,6 @@ def test_vgg19_is_not_taken_for_vgg16(tmp_path):
 def test_a_picture_that_is_too_small_is_told(backbones):
     sr, hr = pair(30, 50)
     with pytest.raises(UsrganError, match="too small for LPIPS: 31 pixels"):
-        build_lpips(backbones["alexnet"], device=CPU).against(hr)(sr)
+        build_lpips(backbones["alexnet"], device=CPU).metric_for(hr)(sr)
     sr, hr = pair(31, 31)
-    assert build_lpips(backbones["alexnet"], device=CPU).against(hr)(sr) > 0
+    assert build_lpips(backbones["alexnet"], device=CPU).metric_for(hr)(sr) > 0

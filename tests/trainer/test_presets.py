@@ -14,7 +14,7 @@ from torch import nn
 from trainer.config.load import list_presets, load_config
 from trainer.config.schema import STAGES
 from trainer.config.settings import flatten
-from trainer.content import build_content_features, layer_weights
+from trainer.losses.content import build_content_features, parse_layers
 from trainer.models import build_discriminator, build_generator
 from trainer.networks import discriminator, rrdb
 from trainer.optim import learning_rate
@@ -63,7 +63,7 @@ def test_usrgan_carries_every_number_of_the_paper(stage):
 
 
 def test_usrgans_content_layer_is_one_high_level_layer():
-    (layer,) = layer_weights(load_config("usrgan", stage="gan").content.layer)
+    (layer,) = parse_layers(load_config("usrgan", stage="gan").content.layer)
     assert layer.startswith("conv5")  # §7.1.2: "a high-level layer"
 
 
@@ -145,7 +145,7 @@ def test_realesrgan_is_what_its_repository_says():
         content__activation="before", content__criterion="l1", batch_size=48, optim__lr=1e-4,
     )  # fmt: skip
     config = load_config("realesrgan", stage="gan")
-    assert layer_weights(config.content.layer) == FIVE_LAYERS
+    assert parse_layers(config.content.layer) == FIVE_LAYERS
     assert config.total_patches == 400_000 * 48
     assert load_config("realesrgan", stage="psnr").total_patches == 1_000_000 * 48
     assert "--degrade realesrgan" in (FOLDER / "realesrgan.toml").read_text()

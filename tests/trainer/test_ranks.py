@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from shards.errors import UsageError
 from tests.trainer.ranked import CASES, compared, group_of_one, steps, together
-from trainer.ranks import ALONE, from_environment
+from trainer.distributed.process_group import SINGLE_PROCESS, group_from_environment
 
 ROUNDING = 2e-5
 """Of the largest value of a tensor: sums of float32 in another order."""
@@ -26,7 +26,7 @@ def two(both):
 
 @pytest.fixture(scope="module")
 def one():
-    return steps(ALONE)
+    return steps(SINGLE_PROCESS)
 
 
 def assert_close(found, wanted):
@@ -67,7 +67,7 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(one, stage):
 
 
 def test_a_loss_that_compares_patches_of_all_ranks_is_that_of_one(both):
-    wanted = compared(ALONE)
+    wanted = compared(SINGLE_PROCESS)
     for found in (rank["compared"] for rank in both):
         torch.testing.assert_close(found, wanted)
 
@@ -88,10 +88,10 @@ def test_what_rank_0_has_is_shared_and_what_differs_is_named(both):
         assert found["shared"] == {"rank": 0}
         assert found["tensors"]["a"].abs().max() == 0
         assert found["tensors"]["b"].item() == 0
-        assert "rank 1 holds other networks than rank 0" in found["complaint"]
+        assert "weights of rank 1 differ from rank 0" in found["complaint"]
     assert "asked" not in both[0]["odd"]
     said = both[1]["odd"]["asked"]
-    assert said.startswith("rank 1: optim.lr is 0.0002 here, and 0.0001 for rank 0;")
+    assert said.startswith("rank 1: optim.lr is 0.0002 here and 0.0001 on rank 0;")
 
 
 def test_a_group_of_one_computes_what_one_process_does_bit_for_bit(one, monkeypatch):
@@ -104,23 +104,23 @@ def test_a_group_of_one_computes_what_one_process_does_bit_for_bit(one, monkeypa
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setattr(dist, "all_reduce", noted)
     with group_of_one(torch.device("cpu")) as ranks:
-        found, logits, shared = steps(ranks), compared(ranks), ranks.share({"a": 1})
+        found, logits, shared = steps(ranks), compared(ranks), ranks.broadcast({"a": 1})
     for case, wanted in one.items():
         for part, tensors in wanted.items():
             assert found[case][part].keys() == tensors.keys()
             for name, value in tensors.items():
                 assert torch.equal(found[case][part][name], value), (case, part, name)
         assert {gradient.numel() for gradient in wanted["gradients"].values()} <= sizes
-    assert logits == compared(ALONE)
+    assert logits == compared(SINGLE_PROCESS)
     assert shared == {"a": 1}
 
 
 def test_one_process_needs_no_group():
     values = torch.ones(3)
-    ALONE.mean_(values)
-    ALONE.wait()
-    assert ALONE.gather(values)[0].equal(values)
-    assert ALONE.share(5) == 5
+    SINGLE_PROCESS.all_reduce_mean_(values)
+    SINGLE_PROCESS.barrier()
+    assert SINGLE_PROCESS.all_gather(values)[0].equal(values)
+    assert SINGLE_PROCESS.broadcast(5) == 5
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_one_process_needs_no_group():
 def test_an_environment_that_makes_no_sense_is_refused(monkeypatch, environment):
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert from_environment() == ALONE
+    assert group_from_environment() == SINGLE_PROCESS
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="start by torchrun"):
-        from_environment()
+        group_from_environment()

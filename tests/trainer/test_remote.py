@@ -16,7 +16,7 @@ from shards.errors import DamagedData, UsageError, UsrganError
 from tests.trainer.test_data_order import assert_equal, take
 from trainer.cli import train_main
 from trainer.config.schema import DataConfig
-from trainer.data import with_cache
+from trainer.data.loader import use_cache_dir
 
 URL = "memory://bucket/shards"
 
@@ -59,7 +59,7 @@ def test_only_the_ranges_that_are_needed_are_read(store, tiny_shards):
 
 def test_shards_are_kept_whole_under_their_digest_and_read_from_there(store, tiny_shards, tmp_path):
     folder = tmp_path / "kept"
-    dataset = with_cache(open_dataset(URL), DataConfig(cache_dir=str(folder)))
+    dataset = use_cache_dir(open_dataset(URL), DataConfig(cache_dir=str(folder)))
     split = dataset.split("train")
     wanted = take(open_dataset(tiny_shards).split("train"), 9)
     assert_equal(take(split, 9), wanted)
@@ -119,7 +119,7 @@ def test_a_folder_that_takes_no_more_is_told_once_and_reading_goes_on(
     store, tiny_shards, tmp_path, capsys
 ):
     (tmp_path / "file").write_bytes(b"")
-    dataset = with_cache(open_dataset(URL), DataConfig(cache_dir=str(tmp_path / "file")))
+    dataset = use_cache_dir(open_dataset(URL), DataConfig(cache_dir=str(tmp_path / "file")))
     split = dataset.split("train")
     wanted = take(open_dataset(tiny_shards).split("train"), 9)
     told = ""
@@ -134,7 +134,7 @@ def test_a_folder_that_takes_no_more_is_told_once_and_reading_goes_on(
 
 
 def test_a_shard_that_does_not_come_whole_is_told_and_the_others_are_kept(store, tmp_path, capsys):
-    dataset = with_cache(open_dataset(URL), DataConfig(cache_dir=str(tmp_path)))
+    dataset = use_cache_dir(open_dataset(URL), DataConfig(cache_dir=str(tmp_path)))
     split = dataset.split("train")
     first, *others = split.manifest.splits["train"].shards
     store.pipe_file(f"/bucket/shards/{first.name}", b"of another data set")
@@ -152,7 +152,7 @@ def test_a_shard_that_does_not_come_whole_is_told_and_the_others_are_kept(store,
 
 
 def test_a_kept_shard_that_rots_is_what_is_told(store, tmp_path):
-    dataset = with_cache(open_dataset(URL), DataConfig(cache_dir=str(tmp_path)))
+    dataset = use_cache_dir(open_dataset(URL), DataConfig(cache_dir=str(tmp_path)))
     split = dataset.split("train")
     fetch_all(split, tmp_path)
     place = fetched.place(tmp_path, split.manifest.splits["train"].shards[0])

@@ -25,10 +25,10 @@ from trainer import train as training
 from trainer.cli import train_main
 from trainer.config.load import load_config
 from trainer.config.write import config_to_toml
+from trainer.evaluation.comparison import SheetColumn, strip
+from trainer.evaluation.test_sets import TestPair
 from trainer.report import LiveReport, write_report
-from trainer.run import read_metrics
-from trainer.strips import Shown, strip
-from trainer.testsets import Picture
+from trainer.reporting.run_folder import read_metrics
 
 
 def write_run(run: Path, rows: list[dict], preset: str = "usrgan") -> Path:
@@ -48,8 +48,8 @@ def add_sample(run: Path, stage: str, patches: int) -> list[np.ndarray]:
 
 def add_evaluation(run: Path, models: list[str]) -> np.ndarray:
     hr = make_patch(1)
-    picture = Picture("a", hr, np.ascontiguousarray(hr[::4, ::4]))
-    shown = [Shown(model, hr // (number + 1), "0 dB") for number, model in enumerate(models)]
+    picture = TestPair("a", hr, np.ascontiguousarray(hr[::4, ::4]))
+    shown = [SheetColumn(model, hr // (number + 1), "0 dB") for number, model in enumerate(models)]
     (run / "strips").mkdir()
     (run / "strips/Mine-a.png").write_bytes(png.encode_rgb(strip(picture, shown)))
     values = {

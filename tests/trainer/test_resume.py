@@ -22,7 +22,7 @@ from tests.trainer.test_losses import gan, images
 from trainer.cli import train_main
 from trainer.state import state_tensors
 from trainer.update import train_step
-from trainer.weights import load_tensors
+from trainer.weights.safetensors_io import load_tensors
 
 SETTINGS = [
     "epochs=3", "epoch_patches=16", "batch_size=4", "generator.features=8", "generator.blocks=1",

@@ -21,7 +21,7 @@ from shards.dataset import open_dataset
 from trainer.data import DataConfig, batches, with_cache
 config = DataConfig(workers=2, cache_dir=sys.argv[2])
 split = with_cache(open_dataset(sys.argv[1]), config).split("train")
-stream = batches(split, seed=0, batch_size=5, first_step=0, config=config)
+stream = PatchLoader(split, seed=0, batch_size=5, first_step=0, config=config)
 print(json.dumps([hashlib.sha256(b.hr.numpy().tobytes()).hexdigest() for b in islice(stream, 9)]))
 stream.close()
 """

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from trainer.spectrum import NAMES, detail_against
+from trainer.evaluation.spectrum import NAMES, detail_against
 
 
 def wave(amplitude: float, cycles: float, *, side: int = 96, down: bool = False) -> np.ndarray:

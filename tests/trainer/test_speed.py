@@ -15,11 +15,11 @@ from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of
 from trainer.config.load import load_config
 from trainer.config.schema import SpeedConfig
-from trainer.content import build_content_features
+from trainer.distributed.process_group import SINGLE_PROCESS
+from trainer.losses.content import build_content_features
 from trainer.networks import fused
 from trainer.networks.convolution import Conv3x3
 from trainer.networks.rrdb import DenseBlock, RRDBNet
-from trainer.ranks import ALONE
 from trainer.speed import build_step, held_up_by, missing_kernels, prepare, resolve
 from trainer.state import build_state
 from trainer.ways import PLAIN
@@ -56,7 +56,7 @@ def losses(
                 parameter.mul_(BRANCHES)
     decided = resolve(config, device=CPU, bf16=bf16)
     prepare(state, decided)
-    step = build_step(state, config, bf16, ranks=ALONE, speed=decided)
+    step = build_step(state, config, bf16, ranks=SINGLE_PROCESS, speed=decided)
     lr, hr = (each[..., : each.shape[-1] // 2, : each.shape[-1] // 2] for each in batch_of(2, CPU))
     rows = [step(lr, hr, False).losses for _ in range(steps)]
     found = [{name: value.item() for name, value in row.items()} for row in rows]

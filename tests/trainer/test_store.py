@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed import TCPStore
 
-from trainer.ranks import Ranks
-from trainer.store import Failure, note_failure, open_store, read_failure
+from trainer.distributed.process_group import ProcessGroup
+from trainer.distributed.rendezvous import Failure, connect_store, read_failure, record_failure
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def torchruns(monkeypatch):
 
 
 def test_ranks_that_are_started_again_find_nothing_of_the_dead(torchruns):
-    ranks = [Ranks(rank=rank, world=3) for rank in range(3)]
+    ranks = [ProcessGroup(rank=rank, world_size=3) for rank in range(3)]
     # a rank that died before anyone answered it
     torchruns.set("asked/1", "long gone")
     for start in range(3):
         with ThreadPoolExecutor(3) as pool:
-            stores = list(pool.map(open_store, ranks))
+            stores = list(pool.map(connect_store, ranks))
         assert [read_failure(store) for store in stores] == [None] * 3
         assert not stores[2].check(["beat/1"])
         stores[1].add("beat/1", 1)
-        assert note_failure(stores[1], Failure(f"start {start}"))
+        assert record_failure(stores[1], Failure(f"start {start}"))
         assert [read_failure(store) for store in stores] == [Failure(f"start {start}")] * 3

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from shards.errors import UsrganError
-from trainer.tiles import spans, upscale_tiled, weights
+from trainer.upscaling.tiling import spans, upscale_tiled, weights
 
 CPU = torch.device("cpu")
 

@@ -21,8 +21,9 @@ from tests.trainer.conftest import make_patch
 from trainer.cli import upscale_main
 from trainer.config.schema import GeneratorConfig
 from trainer.models import build_generator
-from trainer.tiles import upscale_tiled
-from trainer.weights import load_generator, save_tensors
+from trainer.upscaling.tiling import upscale_tiled
+from trainer.weights.generators import load_generator
+from trainer.weights.safetensors_io import save_tensors
 
 SMALL = make_patch(1)[:20, :24].copy()
 
@@ -85,7 +86,7 @@ def test_a_request_to_stop_is_answered_while_the_picture_under_way_is_finished(m
         signal.raise_signal(signal.SIGTERM)
         return upscale_tiled(*arguments, **options)
 
-    monkeypatch.setattr("trainer.upscale.upscale_tiled", stopped)
+    monkeypatch.setattr("trainer.upscaling.upscale.upscale_tiled", stopped)
     monkeypatch.setattr("shards.progress.LOG_EVERY_SECONDS", 0.0)
     told = run(picture("p.png"), "-o", "big.png", "--model", model, "--tile", 16, "--overlap", 4)
     assert "tile 1 of 4, then it stops (Ctrl-C again: at once)" in told.stderr

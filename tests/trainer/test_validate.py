@@ -8,8 +8,8 @@ import torch
 
 from shards.dataset import open_dataset
 from trainer.config.schema import GeneratorConfig
+from trainer.evaluation.validation import upscale_patches, validate
 from trainer.models import build_generator
-from trainer.validate import upscale_patches, validate
 
 CPU = torch.device("cpu")
 
@@ -18,13 +18,13 @@ def test_a_perceptual_distance_is_averaged_beside_the_rest(tiny_shards):
     split = open_dataset(tiny_shards).split("val")
     generator = build_generator(GeneratorConfig(features=4, blocks=1, growth=4), scale=4)
 
-    def against(hr):
+    def metric_for(hr):
         return lambda sr: float(np.abs(sr.astype(int) - hr).mean())
 
     plain = validate(generator, split, patches=5, device=CPU)
     found = validate(generator, split, patches=5, device=CPU, lpips=against)
     pairs = [split[position] for position in range(5)]
     made = upscale_patches(generator, [pair.lr for pair in pairs], device=CPU)
-    wanted = np.mean([against(pair.hr)(sr) for pair, sr in zip(pairs, made, strict=True)])
+    wanted = np.mean([metric_for(pair.hr)(sr) for pair, sr in zip(pairs, made, strict=True)])
     assert found.pop("lpips") == pytest.approx(wanted)
     assert found == plain

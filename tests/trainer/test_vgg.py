@@ -14,9 +14,14 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from shards.errors import UsageError, UsrganError
-from trainer import content
 from trainer.config.schema import ContentConfig
-from trainer.content import build_content_features, doubt, layer_weights, smallest_patch
+from trainer.losses import content
+from trainer.losses.content import (
+    build_content_features,
+    parse_layers,
+    smallest_content_patch,
+    unverified_weights_warning,
+)
 from trainer.networks.vgg import VGGFeatures, layer_names
 
 # torchvision's `cfgs["E"]`: widths of convolutions, each with a ReLU behind it, M a pooling
@@ -131,8 +136,8 @@ def test_several_layers_come_from_one_pass_in_the_order_they_are_named(activatio
 
 
 def test_a_sum_of_layers_is_read_with_its_weights():
-    assert layer_weights("conv5_4") == {"conv5_4": 1.0}
-    assert layer_weights(" .1 * conv1_2+conv3_4 + 2e-1*conv5_4 ") == {
+    assert parse_layers("conv5_4") == {"conv5_4": 1.0}
+    assert parse_layers(" .1 * conv1_2+conv3_4 + 2e-1*conv5_4 ") == {
         "conv1_2": 0.1, "conv3_4": 1.0, "conv5_4": 0.2,
     }  # fmt: skip
 
@@ -308,7 +313,7 @@ def published(tmp_path, monkeypatch):
 def test_a_file_that_was_fetched_before_is_taken_in_silence(published, capfd):
     network = build_content_features(ContentConfig(layer="conv1_2"), weights=None)
     assert network.digest == hashlib.sha256(published.read_bytes()).hexdigest()
-    assert doubt(network) == ""
+    assert unverified_weights_warning(network) == ""
     assert capfd.readouterr() == ("", "")
 
 
@@ -325,7 +330,7 @@ def test_fetching_says_nothing_on_stdout(published, capfd):
     published.rename(published.with_name("served.pth"))
     network = build_content_features(ContentConfig(layer="conv1_2"), weights=None)
     assert published.read_bytes() == whole
-    assert doubt(network) == ""
+    assert unverified_weights_warning(network) == ""
     assert capfd.readouterr().out == ""
 
 
@@ -335,11 +340,14 @@ def test_weights_that_are_not_the_published_file_are_told(tmp_path, published):
     config = ContentConfig(layer="conv1_2")
     for name in ("vgg19.pth", "vgg19.safetensors"):
         network = build_content_features(config, weights=tmp_path / name)
-        assert f"is not torchvision's {published.name} (its SHA-256 is" in doubt(network)
-        assert "\n" not in doubt(network)
-    assert doubt(build_content_features(config, weights=published)) == ""
+        assert (
+            f"is not torchvision's {published.name} (its SHA-256 is"
+            in unverified_weights_warning(network)
+        )
+        assert "\n" not in unverified_weights_warning(network)
+    assert unverified_weights_warning(build_content_features(config, weights=published)) == ""
     random = ContentConfig(layer="conv1_2", features="random")
-    assert doubt(build_content_features(random, weights=None)) == ""
+    assert unverified_weights_warning(build_content_features(random, weights=None)) == ""
 
 
 @pytest.mark.parametrize("damaged", [b"cut", None])
@@ -356,7 +364,7 @@ def test_damaged_safetensors_are_a_wrong_option_like_any_other_file(tmp_path, da
     ("layer", "least"), [("conv1_2", 1), ("conv3_1 + conv1_1", 4), ("conv5_4", 16)]
 )
 def test_the_smallest_patch_is_seen_and_a_smaller_one_cannot_be(layer, least):
-    assert smallest_patch(layer) == least
+    assert smallest_content_patch(layer) == least
     network = build_content_features(ContentConfig("random", layer), weights=None)
     assert network(torch.rand(1, 3, least, least))[0].shape[-2:] == (1, 1)
     if least > 1:

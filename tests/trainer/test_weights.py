@@ -12,14 +12,8 @@ from safetensors.torch import save_file
 from shards.errors import DamagedData, UsageError
 from trainer.config.schema import GeneratorConfig
 from trainer.models import build_generator
-from trainer.weights import (
-    DIGEST,
-    load_blend,
-    load_generator,
-    load_matching,
-    load_tensors,
-    save_tensors,
-)
+from trainer.weights.generators import load_blend, load_generator, load_initial_weights
+from trainer.weights.safetensors_io import DIGEST, load_tensors, save_tensors
 
 CPU = torch.device("cpu")
 SMALL = GeneratorConfig(features=8, blocks=2, growth=4, norm="none")
@@ -68,7 +62,7 @@ def test_foreign_esrgan_weights_without_digest_are_taken(tmp_path):
     )
     save_file(net.state_dict(), tmp_path / "esrgan.safetensors")
     assert load_generator(tmp_path / "esrgan.safetensors", device=CPU).scale == 4
-    taken = load_matching(tmp_path / "esrgan.safetensors", SMALL, scale=4)
+    taken = load_initial_weights(tmp_path / "esrgan.safetensors", SMALL, scale=4)
     ours = build_generator(SMALL, scale=4)
     ours.load_state_dict(taken)
     lr = torch.rand(1, 3, 6, 6)
@@ -84,7 +78,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path, changes, scale, w
     save_tensors(path, build_generator(SMALL, scale=4).state_dict(), {})
     fields = {"features": 8, "blocks": 2, "growth": 4, "norm": "none", **changes}
     with pytest.raises(UsageError, match=words):
-        load_matching(path, GeneratorConfig(**fields), scale=scale)
+        load_initial_weights(path, GeneratorConfig(**fields), scale=scale)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +241,7 @@ def test_weights_that_are_not_finite_are_refused_wherever_they_are_read(tmp_path
     for read in (
         lambda: load_generator(bad, device=CPU),
         lambda: load_blend(good, bad, alpha=0.5, device=CPU),
-        lambda: load_matching(bad, SMALL, scale=4),
+        lambda: load_initial_weights(bad, SMALL, scale=4),
     ):
         with pytest.raises(
             UsageError, match=r"bad\.safetensors: conv_hr\.bias holds values that are"
@@ -288,7 +282,7 @@ def test_a_loaded_generator_is_ready_to_upscale(tmp_path):
 def test_matching_weights_come_as_they_are(tmp_path):
     path = tmp_path / "net.safetensors"
     tensors = save_small(path)
-    taken = load_matching(path, SMALL, scale=4)
+    taken = load_initial_weights(path, SMALL, scale=4)
     assert taken.keys() == tensors.keys()
     assert all(torch.equal(value, tensors[name]) for name, value in taken.items())
 

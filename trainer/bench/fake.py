@@ -10,7 +10,7 @@ import msgspec
 from shards.dataset import open_dataset
 from shards.storage import Location
 from trainer.config.schema import DataConfig
-from trainer.data import batches
+from trainer.data.loader import PatchLoader
 
 
 class FakeRun(msgspec.Struct, frozen=True):
@@ -34,7 +34,7 @@ def fake_train(
         UsageError: there is no such data set, or it does not fill a batch.
     """
     split = open_dataset(shards).split("train")
-    stream = batches(split, seed=0, batch_size=batch_size, first_step=0, config=config)
+    stream = PatchLoader(split, seed=0, batch_size=batch_size, first_step=0, config=config)
     waited = 0.0
     with closing(stream):
         next(stream)

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config.schema import Config, Stage
-from trainer.ranks import ALONE
+from trainer.distributed.process_group import SINGLE_PROCESS
 from trainer.state import TrainState, build_state
 from trainer.steps import GRADIENTS
 
@@ -67,7 +67,7 @@ def _forget_values(network: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def _step(state: TrainState, config: Config, lr: torch.Tensor, hr: torch.Tensor) -> object:
-    return GRADIENTS[state.stage](state, config, lr, hr, False, ranks=ALONE, seen=None)
+    return GRADIENTS[state.stage](state, config, lr, hr, False, ranks=SINGLE_PROCESS, seen=None)
 
 
 def _count(work: Callable[[], object]) -> float:

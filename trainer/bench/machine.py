@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from trainer.run import describe_device
+from trainer.device import describe_device
 
 L2_BYTES = 16 * 2**20
 """Of the buffer whose reading and writing measures a GPU's second-level cache."""

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from trainer.bench.agree import Contestant
 from trainer.config.schema import Config
-from trainer.content import layer_weights
+from trainer.losses.content import parse_layers
 from trainer.optim import build_adam
 from trainer.state import TrainState
 
@@ -105,7 +105,7 @@ def peer_step(peer: Peer, state: TrainState, config: Config, lr: Images, hr: Ima
         return contestant(psnr, generator=generator)
     discriminator = copy.deepcopy(state.adversary.discriminator).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
     content = copy.deepcopy(state.adversary.content).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
-    shares = list(layer_weights(config.content.layer).values())
+    shares = list(parse_layers(config.content.layer).values())
     squared = config.content.criterion == "l2"
     judging = build_adam(config.optim, discriminator.parameters())
     discriminator.train()

@@ -27,8 +27,8 @@ from shards.dataset import open_dataset
 from shards.png import RGB8
 from trainer.bench.fake import fake_train
 from trainer.config.schema import DataConfig
-from trainer.data import batches
-from trainer.order import CHUNK, steps_per_pass
+from trainer.data.loader import PatchLoader
+from trainer.data.sampler import CHUNK_SIZE, steps_per_pass
 
 CODECS = ("png", "webp", "raw")
 WORKERS = (0, 1, 2)
@@ -58,7 +58,7 @@ def ours(folder: Path, pairs: int, batch: int, workers: int) -> Seconds:
     """Batches of our reader; threads, so all CPU time is this process's."""
     split = open_dataset(folder).split("train")
     config = DataConfig(workers=workers)
-    stream = batches(split, seed=0, batch_size=batch, first_step=0, config=config)
+    stream = PatchLoader(split, seed=0, batch_size=batch, first_step=0, config=config)
     with closing(stream):
         return _timed(lambda: stream, pairs // batch, warm=WARM // batch)
 
@@ -89,7 +89,9 @@ def first_batch(folder: Path, batch: int, *, at: float) -> float:
     split = open_dataset(folder).split("train")
     step = int(at * steps_per_pass(len(split), batch))
     config = DataConfig()
-    with closing(batches(split, seed=0, batch_size=batch, first_step=step, config=config)) as found:
+    with closing(
+        PatchLoader(split, seed=0, batch_size=batch, first_step=step, config=config)
+    ) as found:
         next(found)
         return time.perf_counter() - started
 
@@ -99,13 +101,15 @@ def bytes_on_resume(folder: Path, batch: int) -> dict[str, float]:
     split = open_dataset(folder).split("train")
     step = int(0.9 * steps_per_pass(len(split), batch))
     config = DataConfig(workers=0)
-    with closing(batches(split, seed=0, batch_size=batch, first_step=step, config=config)) as found:
+    with closing(
+        PatchLoader(split, seed=0, batch_size=batch, first_step=step, config=config)
+    ) as found:
         next(found)
     read = split.ranges.bytes_read / batch
     sizes = []
-    for first in range(0, len(split), CHUNK):
+    for first in range(0, len(split), CHUNK_SIZE):
         before = split.ranges.bytes_read
-        split.block(first, min(first + CHUNK, len(split)))
+        split.block(first, min(first + CHUNK_SIZE, len(split)))
         sizes.append(split.ranges.bytes_read - before)
     return {"resume_bytes_per_lane": read, "chunk_bytes": float(max(sizes))}
 

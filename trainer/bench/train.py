@@ -21,8 +21,8 @@ from trainer.bench.result import Row, StageResult, Train
 from trainer.bench.rounds import percentile, race, ratio_of_medians
 from trainer.bench.work import operations, peak_mib
 from trainer.config.schema import AUTO, Config, EmaConfig, SpeedConfig, Stage
-from trainer.ranks import ALONE
-from trainer.run import use_bf16
+from trainer.device import use_bf16
+from trainer.distributed.process_group import SINGLE_PROCESS
 from trainer.speed import build_step, keep_freed_memory, prepare, resolve, return_freed_memory
 from trainer.state import TrainState, build_state
 from trainer.tuned import SCALE, Shape, settle
@@ -116,7 +116,7 @@ def _bench_stage(
     def ours(speed: SpeedConfig) -> Contestant:
         state = fresh()
         prepare(state, speed)
-        step = build_step(state, config, bf16, ranks=ALONE, speed=speed)
+        step = build_step(state, config, bf16, ranks=SINGLE_PROCESS, speed=speed)
         keep = speed.allocator == "keep"
 
         def run() -> Losses:

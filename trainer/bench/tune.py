@@ -17,7 +17,7 @@ import torch
 from shards.errors import ConfigError, UsageError
 from trainer.bench.result import Train
 from trainer.config.schema import Config, SpeedConfig, Stage
-from trainer.run import describe_device, use_bf16
+from trainer.device import describe_device, use_bf16
 from trainer.speed import resolve
 from trainer.tuned import SCALE, SIDE, Shape, Tuned, remember
 from trainer.ways import DEFAULT, IMPLEMENTATIONS

@@ -12,9 +12,10 @@ from shards.dataset import open_dataset
 from shards.storage import Location
 from trainer.bench.machine import synchronise
 from trainer.config.schema import Config, Stage
-from trainer.data import batches, to_float
-from trainer.ranks import ALONE
-from trainer.run import use_bf16
+from trainer.data.batches import to_float_images
+from trainer.data.loader import PatchLoader
+from trainer.device import use_bf16
+from trainer.distributed.process_group import SINGLE_PROCESS
 from trainer.speed import build_step, prepare, resolve
 from trainer.state import build_state
 from trainer.update import count_step
@@ -46,8 +47,8 @@ def data_wait(
     state.generator.train()
     speed = resolve(config, device=device, bf16=bf16)
     prepare(state, speed)
-    step = build_step(state, config, bf16, ranks=ALONE, speed=speed)
-    stream = batches(
+    step = build_step(state, config, bf16, ranks=SINGLE_PROCESS, speed=speed)
+    stream = PatchLoader(
         dataset.split("train"),
         seed=config.seed,
         batch_size=config.batch_size,
@@ -64,7 +65,9 @@ def data_wait(
             asked = time.perf_counter()
             batch = next(stream)
             waited += time.perf_counter() - asked
-            lr, hr = (to_float(each, device, batch.turns) for each in (batch.lr, batch.hr))
+            lr, hr = (
+                to_float_images(each, device, batch.dihedrals) for each in (batch.lr, batch.hr)
+            )
             count_step(state, config, step(lr, hr, False))
         synchronise(device)
     return waited / (time.perf_counter() - start)

@@ -126,7 +126,7 @@ def train_command(
     from trainer.bench.wait import data_wait
     from trainer.config.load import load_config
     from trainer.config.schema import AUTO, STAGES
-    from trainer.run import choose_device
+    from trainer.device import choose_device
     from trainer.ways import IMPLEMENTATIONS
 
     chosen = choose_device(device)

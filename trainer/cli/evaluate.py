@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import torch
 
     from shards.resize import Enlargement
-    from trainer.evaluate import Row, Upscaler
-    from trainer.perceptual import Judge
-    from trainer.testsets import ImageSet
+    from trainer.evaluation.evaluate import Row, Upscaler
+    from trainer.evaluation.test_sets import TestSet
+    from trainer.perceptual.metric import PerceptualMetric
 
 BASELINES: tuple[Enlargement, ...] = ("bicubic", "lanczos", "nearest")
 
@@ -97,9 +97,9 @@ def eval_main(
     The protocol is that of the field's tables and is printed with the numbers; a bicubic row that
     is not the published one is a warning.
     """
-    from trainer import tables
-    from trainer.evaluate import baseline, evaluate, missed_anchors, protocol
-    from trainer.run import choose_device
+    from trainer.device import choose_device
+    from trainer.evaluation import tables
+    from trainer.evaluation.evaluate import baseline, evaluate, missed_anchors, protocol
 
     _check_options(hrs, lrs, shards, models, names, strips)
     if blends and len(models) != 2:
@@ -169,9 +169,9 @@ def _check_options(
                 )
 
 
-def _judges(lpips: Path | None, dists: Path | None, device: torch.device) -> list[Judge]:
-    from trainer.dists import build_dists
-    from trainer.lpips import build_lpips
+def _judges(lpips: Path | None, dists: Path | None, device: torch.device) -> list[PerceptualMetric]:
+    from trainer.perceptual.dists import build_dists
+    from trainer.perceptual.lpips import build_lpips
 
     judges = [build_lpips(lpips, device=device)] if lpips else []
     return [*judges, build_dists(dists, device=device)] if dists else judges
@@ -179,17 +179,17 @@ def _judges(lpips: Path | None, dists: Path | None, device: torch.device) -> lis
 
 def _sets(
     hrs: tuple[Path, ...], lrs: tuple[Path, ...], shards: Path | None, *, scale: int,
-    judges: list[Judge],
-) -> list[ImageSet]:  # fmt: skip
-    from trainer.metrics import WINDOW
-    from trainer.testsets import folder_set, shards_set
+    judges: list[PerceptualMetric],
+) -> list[TestSet]:  # fmt: skip
+    from trainer.evaluation.metrics import WINDOW
+    from trainer.evaluation.test_sets import open_folder_set, open_shards_set
 
     smallest = max(WINDOW + 2 * scale, *(judge.smallest for judge in judges), 0)
     sets = [
-        folder_set(hr, lrs[number] if lrs else None, scale=scale, smallest=smallest)
+        open_folder_set(hr, lrs[number] if lrs else None, scale=scale, smallest=smallest)
         for number, hr in enumerate(hrs)
     ]
-    return [*sets, shards_set(shards, scale=scale, smallest=smallest)] if shards else sets
+    return [*sets, open_shards_set(shards, scale=scale, smallest=smallest)] if shards else sets
 
 
 def _upscalers(
@@ -198,9 +198,9 @@ def _upscalers(
     """Name and function of each model, and the scale they share."""
     if not models:
         return [], int(scale or 4)
-    from trainer.labels import row_labels
-    from trainer.upscale import DEFAULT_OVERLAP, DEFAULT_TILE, picture_upscaler
-    from trainer.weights import load_generator
+    from trainer.evaluation.row_labels import make_row_labels
+    from trainer.upscaling.upscale import DEFAULT_OVERLAP, DEFAULT_TILE, picture_upscaler
+    from trainer.weights.generators import load_generator
 
     factor = int(scale) if scale else None
     found: list[Upscaler] = []
@@ -218,7 +218,7 @@ def _upscalers(
         )
         told.append(loaded.metadata)
     return list(
-        zip(names or row_labels(models, told, taken=BASELINES), found, strict=True)
+        zip(names or make_row_labels(models, told, taken=BASELINES), found, strict=True)
     ), factor or 4
 
 
@@ -226,8 +226,8 @@ def _blends(
     models: tuple[Path, ...], blends: tuple[float, ...], device: torch.device
 ) -> list[tuple[str, Upscaler]]:
     """A row for each way between the two models."""
-    from trainer.upscale import DEFAULT_OVERLAP, DEFAULT_TILE, picture_upscaler
-    from trainer.weights import load_blend
+    from trainer.upscaling.upscale import DEFAULT_OVERLAP, DEFAULT_TILE, picture_upscaler
+    from trainer.weights.generators import load_blend
 
     rows = []
     for alpha in dict.fromkeys(blends):
@@ -240,7 +240,7 @@ def _blends(
 
 
 def _result(
-    sets: list[ImageSet], rows: list[Row], warnings: list[str], *, scale: int, protocol: str
+    sets: list[TestSet], rows: list[Row], warnings: list[str], *, scale: int, protocol: str
 ) -> dict[str, Any]:
     """What `--json` prints."""
     return {
@@ -260,7 +260,7 @@ def _result(
     }
 
 
-def _printable_set(found: ImageSet) -> ImageSet:
+def _printable_set(found: TestSet) -> TestSet:
     """The set with names that any terminal and JSON can hold: file names are bytes."""
     return found._replace(
         name=console.printable(found.name),

@@ -18,8 +18,8 @@ from shards.progress import progress
 from shards.storage import Location
 
 if TYPE_CHECKING:
-    from trainer.ranks import Ranks as Places
-    from trainer.watch import Watch
+    from trainer.distributed.heartbeat import Heartbeat
+    from trainer.distributed.process_group import ProcessGroup as Places
 
 
 @console.command(
@@ -137,10 +137,10 @@ def train_main(
         )
     run = out or Path("runs") / Path(preset).stem
 
-    from trainer.ranks import Ranks, from_environment
+    from trainer.distributed.process_group import ProcessGroup, group_from_environment
     from trainer.train import train
 
-    ranks = from_environment()
+    ranks = group_from_environment()
     work = partial(
         train,
         run=run,
@@ -155,31 +155,31 @@ def train_main(
         warn=console.warn,
         progress=progress,
     )
-    if gpus > 1 and ranks.world == 1:
+    if gpus > 1 and ranks.world_size == 1:
         # what is wrong is told once, before there are processes
-        asked = Ranks(world=gpus, local_world=gpus)
+        asked = ProcessGroup(world_size=gpus, local_world_size=gpus)
         result = work(dry_run=True, stop_requested=bool, ranks=asked)
         if not dry_run:
-            from trainer.launch import launch
+            from trainer.distributed.launcher import launch_ranks
 
-            sys.exit(launch(given, count=gpus))
+            sys.exit(launch_ranks(given, count=gpus))
     else:
         with (
-            console.stop_requests(also=(signal.SIGUSR1,), insist=ranks.world == 1) as stopping,
+            console.stop_requests(also=(signal.SIGUSR1,), insist=ranks.world_size == 1) as stopping,
             _together(ranks, debug="--debug" in given) as watch,
         ):
-            if ranks.world > 1 and gpus not in (1, ranks.local_world):
+            if ranks.world_size > 1 and gpus not in (1, ranks.local_world_size):
                 raise UsageError(
-                    f"--gpus {gpus}: torchrun has started {ranks.local_world} processes on this machine;"
+                    f"--gpus {gpus}: torchrun has started {ranks.local_world_size} processes on this machine;"
                     " leave --gpus out"
                 )
             result = work(dry_run=dry_run, stop_requested=stopping, ranks=ranks, watch=watch)
-    if ranks.first:
+    if ranks.is_main:
         _tell(result, as_json=as_json, dry_run=dry_run)
-    if ranks.world > 1:
-        from trainer.watch import leave
+    if ranks.world_size > 1:
+        from trainer.distributed.heartbeat import exit_now
 
-        leave(0)
+        exit_now(0)
 
 
 def _tell(result: dict[str, Any], *, as_json: bool, dry_run: bool) -> None:
@@ -197,13 +197,13 @@ def _tell(result: dict[str, Any], *, as_json: bool, dry_run: bool) -> None:
 
 
 @contextlib.contextmanager
-def _together(ranks: Places, *, debug: bool) -> Iterator[Watch | None]:
+def _together(ranks: Places, *, debug: bool) -> Iterator[Heartbeat | None]:
     """Watch over the other ranks, if there are any: what one of them cannot go on from ends all."""
-    if ranks.world == 1:
+    if ranks.world_size == 1:
         yield None
         return
-    from trainer.store import open_store
-    from trainer.watch import Watch, failing_together, silence_seconds
+    from trainer.distributed.heartbeat import Heartbeat, end_all_on_error, silence_seconds
+    from trainer.distributed.rendezvous import connect_store
 
     def tell(error: BaseException) -> int:
         try:
@@ -212,7 +212,7 @@ def _together(ranks: Places, *, debug: bool) -> Iterator[Watch | None]:
         except SystemExit as left:
             return int(left.code or 0)
 
-    watch = Watch(open_store(ranks), ranks, silence=silence_seconds(), tell=console.complain)
+    watch = Heartbeat(connect_store(ranks), ranks, silence=silence_seconds(), tell=console.complain)
     watch.ready()
-    with failing_together(ranks, watch, tell=tell):
+    with end_all_on_error(ranks, watch, tell=tell):
         yield watch

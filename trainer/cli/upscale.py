@@ -13,7 +13,7 @@ from shards.errors import UsageError, UsrganError
 from shards.progress import progress
 
 if TYPE_CHECKING:
-    from trainer.upscale import Result
+    from trainer.upscaling.upscale import Result
 
 
 @console.command(
@@ -71,9 +71,9 @@ def upscale_main(
         overlap = min(32, tile // 4)
     if 4 * overlap > tile:
         raise UsageError(f"--overlap {overlap}: use at most a quarter of the tile, {tile // 4}")
-    from trainer.run import choose_device
-    from trainer.upscale import picture_upscaler, plan, upscale_all
-    from trainer.weights import load_generator
+    from trainer.device import choose_device
+    from trainer.upscaling.upscale import picture_upscaler, plan, upscale_all
+    from trainer.weights.generators import load_generator
 
     if report is not None and (report.is_dir() or report.suffix.lower() != ".json"):
         raise UsageError(f"--report {report}: is no .json file; name one")

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainer.ranks import talking
+from trainer.distributed.process_group import wrap_collective_errors
 
 Maps = Float[Tensor, "b c h w"]
 _OVER = (0, 2, 3)
@@ -61,7 +61,7 @@ class _Normalise(torch.autograd.Function):
         ours = torch.stack((mean, variance))
         world = dist.get_world_size()
         theirs = [torch.empty_like(ours) for _ in range(world)]
-        with talking():
+        with wrap_collective_errors():
             dist.all_gather(theirs, ours)
         stacked = torch.stack(theirs)  # [ranks 2 c]
         mean = stacked[:, 0].mean(0)
@@ -81,7 +81,7 @@ class _Normalise(torch.autograd.Function):
         normal, scale = ctx.saved_tensors
         gradient = gradients[0]
         means = torch.stack((gradient.mean(_OVER), (gradient * normal).mean(_OVER)))
-        with talking():
+        with wrap_collective_errors():
             dist.all_reduce(means)
         plain, along = (means / dist.get_world_size()).unbind()
         spread = gradient - plain.view(1, -1, 1, 1) - normal * along.view(1, -1, 1, 1)

@@ -1,0 +1,87 @@
+"""DISTS: structure and texture of two images by VGG-16 (Ding et al. 2020, arXiv:2004.07728).
+
+For each channel of the image and of five activations, two SSIM-like terms: one of the means
+(texture) and one of the covariance (structure), weighted by learnt weights that add up to one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trainer.networks.trunks import WIDTHS, Trunk
+from trainer.perceptual.metric import (
+    FeatureMaps,
+    PerceptualMetric,
+    build_metric,
+    load_learnt_weights,
+)
+
+_C1 = _C2 = 1e-6
+CHANNELS = 3 + sum(WIDTHS["vgg16"])
+"""The image's and those of five activations."""
+
+
+class DISTS:
+    """Two batches of RGB in [0, 1] to a distance for each pair: 0 is alike, towards 1 is worse.
+
+    Args:
+        trunk: VGG-16 with L2 pooling and its weights.
+        texture: weight of each channel's mean (the authors' alpha), on the trunk's device.
+        structure: weight of each channel's covariance (the authors' beta), there, too.
+    """
+
+    def __init__(self, trunk: Trunk, texture: Tensor, structure: Tensor) -> None:
+        assert len(texture) == len(structure) == CHANNELS
+        total = texture.sum() + structure.sum()
+        self.trunk = trunk
+        self.texture, self.structure = texture / total, structure / total
+
+    def __call__(
+        self, sr: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, " b"]:
+        """Distances of the pairs; gradients flow."""
+        return self.compare(self.features(sr), self.features(hr))
+
+    def features(self, image: Float[Tensor, "b 3 h w"]) -> FeatureMaps:
+        """The image itself and the five activations."""
+        return [image, *self.trunk(image)]
+
+    def compare(self, sr: FeatureMaps, hr: FeatureMaps) -> Float[Tensor, " b"]:
+        """Distances of the pairs."""
+        textures, structures = [], []
+        for a, b in zip(sr, hr, strict=True):
+            mean_a, mean_b = a.mean((2, 3)), b.mean((2, 3))
+            # centred first: E[ab] - E[a]E[b] loses digits in float32
+            off_a, off_b = a - mean_a[..., None, None], b - mean_b[..., None, None]
+            covariance = (off_a * off_b).mean((2, 3))
+            variances = off_a.square().mean((2, 3)) + off_b.square().mean((2, 3))
+            textures.append((2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1))
+            structures.append((2 * covariance + _C2) / (variances + _C2))
+        alike = torch.cat(textures, 1) @ self.texture + torch.cat(structures, 1) @ self.structure
+        return 1 - alike
+
+
+def build_dists(path: Path, *, device: torch.device) -> PerceptualMetric:
+    """DISTS through the VGG-16 of a weights file; the learnt weights come with usrgan.
+
+    Raises:
+        UsageError: the file is missing, damaged, or no VGG-16; names `--dists`.
+    """
+    return build_metric(
+        path,
+        name="dists",
+        option="--dists",
+        kinds=("vgg16",),
+        pool="l2",
+        build=lambda trunk: DISTS(
+            trunk,
+            load_learnt_weights("dists.alpha").to(device),
+            load_learnt_weights("dists.beta").to(device),
+        ),
+        title=lambda _: "DISTS VGG-16",
+        device=device,
+    )

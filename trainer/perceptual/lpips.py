@@ -1,0 +1,87 @@
+"""LPIPS, version 0.1: a perceptual distance by AlexNet or VGG-16 (Zhang et al. 2018, arXiv:1801.03924).
+
+Each activation is scaled to length one over its channels; the squared differences of two images are
+weighted by channel with learnt weights and averaged over places; five activations are added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trainer.networks.trunks import WIDTHS, Trunk, TrunkKind
+from trainer.perceptual.metric import (
+    FeatureMaps,
+    PerceptualMetric,
+    build_metric,
+    load_learnt_weights,
+)
+
+_TINY = 1e-10
+_SHORT: dict[TrunkKind, str] = {"alexnet": "alex", "vgg16": "vgg"}
+TITLES: dict[TrunkKind, str] = {"alexnet": "AlexNet", "vgg16": "VGG-16"}
+
+
+class LPIPS:
+    """Two batches of RGB in [0, 1] to a distance for each pair: 0 is alike, more is worse.
+
+    Args:
+        trunk: the network that looks, with its weights.
+        heads: five vectors on the trunk's device, one weight for each channel of an activation.
+    """
+
+    def __init__(self, trunk: Trunk, heads: Sequence[Tensor]) -> None:
+        assert [len(head) for head in heads] == list(WIDTHS[trunk.kind])
+        self.trunk = trunk
+        self.heads = heads
+
+    def __call__(
+        self, sr: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, " b"]:
+        """Distances of the pairs; gradients flow."""
+        return self.compare(self.features(sr), self.features(hr))
+
+    def features(self, image: Float[Tensor, "b 3 h w"]) -> FeatureMaps:
+        """The five activations, each of length one over its channels."""
+        return [_normalise_channels(layer) for layer in self.trunk(image)]
+
+    def compare(self, sr: FeatureMaps, hr: FeatureMaps) -> Float[Tensor, " b"]:
+        """Distances of the pairs."""
+        total = sr[0].new_zeros(len(sr[0]))
+        for a, b, head in zip(sr, hr, self.heads, strict=True):
+            total = total + torch.einsum("bchw,c->bhw", (a - b).square(), head).mean((1, 2))
+        return total
+
+
+def build_lpips(path: Path, *, device: torch.device) -> PerceptualMetric:
+    """LPIPS through the network of a weights file; the learnt weights come with usrgan.
+
+    Raises:
+        UsageError: the file is missing, damaged, or neither AlexNet nor VGG-16; names `--lpips`.
+    """
+
+    def build(trunk: Trunk) -> LPIPS:
+        name = _SHORT[trunk.kind]
+        return LPIPS(
+            trunk, [load_learnt_weights(f"lpips.{name}.{level}").to(device) for level in range(5)]
+        )
+
+    return build_metric(
+        path,
+        name="lpips",
+        option="--lpips",
+        kinds=("alexnet", "vgg16"),
+        pool="max",
+        build=build,
+        title=lambda kind: f"LPIPS v0.1 {TITLES[kind]}",
+        device=device,
+    )
+
+
+def _normalise_channels(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Length one over the channels."""
+    return x / (x.square().sum(1, keepdim=True).sqrt() + _TINY)
