@@ -39,7 +39,7 @@ def validate(asking: Asking) -> None:
 
 
 def judge(asking: Asking) -> None:
-    module = SimpleNamespace(look=asking, compare=lambda sr, hr: torch.zeros(1))
+    module = SimpleNamespace(features=asking, compare=lambda sr, hr: torch.zeros(1))
     PerceptualMetric("lpips", "", "", 1, module, CPU).metric_for(PIXELS)(PIXELS)
 
 

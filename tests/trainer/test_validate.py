@@ -22,7 +22,7 @@ def test_a_perceptual_distance_is_averaged_beside_the_rest(tiny_shards):
         return lambda sr: float(np.abs(sr.astype(int) - hr).mean())
 
     plain = validate(generator, split, patches=5, device=CPU)
-    found = validate(generator, split, patches=5, device=CPU, lpips=against)
+    found = validate(generator, split, patches=5, device=CPU, lpips=metric_for)
     pairs = [split[position] for position in range(5)]
     made = upscale_patches(generator, [pair.lr for pair in pairs], device=CPU)
     wanted = np.mean([metric_for(pair.hr)(sr) for pair, sr in zip(pairs, made, strict=True)])
