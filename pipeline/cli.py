@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from pipeline import pool, printing
-from shards import console
+from pipeline import printing
+from pipeline.execution import pool
 from shards.errors import UsageError
-from shards.progress import progress
+from shards.terminal import console
+from shards.terminal.progress import progress
 
 if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run where PIL is broken
-    from pipeline.engines import Engine
-    from shards.storage import Location
+    from pipeline.execution.engines import Engine
+    from shards.io.remote import Location
 
 
 class Share(click.ParamType[float]):
@@ -222,10 +223,10 @@ def main(
             pool.start_server()
         from pipeline.job import Job, Watch
         from pipeline.options import Options
-        from pipeline.prepare import prepare, rehearse
-        from pipeline.upload import local_folder
-        from pipeline.walk import plain_name
-        from shards.unfilter import missing_kernel
+        from pipeline.photos.walk import plain_name
+        from pipeline.stages.prepare import prepare, rehearse
+        from pipeline.stages.upload import local_folder
+        from shards.format.unfilter import missing_kernel
 
         if not dry_run:
             missing_kernel()  # is compiled at first: here, before every worker would

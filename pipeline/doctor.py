@@ -103,7 +103,7 @@ def _opencv() -> Check:
 def _png_fast() -> Check:
     """Decoding PNG photos takes half the time with a kernel in C, and training reads patches faster."""
     try:
-        from shards.unfilter import missing_kernel
+        from shards.format.unfilter import missing_kernel
     except ImportError as error:
         return Check(
             "NumPy", "broken", f"does not work: {error}", "pip install --force-reinstall numpy"

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from pipeline.admit import admit
 from pipeline.options import Options
-from pipeline.patches import cut_photo, kept, positions
-from pipeline.scan import Found, Scan
-from shards.photos import RejectedPhoto
+from pipeline.patches.extract import cut_photo, kept, positions
+from pipeline.photos.accept import admit
+from pipeline.photos.scan import Found, Scan
+from shards.images.photos import RejectedPhoto
 
 LOOK_AT = 16
 """Photos, evenly spread over the sorted list."""

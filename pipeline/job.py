@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.engines import Engine
+from pipeline.execution.engines import Engine
 from pipeline.options import Options
-from shards.storage import Location
+from shards.io.remote import Location
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 import simplejpeg
 
-from shards import resize
-from shards.codec import Codec
 from shards.errors import UsageError
-from shards.manifest import Option
-from shards.resize import Kernel
+from shards.format.codec import Codec
+from shards.format.manifest import Option
+from shards.images import resize
+from shards.images.resize import Kernel
 
 SCALES = (2, 3, 4, 8)
 BLOCKY = 1.3

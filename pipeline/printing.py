@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shards import console
 from shards.errors import UsrganError
+from shards.terminal import console
 
 if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run where PIL is broken
     from pipeline.job import Job
+    from pipeline.photos.scan import Scan
     from pipeline.report import Report
-    from pipeline.scan import Scan
 
 
 def print_checks(*, as_json: bool) -> None:
@@ -39,7 +39,7 @@ def print_checks(*, as_json: bool) -> None:
 def print_forecast(job: Job, found: Scan, val_names: set[str], *, as_json: bool) -> None:
     """What a run would make."""
     from pipeline.forecast import forecast, lines
-    from pipeline.scan import describe
+    from pipeline.photos.scan import describe
 
     made = forecast(found, val_names, job.options)
     if as_json:

@@ -10,12 +10,13 @@ import msgspec
 
 from pipeline.job import Job
 from pipeline.options import described, libraries
-from pipeline.plan import Plan
-from pipeline.scan import Scan
-from shards import files, resize, storage
+from pipeline.photos.scan import Scan
+from pipeline.stages.plan import Plan
 from shards.errors import TooManyRejects, UsrganError
-from shards.manifest import Manifest, Option, Photos, Resize, ShardEntry, Split
-from shards.storage import Location
+from shards.format.manifest import Manifest, Option, Photos, Resize, ShardEntry, Split
+from shards.images import resize
+from shards.io import atomic, remote
+from shards.io.remote import Location
 
 NO_FAULT = ("DUPLICATE", "SIMILAR", "EXCLUDED")
 """Reasons to leave a photo out that say nothing against it."""
@@ -40,7 +41,7 @@ class Report(msgspec.Struct, frozen=True):
 def write_rejects(out: Path, plan: Plan) -> None:
     """Write `rejects.jsonl`: a line for each photo that was left out."""
     lines = b"".join(msgspec.json.encode(reject) + b"\n" for reject in plan.rejects)
-    files.write_file(out / "rejects.jsonl", lines)
+    atomic.write_file(out / "rejects.jsonl", lines)
 
 
 def check_rejects(job: Job, found: Scan, plan: Plan) -> None:
@@ -127,7 +128,7 @@ def _counted(out: Location) -> dict[str, int]:
         content = (
             (out / name).read_bytes()
             if isinstance(out, Path)
-            else storage.read(storage.below(out, name))
+            else remote.read(remote.below(out, name))
         )
     except FileNotFoundError:
         return {}

@@ -8,12 +8,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from shards import __version__, console
-from shards.dataset import open_dataset
+from shards import __version__
 from shards.errors import DamagedData, UsageError
-from shards.manifest import Manifest, load_manifest
-from shards.progress import progress
-from shards.storage import Location
+from shards.format.manifest import Manifest, load_manifest
+from shards.io.remote import Location
+from shards.read.dataset import open_dataset
+from shards.terminal import console
+from shards.terminal.progress import progress
 from shards.verify import verify
 
 FOLDER = click.argument("shards", type=console.Place())

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards import index, tar
-from shards.checksum import crc32s
-from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsrganError
-from shards.manifest import Manifest, ShardEntry
+from shards.format import index, tar
+from shards.format.checksum import crc32s
+from shards.format.manifest import Manifest, ShardEntry
+from shards.read.dataset import open_dataset
 
 
 class Finding(NamedTuple):

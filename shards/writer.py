@@ -12,12 +12,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from shards import __version__, files, index, tar
-from shards.checksum import crc32s
-from shards.codec import EXTENSIONS
+from shards import __version__
 from shards.errors import DamagedData
-from shards.index import Origin
-from shards.manifest import (
+from shards.format import index, tar
+from shards.format.checksum import crc32s
+from shards.format.codec import EXTENSIONS
+from shards.format.index import Origin
+from shards.format.manifest import (
     NAME,
     Manifest,
     ShardEntry,
@@ -25,6 +26,7 @@ from shards.manifest import (
     dataset_digest,
     encode_manifest,
 )
+from shards.io import atomic
 
 PART, PARTS = 2**17, 16
 """Bytes of a tar that are digested and written at a time, in the cache of a core, and how many of
@@ -71,8 +73,8 @@ def write_shard(
     assert (np.diff(keys) > 0).all(), f"{name}: keys do not ascend"
     stale = index.npz_path(folder, name)
     if stale.exists():  # of another tar, which it would call finished
-        files.remove(stale)
-        files.sync_folder(stale.parent)
+        atomic.remove(stale)
+        atomic.sync_folder(stale.parent)
     lengths = np.stack([sizes[:, 0], [len(meta) for meta in metas], sizes[:, 1]], axis=1)
     content = _room(tar.length(lengths))
     offsets = tar.lay_out(content, keys, tar.parts(extension), lengths)
@@ -82,20 +84,20 @@ def write_shard(
     hr, lr = pictures(content, offsets[:, ::2]).T
     checksums = np.stack([hr, crc32s(metas), lr], axis=1)
     digest = hashlib.sha256()
-    with files.replacing(folder / name) as stream:
+    with atomic.replacing(folder / name) as stream:
         for at in range(0, len(view), PART):
             part = view[at : at + PART]
             digest.update(part)
             stream.write(part)
             if at // PART % PARTS == PARTS - 1:
-                files.write_behind(stream, at + PART - PARTS * PART, at + PART)
+                atomic.write_behind(stream, at + PART - PARTS * PART, at + PART)
     starts = (offsets[:, 0] - tar.BLOCK).tolist()
     end = int(offsets[-1, 2]) + tar.padded(int(lengths[-1, 2]))
-    files.write_file(index.idx_path(folder, name), index.encode_idx(starts, end))
-    files.make_folder(folder / "index")
+    atomic.write_file(index.idx_path(folder, name), index.encode_idx(starts, end))
+    atomic.make_folder(folder / "index")
     entry = ShardEntry(name, len(keys), len(content), digest.hexdigest())
     table = index.encode_npz(keys, offsets, lengths, checksums.astype(np.uint32), origin, entry)
-    files.write_file(index.npz_path(folder, name), table)
+    atomic.write_file(index.npz_path(folder, name), table)
     return entry
 
 
@@ -130,10 +132,10 @@ def publish(folder: Path, manifest: Manifest) -> Manifest:
         dataset_sha256=dataset_digest(manifest.splits),
         created_by=f"usrgan {__version__}",
     )
-    files.make_folder(folder / ".nv-meta")
+    atomic.make_folder(folder / ".nv-meta")
     for name, content in beside(manifest).items():
-        files.write_file(folder / name, content)
-    files.write_file(folder / NAME, encode_manifest(manifest))
+        atomic.write_file(folder / name, content)
+    atomic.write_file(folder / NAME, encode_manifest(manifest))
     return manifest
 
 

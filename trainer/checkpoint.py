@@ -16,8 +16,9 @@ from pathlib import Path
 import msgspec
 from torch import Tensor
 
-from shards import __version__, files
+from shards import __version__
 from shards.errors import DamagedData, UsageError
+from shards.io import atomic
 from trainer.best import forget, handed_on
 from trainer.config.schema import BestBy, Config, Stage
 from trainer.config.settings import flatten, may_change_on_resume
@@ -106,12 +107,12 @@ def save_last(run: Path, state: TrainState, config: Config, *, dataset_sha256: s
     """Write everything to go on from here, then drop what is older than the newest `keep`."""
     position = Position.of(state, dataset_sha256=dataset_sha256, config=flatten(config))
     folder = last_folder(run)
-    files.make_folder(folder)
+    atomic.make_folder(folder)
     path = folder / f"{state.stage}-{state.patches_seen:012d}.safetensors"
     save_tensors(path, state_tensors(state), {"position": msgspec.json.encode(position).decode()})
     saved = _saved(run, state.stage)  # damaged ones that were passed over may stand before `path`
     for old in saved[saved.index(path) + max(config.checkpoint.keep, 1) :]:
-        files.remove(old)
+        atomic.remove(old)
     return path
 
 
@@ -158,7 +159,7 @@ def forget_after(run: Path, stage: Stage, patches_seen: int) -> None:
     """Remove the checkpoints of a stage that lie ahead of where the run goes on."""
     for path in _saved(run, stage):
         if int(path.stem.rpartition("-")[2]) > patches_seen:
-            files.remove(path)
+            atomic.remove(path)
 
 
 def has_last(run: Path, stage: Stage) -> bool:
@@ -208,7 +209,7 @@ def _another_run(run: Path, position: Position) -> str:
 
 def save_weights(path: Path, state: TrainState, metadata: dict[str, str]) -> None:
     """Write the generator as it stands, ready for upscaling, to its `best_file` or `final_file`."""
-    files.make_folder(path.parent)
+    atomic.make_folder(path.parent)
     save_tensors(path, state.output.state_dict(), metadata)
 
 

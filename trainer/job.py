@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from shards.dataset import Dataset
+from shards.read.dataset import Dataset
 from trainer.config.schema import Config, Stage
 from trainer.distributed.process_group import ProcessGroup
 from trainer.perceptual.metric import PerceptualMetric

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shards import __version__
 from shards.errors import WriteFailed
-from shards.png import RGB8
+from shards.format.png import RGB8
 from trainer.checkpoint import best_file, final_file, save_last, save_weights
 from trainer.config.settings import flatten
 from trainer.job import Job

@@ -9,7 +9,7 @@ import msgspec
 import torch
 
 from shards.errors import Stopped
-from shards.reader import SplitReader
+from shards.read.split import SplitReader
 from trainer.best import improvements
 from trainer.checkpoint import final_file
 from trainer.config.schema import Config, SpeedConfig

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from shards import native
-from shards.native import NotHere
+from shards.io import compile_c
+from shards.io.compile_c import NotHere
 
 Backward = TypeVar("Backward", bound=Callable[..., Any])
 _FLAGS = ("-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16")
@@ -61,4 +61,4 @@ def load(source: Path) -> ctypes.CDLL:
     """
     if not torch.cpu.get_capabilities().get("avx512_bf16"):
         raise NotHere("this processor has no AVX512-BF16")
-    return native.load(source, *_FLAGS)
+    return compile_c.load(source, *_FLAGS)

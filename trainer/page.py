@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
-from shards.png import RGB8
+from shards.format.png import RGB8
 from trainer.charts import GRID, INK, PAPER
 
 STYLE = f"""

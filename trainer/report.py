@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from shards import files, png
 from shards.errors import DamagedData, UsageError, UsrganError
-from shards.png import RGB8
+from shards.format import png
+from shards.format.png import RGB8
+from shards.io import atomic
 from trainer import charts, page
 from trainer.config.load import PAPER_PRESET, load_config
 from trainer.config.paper import list_deviations, list_patch_deviations
@@ -67,7 +68,7 @@ def write_report(run: Path, *, figures: bool = True) -> Path:
         _settings(run, stages),
     ]
     path = run / "report.html"
-    files.write_file(path, page.page(name, body).encode(errors="backslashreplace"))
+    atomic.write_file(path, page.page(name, body).encode(errors="backslashreplace"))
     if figures and charts.available():
         _write_figures(run / "figures", [*whole, *(each for own in drawn.values() for each in own)])
     return path
@@ -272,8 +273,8 @@ def _deviations(path: Path, stages: Sequence[Stage]) -> str:
 def _write_figures(folder: Path, figures: list[Figure]) -> None:
     """Each figure as SVG and PNG."""
     for name, content in _drawn(figures):
-        files.make_folder(folder)
-        files.write_file(folder / name, content)
+        atomic.make_folder(folder)
+        atomic.write_file(folder / name, content)
 
 
 def _drawn(figures: list[Figure]) -> Iterator[tuple[str, bytes]]:

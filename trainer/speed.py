@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from shards.errors import ConfigError
-from shards.native import NotHere
+from shards.io.compile_c import NotHere
 from trainer.config.schema import AUTO, Config, SpeedConfig
 from trainer.distributed.process_group import ProcessGroup
 from trainer.networks import fused, last, planes

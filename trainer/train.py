@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from shards import files
-from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError
-from shards.storage import Location
+from shards.io import atomic
+from shards.io.remote import Location
+from shards.read.dataset import open_dataset
 from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config.load import PAPER_PRESET, load_config
 from trainer.config.schema import SMALLEST_PATCH, Config, Stage
@@ -61,7 +61,7 @@ def train(
     need not be there for the others.
     """
     if ranks.is_main:
-        files.check_folder(run, option="--out")
+        atomic.check_folder(run, option="--out")
     else:
         say, warn, progress = _silently, _silently, _no_progress
     chosen = choose_device(device, ranks)
@@ -164,9 +164,9 @@ def train(
 @contextlib.contextmanager
 def _writing(run: Path) -> Iterator[None]:
     """Have the run folder for this process, without the temporaries of one that was killed."""
-    with files.locked(run, holder="train-sr"):
+    with atomic.locked(run, holder="train-sr"):
         for folder in (run, run / "samples", *(run / "checkpoints").glob("*")):
-            files.sweep_temps(folder)
+            atomic.sweep_temps(folder)
         yield
 
 

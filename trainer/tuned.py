@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 import torch
 
-from shards import files
 from shards.errors import ConfigError
-from shards.home import kept
+from shards.io import atomic
+from shards.io.cache_dir import kept
 from trainer.config.schema import AUTO, Config, SpeedConfig, Stage
 from trainer.device import describe_device, use_bf16
 from trainer.speed import resolve
@@ -120,8 +120,8 @@ def remember(config: Config, shape: Shape, found: Tuned, *, device: torch.device
     """
     path = _file(config, shape, device)
     if path is not None:
-        files.make_folder(path.parent)
-        files.write_file(path, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        atomic.make_folder(path.parent)
+        atomic.write_file(path, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     return path
 
 

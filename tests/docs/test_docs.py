@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner
 
 from shards import __version__
-from shards.manifest import Manifest, SampleInfo, dataset_digest, encode_info
+from shards.format.manifest import Manifest, SampleInfo, dataset_digest, encode_info
 from tests.docs.regenerate import COMMANDS, CONFIG_PAGE, FOLDER, config_page, help_text
 from trainer.config.load import list_presets, load_config
 from trainer.models import build_generator
@@ -97,7 +97,7 @@ def test_the_example_json_of_a_sample_is_byte_for_byte_what_is_written():
 
 
 def test_the_documented_index_arrays_are_those_of_a_shard(tmp_path):
-    from tests.shards.conftest import make_dataset
+    from tests.shards.support import make_dataset
 
     folder = make_dataset(tmp_path / "shards")
     with np.load(folder / "index/train-000000.npz") as stored:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.dataset import open_dataset
-from tests.shards.conftest import make_dataset
+from shards.read.dataset import open_dataset
+from tests.shards.support import make_dataset
 
 pytestmark = pytest.mark.interop
 PYTHON = Path(sys.prefix) / "interop/bin/python"

@@ -9,15 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from shards import png
-
-
-def make_photo(seed: int, *, height: int = 300, width: int = 420) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
-    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
-    fine = rng.integers(-12, 13, smooth.shape)
-    return np.clip(smooth + fine, 0, 255).astype(np.uint8)
+from shards.format import png
+from tests.pipeline.support import make_photo
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +38,7 @@ def photos(five_photos: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def whole(five_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data set of the five photos, made in one go: to compare with, and to copy."""
-    from tests.pipeline.test_prepare import make
+    from tests.pipeline.support import make
 
     out = tmp_path_factory.mktemp("whole") / "out"
     make(five_photos, out)

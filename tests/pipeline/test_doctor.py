@@ -41,7 +41,7 @@ def test_two_opencvs_are_broken(monkeypatch):
 
 
 def test_a_machine_without_a_compiler_is_slow_with_png(monkeypatch):
-    monkeypatch.setattr("shards.unfilter.missing_kernel", lambda: "there is no C compiler")
+    monkeypatch.setattr("shards.format.unfilter.missing_kernel", lambda: "there is no C compiler")
     result = CliRunner().invoke(main, ["--doctor"])
     assert result.exit_code == 0
     assert "slow    PNG: there is no C compiler\n        install gcc 9" in result.stdout

@@ -7,9 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from shards import png
-from tests.pipeline.conftest import make_photo
-from tests.pipeline.test_prepare import SMALL, make, prep
+from shards.format import png
+from tests.pipeline.support import SMALL, make, make_photo, prep
 
 
 def test_the_forecast_is_close_to_what_is_made_and_writes_nothing(tmp_path):

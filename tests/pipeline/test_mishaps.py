@@ -18,9 +18,8 @@ import cv2
 import numpy as np
 import pytest
 
-from shards import png
-from tests.pipeline.conftest import make_photo
-from tests.pipeline.test_prepare import _session, command, make, prep, tree
+from shards.format import png
+from tests.pipeline.support import _session, command, make, make_photo, prep, tree
 
 
 @pytest.fixture
@@ -101,7 +100,7 @@ def _units_done(out: Path) -> int:
 
 POISON = """
 import os, signal
-from shards import photos
+from shards.images import photos
 read_header = photos.read_header
 def poisoned(content):
     if {size} == len(content):
@@ -238,7 +237,7 @@ def test_photos_that_are_gone_at_the_end_are_no_wrong_option(photos, tmp_path, m
         photos.rename(tmp_path / "elsewhere")
         return True
 
-    monkeypatch.setattr("pipeline.repair.is_as_expected", publish_is_near)
+    monkeypatch.setattr("pipeline.stages.repair.is_as_expected", publish_is_near)
     failed = prep(
         "--src", photos, "--out", tmp_path / "out", "--workers", 0, "--hr-size", 64, code=1
     )

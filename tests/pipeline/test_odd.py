@@ -18,14 +18,13 @@ import pytest
 from PIL import Image
 
 from pipeline.options import Options
-from shards import png, resize
-from shards.dataset import open_dataset
-from shards.manifest import load_manifest
+from shards.format import png
+from shards.format.manifest import load_manifest
+from shards.images import resize
+from shards.read.dataset import open_dataset
 from shards.verify import verify
-from tests.pipeline.test_admit import with_profile
-from tests.pipeline.test_prepare import command, prep, tree
-from tests.shards.test_colour import P3, profile_of
-from tests.shards.test_photos import tiff
+from tests.pipeline.support import command, prep, tree, with_profile
+from tests.shards.images.support import P3, profile_of, tiff
 
 ALL = ["--samples-per-shard", "16", "--similar", "keep", "--keep-flat", "1", "--max-rejects", "1"]
 LEVEL = struct.pack(">4s4xHxx3i", b"para", 1, 2 * 65536, 0, 65536)

@@ -2,109 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.pipeline.test_prepare import make, tree
+from tests.pipeline.support import OPTIONS, URL, Server, make, tree
 
 pytestmark = pytest.mark.storage
-URL = "s3://shards/set"
-OPTIONS = [
-    "--patches-per-image",
-    "24",
-    "--samples-per-shard",
-    "8",
-    "--hr-size",
-    "64",
-    "--workers",
-    "2",
-]
-
-
-class Server:
-    """A `moto_server`; it forgets everything when it is restarted."""
-
-    def __init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        limit = time.monotonic() + 30
-        while time.monotonic() < limit:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=1).close()
-                break
-            time.sleep(0.1)
-        for bucket in ("shards", "photos"):
-            self.call("mkdir", f"s3://{bucket}")
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_MAX_ATTEMPTS": "2",
-        }
-
-    def call(self, what: str, url: str, local: str = "") -> str:
-        code = (
-            "import sys, fsspec; what, url, local = sys.argv[1:]; fs, path = fsspec.url_to_fs(url)\n"
-            "if what == 'mkdir': fs.mkdir(path)\n"
-            "if what == 'get': fs.get(path + '/', local + '/', recursive=True)\n"
-            "if what == 'put': fs.put(local + '/', path + '/', recursive=True)\n"
-        )
-        ended = subprocess.run(
-            [sys.executable, "-c", code, what, url, local], env=self.environment,
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return ended.stdout
-
-    def names(self) -> list[str]:
-        """Of all objects, asked in this process: a run is over within a second or two."""
-        found = self.client.list_objects_v2(Bucket="shards", Prefix="set/").get("Contents", [])
-        return sorted(each["Key"].removeprefix("set/") for each in found)
-
-    @functools.cached_property
-    def client(self) -> Any:
-        import boto3
-
-        return boto3.client(
-            "s3", endpoint_url=f"http://127.0.0.1:{self.port}", region_name="us-east-1",
-            aws_access_key_id="test", aws_secret_access_key="test",
-        )  # fmt: skip
-
-    def prep(self, src: str, work: Path, *more: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", "from pipeline.cli import main; main()"]
-        options = ["--src", src, "--out", URL, "--work-dir", str(work), *OPTIONS, "--json", *more]
-        return subprocess.Popen(
-            [*command, *options], env=self.environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
 
 
 @pytest.fixture
@@ -206,7 +116,7 @@ import sys
 from pathlib import Path
 from typing import Any
 import fsspec
-from shards import storage
+from shards.io import remote as storage
 local, url = Path(sys.argv[1]), sys.argv[2]
 storage.send(local, url)
 storage.send(local, url)

@@ -7,9 +7,11 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from shards import codec, files, writer
+from shards import writer
 from shards.errors import WriteFailed
-from tests.shards.conftest import samples, write_samples
+from shards.format import codec
+from shards.io import atomic
+from tests.shards.support import samples, write_samples
 
 
 def _write(folder, first: int):
@@ -25,7 +27,7 @@ def test_a_stale_index_says_of_no_new_tar_that_it_is_finished(tmp_path, monkeypa
         folder.mkdir()
         before = _write(folder, 0)
         with monkeypatch.context() as here:
-            here.setattr(files, "_operations", itertools.count(1))
+            here.setattr(atomic, "_operations", itertools.count(1))
             here.setenv("USRGAN_FAULT", f"eio@{operation}")
             try:
                 _write(folder, 5)

@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from shards import png, resize, writer
-from shards.manifest import Manifest, Photos, Resize, SampleInfo, Split, encode_info
-from tests.shards.conftest import Sample, write_samples
+from shards import writer
+from shards.format import png
+from shards.format.manifest import Manifest, Photos, Resize, SampleInfo, Split, encode_info
+from shards.images import resize
+from tests.shards.support import Sample, write_samples
 
 SIDE = 64
 """Of an HR patch: training on the usual 128 would take the tests four times as long, and show no more."""

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from shards import resize
 from shards.errors import UsageError
+from shards.images import resize
 from tests.trainer.test_resume import train
 from trainer.config.schema import GeneratorConfig
 from trainer.models import build_generator
@@ -83,7 +83,7 @@ def test_srcnn_is_three_convolutions_of_the_bicubic_enlargement():
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_a_fresh_srcnn_starts_from_the_bicubic_of_the_tables(scale):
-    """Cubic with a = -0.5: on values that no overshoot clips, `shards.resize` differs by its rounding."""
+    """Cubic with a = -0.5: on values that no overshoot clips, `shards.images.resize` differs by its rounding."""
     module = SRCNN(scale=scale, features=8)
     for conv in (module.conv1, module.conv2, module.conv3):
         noise = conv.weight.detach()

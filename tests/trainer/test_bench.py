@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from shards import png, resize
-from shards.dataset import open_dataset
 from shards.errors import UsrganError
-from tests.pipeline.conftest import five_photos, make_photo, photos
-from tests.pipeline.test_prepare import make
+from shards.format import png
+from shards.images import resize
+from shards.read.dataset import open_dataset
+from tests.pipeline.conftest import five_photos, photos
+from tests.pipeline.support import make, make_photo
 from trainer.bench import basicsr, data, floor, hold, reading
 from trainer.bench.process import measure
 from trainer.cli import bench_main

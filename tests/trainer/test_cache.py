@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from shards.dataset import open_dataset
 from shards.errors import UsageError
+from shards.read.dataset import open_dataset
 from tests.trainer.test_crops import larger
 from tests.trainer.test_data_order import assert_equal, take
 from trainer.config.schema import DataConfig

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 import torch
 
-from shards import files
 from shards.errors import DamagedData, UsageError, WriteFailed
+from shards.io import atomic
 from tests.trainer.test_resume import train
 from trainer.checkpoint import (
     Position,
@@ -341,7 +341,7 @@ OPERATIONS = 12
 
 
 def save_with_fault(run: Path, state: TrainState, fault: str) -> None:
-    files._operations = itertools.count(1)
+    atomic._operations = itertools.count(1)
     os.environ["USRGAN_FAULT"] = fault
     save_last(run, state, config(), dataset_sha256="ab")
 

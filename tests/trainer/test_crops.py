@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shards import png
-from shards.dataset import open_dataset
-from shards.manifest import load_manifest
-from tests.pipeline.conftest import make_photo
-from tests.pipeline.test_prepare import make
+from shards.format import png
+from shards.format.manifest import load_manifest
+from shards.read.dataset import open_dataset
+from tests.pipeline.support import make, make_photo
 from tests.trainer.test_data_order import take
 from trainer.data.batches import crop_pair
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from shards import tar
-from shards.dataset import open_dataset
 from shards.errors import DamagedData
-from tests.shards.conftest import make_dataset
+from shards.format import tar
+from shards.read.dataset import open_dataset
+from tests.shards.support import make_dataset
 from trainer.config.schema import DataConfig
 from trainer.data.batches import Batch
 from trainer.data.loader import PatchLoader

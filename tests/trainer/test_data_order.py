@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from shards import resize
-from shards.dataset import open_dataset
 from shards.errors import DamagedData, UsageError
+from shards.images import resize
+from shards.read.dataset import open_dataset
 from trainer.config.schema import DataConfig
 from trainer.data.batches import apply_dihedral, to_float_images
 from trainer.data.loader import PatchLoader, _use_device

@@ -12,8 +12,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from shards import png, resize
-from shards.photos import read_photo
+from shards.format import png
+from shards.images import resize
+from shards.images.photos import read_photo
 from tests.trainer.conftest import make_patch
 from trainer.cli import eval_main, upscale_main
 from trainer.config.schema import GeneratorConfig

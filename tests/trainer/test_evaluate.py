@@ -16,8 +16,9 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from shards import png, resize
-from shards.photos import read_photo
+from shards.format import png
+from shards.images import resize
+from shards.images.photos import read_photo
 from tests.trainer.conftest import make_patch
 from trainer.cli import eval_main
 from trainer.config.schema import GeneratorConfig

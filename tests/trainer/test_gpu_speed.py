@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from shards.dataset import open_dataset
+from shards.read.dataset import open_dataset
 from tests.trainer.ranked import group_of_one
 from tests.trainer.test_resume import logged, train
 from trainer.bench.train import batch_of

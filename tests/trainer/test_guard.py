@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from shards.dataset import open_dataset
 from shards.errors import WriteFailed
+from shards.read.dataset import open_dataset
 from tests.trainer.test_resume import logged, train, weights
 from trainer import checkpoint, keeper, steps
 from trainer.checkpoint import load_good, load_last

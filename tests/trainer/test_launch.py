@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shards.manifest import load_manifest
+from shards.format.manifest import load_manifest
 from shards.writer import publish
 from tests.trainer.test_perceptual import random_weights
 from tests.trainer.test_resume import arguments, logged, spawn, train, weights

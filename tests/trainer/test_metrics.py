@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import resize
 from shards.errors import UsrganError
-from shards.photos import read_photo
+from shards.images import resize
+from shards.images.photos import read_photo
 from trainer.evaluation.metrics import EQUAL_PSNR, luma, mean_scores, psnr, score, ssim
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"

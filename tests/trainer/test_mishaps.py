@@ -14,8 +14,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from shards import png
-from shards.manifest import Split, load_manifest
+from shards.format import png
+from shards.format.manifest import Split, load_manifest
 from shards.writer import publish
 from tests.trainer.test_perceptual import random_weights
 from tests.trainer.test_resume import train, weights
@@ -204,7 +204,7 @@ def test_a_picture_of_another_format_is_no_folder(pictures, finished, tmp_path):
 
 def test_a_full_disk_ends_the_run_at_once(pictures, finished, tmp_path, monkeypatch):
     monkeypatch.setenv("USRGAN_FAULT", "enospc@1")
-    monkeypatch.setattr("shards.files._operations", iter(range(1, 100)))
+    monkeypatch.setattr("shards.io.atomic._operations", iter(range(1, 100)))
     options = ["--model", finished / BEST, "-o", tmp_path / "out", "--device", "cpu"]
     told = run(upscale_main, pictures, *options, code=1)
     assert "the disk is full" in told.stderr.splitlines()[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shards.native import NotHere
+from shards.io.compile_c import NotHere
 from trainer import native
 from trainer.networks import planes
 from trainer.speed import missing_kernels

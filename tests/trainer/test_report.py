@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from shards import png
+from shards.format import png
 from tests.trainer.conftest import make_patch
 from tests.trainer.test_figures import run_of
 from tests.trainer.test_resume import train

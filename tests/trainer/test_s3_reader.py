@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from shards.dataset import open_dataset
-from tests.pipeline.test_s3 import URL, Server
+from shards.read.dataset import open_dataset
+from tests.pipeline.support import URL, Server
 from tests.trainer.test_data_order import take
 
 pytestmark = pytest.mark.storage

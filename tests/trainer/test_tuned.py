@@ -92,7 +92,7 @@ def test_what_is_damaged_or_has_no_place_counts_as_not_measured(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr("shards.home.Path.home", homeless)
+    monkeypatch.setattr("shards.io.cache_dir.Path.home", homeless)
     assert keep(CONFIG, SHAPE) is None
     assert settle(CONFIG, SHAPE, device=CPU) == USUAL
 

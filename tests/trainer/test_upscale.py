@@ -15,8 +15,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from shards import png
-from shards.photos import read_photo
+from shards.format import png
+from shards.images.photos import read_photo
 from tests.trainer.conftest import make_patch
 from trainer.cli import upscale_main
 from trainer.config.schema import GeneratorConfig
@@ -72,7 +72,7 @@ def test_a_smaller_tile_needs_no_other_option(model):
 
 
 def test_how_far_a_large_picture_is_stands_in_the_log(model, monkeypatch):
-    monkeypatch.setattr("shards.progress.LOG_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("shards.terminal.progress.LOG_EVERY_SECONDS", 0.0)
     told = run(picture("p.png"), "-o", "big.png", "--model", model, "--tile", 16, "--overlap", 4)
     lines = [line.partition("upscale: ")[2] for line in told.stderr.splitlines()]
     tiles = [f"0/1 pictures (0.0/s) tile {number} of 4" for number in (1, 2, 3, 4)]
@@ -87,7 +87,7 @@ def test_a_request_to_stop_is_answered_while_the_picture_under_way_is_finished(m
         return upscale_tiled(*arguments, **options)
 
     monkeypatch.setattr("trainer.upscaling.upscale.upscale_tiled", stopped)
-    monkeypatch.setattr("shards.progress.LOG_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("shards.terminal.progress.LOG_EVERY_SECONDS", 0.0)
     told = run(picture("p.png"), "-o", "big.png", "--model", model, "--tile", 16, "--overlap", 4)
     assert "tile 1 of 4, then it stops (Ctrl-C again: at once)" in told.stderr
     assert Path("big.png").exists()
@@ -246,7 +246,7 @@ def test_what_a_format_cannot_hold_is_a_failure_that_names_the_picture(model):
 def test_a_failed_write_leaves_what_was_there(model, monkeypatch):
     before = picture("big.png").read_bytes()
     monkeypatch.setenv("USRGAN_FAULT", "enospc@1")
-    monkeypatch.setattr("shards.files._operations", iter(range(1, 100)))
+    monkeypatch.setattr("shards.io.atomic._operations", iter(range(1, 100)))
     failed = run(picture("a.png"), "-o", "big.png", "--model", model, "--overwrite", code=1)
     assert "the disk is full" in failed.stderr
     assert Path("big.png").read_bytes() == before

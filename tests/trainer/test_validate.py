@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards.dataset import open_dataset
+from shards.read.dataset import open_dataset
 from trainer.config.schema import GeneratorConfig
 from trainer.evaluation.validation import upscale_patches, validate
 from trainer.models import build_generator

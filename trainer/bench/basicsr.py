@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from shards.png import RGB8
+from shards.format.png import RGB8
 from trainer.bench.floor import Patches, crops, cut_of
 
 LEVEL = 3

@@ -19,10 +19,10 @@ import msgspec
 import numpy as np
 import torch
 
-from shards import png
-from shards.dataset import open_dataset
 from shards.errors import UsageError, UsrganError
-from shards.png import RGB8
+from shards.format import png
+from shards.format.png import RGB8
+from shards.read.dataset import open_dataset
 from trainer.bench.prep import PREP
 from trainer.bench.process import measure
 

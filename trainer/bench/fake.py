@@ -7,8 +7,8 @@ from contextlib import closing
 
 import msgspec
 
-from shards.dataset import open_dataset
-from shards.storage import Location
+from shards.io.remote import Location
+from shards.read.dataset import open_dataset
 from trainer.config.schema import DataConfig
 from trainer.data.loader import PatchLoader
 

@@ -16,12 +16,13 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from shards import index, png, resize
-from shards.dataset import open_dataset
-from shards.headers import read_header
-from shards.manifest import Manifest
-from shards.photos import upright
-from shards.png import RGB8
+from shards.format import index, png
+from shards.format.manifest import Manifest
+from shards.format.png import RGB8
+from shards.images import resize
+from shards.images.headers import read_header
+from shards.images.photos import upright
+from shards.read.dataset import open_dataset
 
 
 class Patches(NamedTuple):

@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from shards import resize
 from shards.errors import UsageError
+from shards.images import resize
 from trainer.bench.process import Measured, measure
 
 PEER_ROUNDS = 3

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from shards.dataset import open_dataset
-from shards.png import RGB8
+from shards.format.png import RGB8
+from shards.read.dataset import open_dataset
 from trainer.bench.fake import fake_train
 from trainer.config.schema import DataConfig
 from trainer.data.loader import PatchLoader

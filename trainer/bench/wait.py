@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from shards.dataset import open_dataset
-from shards.storage import Location
+from shards.io.remote import Location
+from shards.read.dataset import open_dataset
 from trainer.bench.machine import synchronise
 from trainer.config.schema import Config, Stage
 from trainer.data.batches import to_float_images

@@ -10,8 +10,9 @@ from typing import TypeVar
 import click
 import msgspec
 
-from shards import __version__, console
+from shards import __version__
 from shards.errors import UsageError
+from shards.terminal import console
 from trainer.cli.bench_train import train_command
 
 R = TypeVar("R")

@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 import msgspec
 
-from shards import console, files
 from shards.errors import UsageError
-from shards.storage import Location
+from shards.io import atomic
+from shards.io.remote import Location
+from shards.terminal import console
 
 PEERS = ("peer-fp32", "peer-tf32", "peer-amp", "peer-amp-cl", "peer-lean")
 
@@ -191,7 +192,7 @@ def _fake(
 
 def _finish(found: object, lines: Iterable[str], *, save: Path | None, as_json: bool) -> None:
     if save is not None:
-        files.write_file(save, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        atomic.write_file(save, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     _tell(found, lines, as_json=as_json)
 
 

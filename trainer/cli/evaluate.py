@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from shards import console, files
 from shards.errors import UsageError
-from shards.progress import progress
+from shards.io import atomic
+from shards.terminal import console
+from shards.terminal.progress import progress
 
 if TYPE_CHECKING:
     import torch
 
-    from shards.resize import Enlargement
+    from shards.images.resize import Enlargement
     from trainer.evaluation.evaluate import Row, Upscaler
     from trainer.evaluation.test_sets import TestSet
     from trainer.perceptual.metric import PerceptualMetric
@@ -161,7 +162,7 @@ def _check_options(
         if models.count(path) > 1:
             raise UsageError(f"--model {path}: is given twice; name it once")
     if strips:
-        files.check_folder(strips, option="--strips")
+        atomic.check_folder(strips, option="--strips")
         for folder in (*hrs, *lrs):
             if strips.resolve().is_relative_to(folder.resolve()):
                 raise UsageError(

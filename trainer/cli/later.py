@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from shards import console
 from shards.errors import UsageError
+from shards.terminal import console
 
 
 @console.command(

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shards import console
 from shards.errors import UsageError
-from shards.progress import progress
-from shards.storage import Location
+from shards.io.remote import Location
+from shards.terminal import console
+from shards.terminal.progress import progress
 
 if TYPE_CHECKING:
     from trainer.distributed.heartbeat import Heartbeat

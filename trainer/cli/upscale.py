@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from shards import console, files
 from shards.errors import UsageError, UsrganError
-from shards.progress import progress
+from shards.io import atomic
+from shards.terminal import console
+from shards.terminal.progress import progress
 
 if TYPE_CHECKING:
     from trainer.upscaling.upscale import Result
@@ -78,12 +79,12 @@ def upscale_main(
     if report is not None and (report.is_dir() or report.suffix.lower() != ".json"):
         raise UsageError(f"--report {report}: is no .json file; name one")
     if report is not None:
-        files.check_folder(report.parent, option="--report")
+        atomic.check_folder(report.parent, option="--report")
     tasks = plan(inputs, output, recursive=recursive)
     chosen = choose_device(device)
     loaded = load_generator(model, device=chosen)
     if report is not None:
-        files.make_folder(report.parent)
+        atomic.make_folder(report.parent)
     results: list[Result] = []
     with (
         console.stop_requests() as stopping,
@@ -122,7 +123,7 @@ def _finish(results: list[Result], report: Path | None, *, as_json: bool) -> Non
     results = [_printable(result) for result in results]
     described = {**counts, "pictures": results}
     if report is not None:
-        files.write_file(report, msgspec.json.format(msgspec.json.encode(described), indent=2))
+        atomic.write_file(report, msgspec.json.format(msgspec.json.encode(described), indent=2))
     if as_json:
         console.print_json(described)
     else:

@@ -9,7 +9,7 @@ from trainer.config.schema import Config, Stage, has_batch_statistics
 from trainer.config.settings import SETTINGS, differences
 
 if TYPE_CHECKING:
-    from shards.manifest import Manifest
+    from shards.format.manifest import Manifest
 
 PAPER_PRECISION = "bf16"
 """Precision of the paper (§4). "auto" is bf16 where the device has it; the run header names the outcome."""

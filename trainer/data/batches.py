@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shards.pieces import Block
-from shards.png import RGB8
-from shards.reader import SplitReader
+from shards.format.png import RGB8
+from shards.read.blocks import Block
+from shards.read.split import SplitReader
 from trainer.data.patch_cache import PatchCache, stored_sides
 from trainer.data.sampler import ChunkSlice
 

@@ -15,9 +15,9 @@ from queue import SimpleQueue
 
 import torch
 
-from shards.dataset import Dataset
-from shards.pieces import Block
-from shards.reader import SplitReader
+from shards.read.blocks import Block
+from shards.read.dataset import Dataset
+from shards.read.split import SplitReader
 from trainer.config.schema import DataConfig
 from trainer.data.batches import (
     Batch,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from shards.errors import UsageError
-from shards.manifest import Manifest
-from shards.reader import SplitReader
+from shards.format.manifest import Manifest
+from shards.read.split import SplitReader
 from trainer.config.schema import Cache
 
 

@@ -16,8 +16,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from shards import files, png, resize
-from shards.png import RGB8
+from shards.format import png
+from shards.format.png import RGB8
+from shards.images import resize
+from shards.io import atomic
 from trainer.evaluation.metrics import luma
 from trainer.evaluation.test_sets import TestPair
 
@@ -41,8 +43,8 @@ class SheetColumn(NamedTuple):
 
 def write_comparison_sheet(path: Path, picture: TestPair, shown: Sequence[SheetColumn]) -> None:
     """Write the strip of one picture as PNG."""
-    files.make_folder(path.parent)
-    files.write_file(path, png.encode_rgb(strip(picture, shown)))
+    atomic.make_folder(path.parent)
+    atomic.write_file(path, png.encode_rgb(strip(picture, shown)))
 
 
 def strip(picture: TestPair, shown: Sequence[SheetColumn]) -> RGB8:

@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from shards import resize
 from shards.errors import UsrganError
-from shards.png import RGB8
+from shards.format.png import RGB8
+from shards.images import resize
 from trainer.device import explain_out_of_memory
 from trainer.evaluation import spectrum
 from trainer.evaluation.comparison import SheetColumn, write_comparison_sheet

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import UsrganError
-from shards.png import RGB8
+from shards.format.png import RGB8
 
 PROTOCOL = (
     "8-bit images; border of `scale` pixels cropped; Y = BT.601 luma in float64;"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from shards.png import RGB8
+from shards.format.png import RGB8
 from trainer.evaluation.metrics import Plane, luma
 
 BANDS = 4

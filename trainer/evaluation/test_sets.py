@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards import resize
-from shards.dataset import open_dataset
 from shards.errors import UsageError
-from shards.photos import Photo, RejectedPhoto, looks_like_photo, read_photo
-from shards.png import RGB8
+from shards.format.png import RGB8
+from shards.images import resize
+from shards.images.photos import Photo, RejectedPhoto, looks_like_photo, read_photo
+from shards.read.dataset import open_dataset
 
 MADE_HERE = "antialiased bicubic of HR"
 _SAID = {"grey expanded to RGB", "16 bit reduced to 8", "alpha dropped"}

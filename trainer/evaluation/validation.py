@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from shards import resize
-from shards.png import RGB8
-from shards.reader import SplitReader
+from shards.format.png import RGB8
+from shards.images import resize
+from shards.read.split import SplitReader
 from trainer.data.batches import to_float_images
 from trainer.device import full_float32
 from trainer.distributed.process_group import SINGLE_PROCESS, ProcessGroup

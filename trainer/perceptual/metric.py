@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shards.errors import UsageError, UsrganError
-from shards.png import RGB8
+from shards.format.png import RGB8
 from trainer.device import explain_out_of_memory, full_float32
 from trainer.networks.trunks import SMALLEST, Pool, Trunk, TrunkKind, kind_of
 from trainer.weights.pth_import import read_state_dict

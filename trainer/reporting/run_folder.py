@@ -20,10 +20,13 @@ import cv2
 import numpy as np
 import torch
 
-from shards import __version__, files, png, resize
+from shards import __version__
 from shards.errors import ConfigError
-from shards.manifest import Manifest
-from shards.png import RGB8
+from shards.format import png
+from shards.format.manifest import Manifest
+from shards.format.png import RGB8
+from shards.images import resize
+from shards.io import atomic
 from trainer.config.load import load_config
 from trainer.config.paper import describe_patches
 from trainer.config.schema import STAGES, Config, Stage
@@ -53,7 +56,7 @@ def write_run_header(
         if name != stage and path.is_file():
             with contextlib.suppress(ConfigError):  # a hand-edited file is replaced
                 configs[name] = load_config(str(path), stage=name)
-    files.write_file(path, config_to_toml(configs).encode())
+    atomic.write_file(path, config_to_toml(configs).encode())
     described = {
         "usrgan": __version__,
         "preset": preset,
@@ -73,7 +76,7 @@ def write_run_header(
         },
     }
     content = json.dumps(described, indent=2, sort_keys=True) + "\n"
-    files.write_file(run / "run.json", content.encode())
+    atomic.write_file(run / "run.json", content.encode())
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -90,7 +93,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def append_metrics(run: Path, row: dict[str, Any]) -> None:
     """Add a line to `metrics.jsonl`."""
-    files.append_line(run / METRICS, json.dumps(row))
+    atomic.append_line(run / METRICS, json.dumps(row))
 
 
 def rewind_metrics(run: Path, *, stage: Stage, patches_seen: int) -> None:
@@ -100,11 +103,11 @@ def rewind_metrics(run: Path, *, stage: Stage, patches_seen: int) -> None:
     content = "".join(json.dumps(row) + "\n" for row in kept).encode()
     path = run / METRICS
     if path.is_file() and path.read_bytes() != content:
-        files.write_file(path, content)
+        atomic.write_file(path, content)
 
 
 def write_sample(run: Path, *, stage: Stage, patches_seen: int, picture: RGB8) -> None:
     """Put a strip of held-out patches into `samples/`."""
     folder = run / "samples"
-    files.make_folder(folder)
-    files.write_file(folder / f"{stage}-{patches_seen:012d}.png", png.encode_rgb(picture))
+    atomic.make_folder(folder)
+    atomic.write_file(folder / f"{stage}-{patches_seen:012d}.png", png.encode_rgb(picture))

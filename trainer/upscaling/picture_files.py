@@ -13,10 +13,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from shards import png
 from shards.errors import UsrganError
-from shards.photos import Photo
-from shards.png import RGB8
+from shards.format import png
+from shards.format.png import RGB8
+from shards.images.photos import Photo
 
 JPEG_QUALITY = 95
 _JPEG_PIECE = 65519

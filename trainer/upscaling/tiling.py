@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from shards.errors import UsrganError
-from shards.png import RGB8
+from shards.format.png import RGB8
 from trainer.device import full_float32
 
 SMALLEST_TILE = 16

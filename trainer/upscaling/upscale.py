@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple
 import msgspec
 import torch
 
-from shards import files
 from shards.errors import Stopped, UsageError, UsrganError, WriteFailed
-from shards.folders import walk
-from shards.photos import RejectedPhoto, looks_like_photo, read_photo
-from shards.png import RGB8
+from shards.format.png import RGB8
+from shards.images.photos import RejectedPhoto, looks_like_photo, read_photo
+from shards.io import atomic
+from shards.io.walk import walk
 from trainer.device import explain_out_of_memory
 from trainer.upscaling.picture_files import encode_picture
 from trainer.upscaling.tiling import Tiled, upscale_tiled
@@ -66,7 +66,7 @@ def plan(inputs: Sequence[str], output: Path, *, recursive: bool) -> list[Task]:
         raise UsageError(
             f"-o {output}: is the input folder, where a picture would replace itself; name another folder"
         )
-    files.check_folder(output.parent if one_file else output, option="-o")
+    atomic.check_folder(output.parent if one_file else output, option="-o")
     found = [
         pair for text in inputs for pair in _expand(text, recursive=recursive, leave_out=output)
     ]
@@ -144,8 +144,8 @@ def _upscale(task: Task, upscaler: Callable[[RGB8], RGB8], *, overwrite: bool) -
             raise RejectedPhoto("MODE", "has 16 bits a channel, which comes later; convert it to 8")
         with explain_out_of_memory("it", fix="use a smaller --tile"):
             sr = upscaler(photo.pixels)
-        files.make_folder(task.target.parent)
-        files.write_file(task.target, encode_picture(sr, photo, suffix=task.target.suffix.lower()))
+        atomic.make_folder(task.target.parent)
+        atomic.write_file(task.target, encode_picture(sr, photo, suffix=task.target.suffix.lower()))
     except WriteFailed:  # the next one could not be written either
         raise
     except UsrganError as error:

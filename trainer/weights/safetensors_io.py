@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from shards import files
 from shards.errors import DamagedData, UsageError
+from shards.io import atomic
 
 LARGEST_HEADER = 100 * 2**20
 DIGEST = "sha256"
@@ -24,7 +24,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Write a safetensors file, whole or not at all, with a digest of its content in the metadata."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     described = {**metadata, DIGEST: content_digest(stored, metadata)}
-    files.write_file(path, _with_sorted_header(safetensors.torch.save(stored, metadata=described)))
+    atomic.write_file(path, _with_sorted_header(safetensors.torch.save(stored, metadata=described)))
 
 
 def _with_sorted_header(content: bytes) -> bytes:

@@ -1,0 +1,216 @@
+"""Processes that may die without taking the run along.
+
+`multiprocessing.Pool` hangs when a worker is killed; `ProcessPoolExecutor` fails at once, and then
+the units that were under way run again, alone, so that the one which kills its process is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.machinery
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Generic, NamedTuple, TypeVar
+
+from shards.errors import Stopped
+
+Arguments = tuple[object, ...]
+Result = TypeVar("Result")
+ALONE = 2
+"""So often a unit may kill a process that works on nothing else before it is given up."""
+_ASK_EVERY_SECONDS = 0.2
+_ENVIRONMENT = {
+    # processes take the cores: where BLAS makes threads as well, they spin against each other
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    # glibc keeps the memory of one photo for the next: a third of the system time is page faults
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
+
+
+class Done(NamedTuple, Generic[Result]):
+    """A unit that returned."""
+
+    unit: Arguments
+    result: Result
+
+
+class Died(NamedTuple):
+    """A unit that killed every process it ran in."""
+
+    unit: Arguments
+
+
+def run(
+    function: Callable[..., Result],
+    units: Sequence[Arguments],
+    *,
+    workers: int,
+    stopping: Callable[[], bool],
+) -> Iterator[Done[Result] | Died]:
+    """Call `function(*unit)` for every unit, in the order in which they end.
+
+    Units are idempotent. With 0 workers they run in this process. An exception of the function
+    ends the run after the units under way; so does `stopping()`.
+
+    Raises:
+        Stopped: `stopping()` said so; what had been yielded is done.
+    """
+    if workers == 0:
+        for unit in units:
+            _ask(stopping)
+            yield Done(unit, function(*unit))
+        return
+    suspects: list[Arguments] = []
+    waiting = list(reversed(units))
+    while waiting:
+        yield from _until_death(function, waiting, suspects, workers=workers, stopping=stopping)
+        while suspects:
+            yield _alone(function, suspects.pop(), stopping=stopping)
+
+
+def _until_death(
+    function: Callable[..., Result],
+    waiting: list[Arguments],
+    suspects: list[Arguments],
+    *,
+    workers: int,
+    stopping: Callable[[], bool],
+) -> Iterator[Done[Result]]:
+    """Work off `waiting` until it is empty or a process died; then `suspects` were under way."""
+    under_way: dict[Future[Result], Arguments] = {}
+    with _processes(workers) as pool:
+        try:
+            while waiting or under_way:
+                _ask(stopping)
+                while waiting and len(under_way) < 2 * workers:
+                    under_way[pool.submit(function, *waiting[-1])] = waiting[-1]
+                    waiting.pop()
+                ended, _ = wait(under_way, _ASK_EVERY_SECONDS, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    unit = under_way[future]
+                    result = future.result()
+                    del under_way[future]
+                    yield Done(unit, result)
+        except BrokenProcessPool:
+            for future, unit in under_way.items():
+                if future.done() and not future.cancelled() and future.exception() is None:
+                    yield Done(unit, future.result())
+                else:
+                    suspects.append(unit)
+        except BaseException:
+            for future in under_way:
+                future.cancel()
+            wait(under_way)
+            raise
+
+
+def _alone(
+    function: Callable[..., Result], unit: Arguments, *, stopping: Callable[[], bool]
+) -> Done[Result] | Died:
+    for _ in range(ALONE):
+        _ask(stopping)
+        with _processes(1) as pool:
+            try:
+                return Done(unit, pool.submit(function, *unit).result())
+            except BrokenProcessPool:
+                continue
+    return Died(unit)
+
+
+def start_server() -> None:
+    """Start the process that workers are forked from; it loads its modules while this one goes on."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["pipeline.execution.tasks", "numpy.random"]
+    )
+    with one_core_each():
+        # Ctrl-C is the parent's alone; until it is ignored there, it must not reach the imports. The
+        # tracker, which the server starts if need be, would let it through again.
+        multiprocessing.resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
+def one_core_each() -> Iterator[None]:
+    """What starts or is imported inside makes no threads for BLAS; afterwards the environment is as before."""
+    before = dict(os.environ)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        for name in _ENVIRONMENT.keys() - before.keys():
+            del os.environ[name]
+
+
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Idle workers are killed at the end, not asked to go.
+
+    One of them holds the lock of the queue while it waits; if it is killed by somebody else then, the
+    others wait for that lock, and the pool for them, for ever.
+    """
+    start_server()
+    context = multiprocessing.get_context("forkserver")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+    with _calling_script_left_alone():
+        try:
+            yield pool
+        finally:
+            for process in list(pool._processes.values()):
+                if process.is_alive():
+                    process.kill()
+            pool.shutdown()
+
+
+@contextlib.contextmanager
+def _calling_script_left_alone() -> Iterator[None]:
+    """Processes that start inside do not run the script that called us.
+
+    They would, to find its functions; units are none of them. It costs the import of a whole command
+    line, and a script without a `__main__` guard would start a run in each of its workers.
+    `multiprocessing.spawn` skips a main module that says it is called `__main__`.
+    """
+    script = sys.modules["__main__"]
+    before = script.__spec__
+    script.__spec__ = importlib.machinery.ModuleSpec("__main__", None)
+    try:
+        yield
+    finally:
+        script.__spec__ = before
+
+
+def _begin() -> None:
+    """A worker leaves Ctrl-C to the parent, and dies with it."""
+    gc.freeze()  # what the server imported is never garbage
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """Idle workers would wait for work for ever: each holds the pipe open that tells the others."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _ask(stopping: Callable[[], bool]) -> None:
+    if stopping():
+        raise Stopped("run the same command again to go on")

@@ -1,0 +1,267 @@
+"""LR as bad cameras, phones and web sites make it: Real-ESRGAN's second-order degradation, offline.
+
+Wang et al. 2021, *Real-ESRGAN* (arXiv:2107.10833, sections 3.2 to 3.4; the numbers are those of its
+x4plus training): blur, resize, noise and JPEG twice over, the last JPEG before or after a sinc filter
+that rings. All that is drawn follows from a key, so the same patch is always degraded in the same way.
+
+Pixels are computed in float64: processors then differ by less than any 8-bit rounding shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from shards.format.png import RGB8
+
+Image = npt.NDArray[np.float64]  # [h w 3] in [0, 1]
+Kernel = npt.NDArray[np.float64]
+MARGIN = 16
+"""LR pixels around a patch that are degraded with it and cut off: blurs and JPEG blocks cross its edge."""
+_SHAPES = ("gaussian", "generalized", "plateau")
+_SHAPE_ODDS = {"gaussian": (0.45, 0.25), "generalized": (0.12, 0.03), "plateau": (0.12, 0.03)}
+"""Of the same width in all directions, and of two widths."""
+_RESIZES = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+
+
+class Blur(NamedTuple):
+    """A low-pass kernel; `sigma` holds two widths in pixels, or one cut-off in radians for sinc."""
+
+    shape: str
+    size: int
+    sigma: tuple[float, ...]
+    angle: float = 0.0
+    power: float = 1.0
+
+
+class Noise(NamedTuple):
+    """Gaussian noise of so many grey levels, or Poisson noise times a factor; `grey`: one for all channels."""
+
+    kind: Literal["gaussian", "poisson"]
+    strength: float
+    grey: bool
+
+
+class Order(NamedTuple):
+    """One of the two rounds."""
+
+    blur: Blur | None
+    resize: float
+    """Factor: of the size before it, in the second round of the LR size."""
+    mode: str
+    noise: Noise
+    jpeg: int
+
+
+class Recipe(NamedTuple):
+    """All that was drawn for a patch, but for the noise itself."""
+
+    first: Order
+    second: Order
+    sinc: Blur | None
+    """The last filter."""
+    jpeg_last: bool
+    """The second JPEG comes after resizing and sinc filter, not before."""
+    last_mode: str
+
+
+class _Ranges(NamedTuple):
+    blur: float
+    """Odds of any."""
+    sigma: tuple[float, float]
+    resize_odds: tuple[float, float, float]
+    """Up, down, keep."""
+    resize: tuple[float, float]
+    gaussian: tuple[float, float]
+    poisson: tuple[float, float]
+
+
+_FIRST = _Ranges(1.0, (0.2, 3.0), (0.2, 0.7, 0.1), (0.15, 1.5), (1, 30), (0.05, 3.0))
+_SECOND = _Ranges(0.8, (0.2, 1.5), (0.3, 0.4, 0.3), (0.3, 1.2), (1, 25), (0.05, 2.5))
+_JPEG = (30, 95)
+
+
+def degrade(region: RGB8, *, scale: int, key: str) -> RGB8:
+    """LR [h/scale w/scale 3] of a region [h w 3] whose sides are multiples of the scale."""
+    height, width = region.shape[0] // scale, region.shape[1] // scale
+    recipe, stream = _draw(key), np.random.Generator(_stream(f"noise {key}"))
+    image = region.astype(np.float64) / 255
+    image = _round(image, recipe.first, region.shape[0], region.shape[1], stream)
+    image = _jpeg(image, recipe.first.jpeg)
+    image = _round(image, recipe.second, height, width, stream)
+    if not recipe.jpeg_last:
+        image = _jpeg(image, recipe.second.jpeg)
+    image = _resize(image, height, width, recipe.last_mode)
+    if recipe.sinc:
+        image = _filter(image, recipe.sinc)
+    if recipe.jpeg_last:
+        image = _jpeg(image, recipe.second.jpeg)
+    return _to_bytes(image)
+
+
+def describe(key: str) -> str:
+    """What `degrade` does to the patch of this key, in a few words for the sample's JSON."""
+    recipe = _draw(key)
+    first = [*_order_words(recipe.first), f"jpeg {recipe.first.jpeg}"]
+    second, last = _order_words(recipe.second), [f"jpeg {recipe.second.jpeg}"]
+    sinc = [_blur_words(recipe.sinc)] if recipe.sinc else []
+    end = [f"to LR {recipe.last_mode}", *sinc]
+    second += [*end, *last] if recipe.jpeg_last else [*last, *end]
+    return ", ".join(first) + "; " + ", ".join(second)
+
+
+def _order_words(order: Order) -> list[str]:
+    noise = order.noise
+    grey = " grey" if noise.grey else ""
+    return [
+        _blur_words(order.blur) if order.blur else "no blur",
+        f"resize {order.resize:.3f} {order.mode}",
+        f"{noise.kind} {noise.strength:.3f}{grey}",
+    ]
+
+
+def _blur_words(blur: Blur) -> str:
+    sigma = "x".join(f"{value:.3f}" for value in blur.sigma)
+    angle = f" at {blur.angle:.3f}" if len(set(blur.sigma)) > 1 else ""
+    power = f" power {blur.power:.3f}" if blur.shape in ("generalized", "plateau") else ""
+    return f"{blur.shape} {blur.size} {sigma}{angle}{power}"
+
+
+def _stream(name: str) -> np.random.Philox:
+    digest = hashlib.blake2b(f"usrgan degrade {name}".encode(), digest_size=16).digest()
+    return np.random.Philox(key=np.frombuffer(digest, np.uint64))
+
+
+# drawing
+
+
+@lru_cache(maxsize=16)
+def _draw(key: str) -> Recipe:
+    stream = np.random.Generator(_stream(f"recipe {key}"))
+    first, second = _draw_order(stream, _FIRST), _draw_order(stream, _SECOND)
+    sinc = _draw_sinc(stream, _size(stream)) if stream.random() < 0.8 else None
+    return Recipe(first, second, sinc, stream.random() < 0.5, _mode(stream))
+
+
+def _draw_order(stream: np.random.Generator, ranges: _Ranges) -> Order:
+    blur = _draw_blur(stream, ranges.sigma) if stream.random() < ranges.blur else None
+    low, high = ranges.resize
+    way = stream.choice(3, p=ranges.resize_odds)
+    resize = (stream.uniform(1, high), stream.uniform(low, 1), 1.0)[way]
+    mode = _mode(stream)
+    if stream.random() < 0.5:
+        noise = Noise("gaussian", stream.uniform(*ranges.gaussian), stream.random() < 0.4)
+    else:
+        noise = Noise("poisson", stream.uniform(*ranges.poisson), stream.random() < 0.4)
+    return Order(blur, float(resize), mode, noise, int(stream.integers(*_JPEG, endpoint=True)))
+
+
+def _draw_blur(stream: np.random.Generator, sigma: tuple[float, float]) -> Blur:
+    size = _size(stream)
+    if stream.random() < 0.1:
+        return _draw_sinc(stream, size)
+    odds = [odd for shape in _SHAPES for odd in _SHAPE_ODDS[shape]]
+    which = int(stream.choice(len(odds), p=odds))
+    shape, two = _SHAPES[which // 2], which % 2 == 1
+    wide = stream.uniform(*sigma)
+    widths = (wide, stream.uniform(*sigma) if two else wide)
+    angle = stream.uniform(-np.pi, np.pi) if two else 0.0
+    flatter = stream.random() < 0.5
+    power = 1.0
+    if shape == "generalized":
+        power = stream.uniform(0.5, 1) if flatter else stream.uniform(1, 4)
+    elif shape == "plateau":
+        power = 1.0 if flatter else stream.uniform(1, 2)
+    return Blur(shape, size, widths, angle, power)
+
+
+def _draw_sinc(stream: np.random.Generator, size: int) -> Blur:
+    return Blur("sinc", size, (stream.uniform(np.pi / 3 if size < 13 else np.pi / 5, np.pi),))
+
+
+def _size(stream: np.random.Generator) -> int:
+    return 2 * int(stream.integers(3, 11)) + 1
+
+
+def _mode(stream: np.random.Generator) -> str:
+    return list(_RESIZES)[stream.integers(3)]
+
+
+# doing
+
+
+def _round(
+    image: Image, order: Order, height: int, width: int, stream: np.random.Generator
+) -> Image:
+    if order.blur:
+        image = _filter(image, order.blur)
+    rows, columns = max(1, int(height * order.resize)), max(1, int(width * order.resize))
+    image = _resize(image, rows, columns, order.mode)
+    return np.asarray(np.clip(image + _noise(image, order.noise, stream), 0, 1))
+
+
+def _filter(image: Image, blur: Blur) -> Image:
+    filtered = cv2.filter2D(image, -1, kernel(blur), borderType=cv2.BORDER_REFLECT_101)
+    return np.asarray(filtered, np.float64)
+
+
+def kernel(blur: Blur) -> Kernel:
+    """The filter [size size] of a blur; it sums to 1."""
+    reach = np.arange(blur.size) - blur.size // 2
+    x, y = np.meshgrid(reach.astype(np.float64), reach.astype(np.float64))
+    if blur.shape == "sinc":
+        found = _jinc(np.hypot(x, y), blur.sigma[0])
+    else:
+        cosine, sine = np.cos(blur.angle), np.sin(blur.angle)
+        along, across = (
+            (cosine * x + sine * y) / blur.sigma[0],
+            (cosine * y - sine * x) / blur.sigma[1],
+        )
+        distance = (along**2 + across**2) ** blur.power
+        found = 1 / (1 + distance) if blur.shape == "plateau" else np.exp(-distance / 2)
+    return np.asarray(found / found.sum())
+
+
+def _jinc(radius: npt.NDArray[np.float64], cutoff: float) -> npt.NDArray[np.float64]:
+    """The ideal circular low-pass: cutoff J1(cutoff r) / (2 pi r); J1 by Bessel's integral."""
+    far = np.maximum(radius, 1e-12)
+    turn = (np.arange(128) + 0.5) * np.pi / 128
+    bessel = np.cos(turn - (cutoff * far)[..., None] * np.sin(turn)).mean(axis=-1)
+    return np.where(radius > 0, cutoff * bessel / (2 * np.pi * far), cutoff**2 / (4 * np.pi))
+
+
+def _resize(image: Image, height: int, width: int, mode: str) -> Image:
+    if image.shape[:2] == (height, width):
+        return image
+    resized: Any = cv2.resize(image, (width, height), interpolation=_RESIZES[mode])
+    return np.asarray(resized, np.float64)
+
+
+def _noise(image: Image, noise: Noise, stream: np.random.Generator) -> Image:
+    if noise.kind == "gaussian":
+        shape = (*image.shape[:2], 1 if noise.grey else 3)
+        return np.asarray(stream.standard_normal(shape) * (noise.strength / 255))
+    clean = np.clip(image, 0, 1)
+    if noise.grey:
+        clean = (clean @ np.array([0.299, 0.587, 0.114]))[..., None]
+    # photons per unit of light: as many as the picture has grey levels, rounded up to a power of two
+    levels = len(np.unique(_to_bytes(clean)))
+    photons = 2.0 ** int(np.ceil(np.log2(max(levels, 2))))
+    return np.asarray((stream.poisson(clean * photons) / photons - clean) * noise.strength)
+
+
+def _jpeg(image: Image, quality: int) -> Image:
+    bgr = np.ascontiguousarray(_to_bytes(image)[..., ::-1])
+    _, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return np.asarray(decoded[..., ::-1], np.float64) / 255
+
+
+def _to_bytes(image: Image) -> RGB8:
+    return np.asarray(np.clip(np.rint(image * 255), 0, 255), np.uint8)

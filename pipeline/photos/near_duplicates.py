@@ -1,0 +1,222 @@
+"""Photos that look alike: copies in another size, format or brightness, and mirrored ones.
+
+Two 64-bit perceptual hashes: dHash (signs of neighbour differences on a 9x8 thumbnail) and pHash
+(signs of the low DCT coefficients of a 32x32 one). Measured on photos: recompression and halving
+move a hash by 0 or 1 bits, a gamma of 1.2 by up to 4, different photos lie around 32 apart. A crop
+of more than a few percent is out of their reach. Pictures that only vary from top to bottom (stripes,
+a gradient) are all alike: their dHash is 0, and but seven bits of the pHash tell them apart. All
+arithmetic is on integers, so every machine computes the same bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.photos.accept import Luma, luma_of
+from pipeline.photos.walk import plain_name
+from shards.errors import UsageError
+from shards.images.photos import RejectedPhoto, read_photo
+from shards.io.walk import walk
+
+CLOSE = 3
+"""Bits in which one of the two hashes may differ."""
+BOTH = 10
+"""Bits in which the other one may differ."""
+_FIFTHS = [np.uint64(sum(1 << bit for bit in range(low, 64, 5))) for low in range(5)]
+_MASKS = [one | other for one, other in itertools.combinations(_FIFTHS, 2)]
+"""Two hashes that differ in CLOSE bits agree in two fifths of their bits, and others seldom do. Each fifth has
+bits of all rows and columns: a plain sky or margin, which sets a whole row, leaves the others to tell."""
+_QUARTERS = [np.uint64(0xFFFF << low) for low in range(0, 64, 16)]
+_AT_ONCE = 1 << 18
+"""Pairs that are compared at once."""
+
+Hashes = npt.NDArray[np.uint64]
+"""One hash of N photos, [N], or their dHashes and pHashes, [2 N]."""
+Numbers = npt.NDArray[np.intp]
+
+
+class Look(msgspec.Struct, frozen=True):
+    """The hashes of a photo and of its mirror image."""
+
+    dhash: int
+    phash: int
+    mirrored_dhash: int
+    mirrored_phash: int
+
+
+def look_of(luma: Luma) -> Look:
+    """Hash the luma [h w] of an upright photo."""
+    while min(luma.shape) >= 2 * 128:  # halving is ten times as fast as other factors
+        height, width = luma.shape
+        whole = luma[: height - height % 2, : width - width % 2]
+        halved = cv2.resize(whole, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+        luma = np.asarray(halved, np.uint8)
+    small = np.asarray(cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA), np.int64)
+    fine = np.asarray(cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA), np.int64)
+    return Look(_dhash(small), _phash(fine), _dhash(small[:, ::-1]), _phash(fine[:, ::-1]))
+
+
+def looks_below(folders: Sequence[Path]) -> list[tuple[str, Look]]:
+    """Names and looks of the pictures below some folders, sorted.
+
+    Raises:
+        UsageError: a folder holds no pictures, or one cannot be read.
+    """
+    found = []
+    for folder in folders:
+        walked = walk(folder, "--exclude-like")
+        paths = [place / name for place, _, names in walked for name in names]
+        if not paths:
+            raise UsageError(f"--exclude-like {folder}: holds no pictures; name a test set")
+        for path in paths:
+            try:
+                photo = read_photo(path, alpha="drop")
+            except RejectedPhoto as refused:
+                raise UsageError(f"--exclude-like {path}: {refused.reason}") from None
+            name = plain_name(f"{folder.name}/{path.relative_to(folder)}")
+            found.append((name, look_of(luma_of(photo.pixels))))
+    return sorted(found, key=lambda each: each[0])
+
+
+def alike(one: Look, other: Look) -> bool:
+    """Whether two photos show the same, one of them mirrored or not."""
+    return bool(resembling([one], [other]))
+
+
+def groups(looks: Sequence[Look]) -> list[list[int]]:
+    """The sets of two and more photos that are alike, directly or through others."""
+    distinct: dict[Look, int] = {}
+    places = [distinct.setdefault(look, len(distinct)) for look in looks]
+    plain, mirrored = _hashes(list(distinct))
+    leaders = np.arange(len(distinct))
+    for one, other in _alike(plain, mirrored, leaders, plain, leaders):
+        _join(leaders, one, other)
+    members: dict[int, list[int]] = defaultdict(list)
+    for number, leader in enumerate(leaders[places].tolist()):
+        members[leader].append(number)
+    return [group for group in members.values() if len(group) > 1]
+
+
+def resembling(looks: Sequence[Look], others: Sequence[Look]) -> dict[int, int]:
+    """For each photo that is like one of `others`: which.
+
+    Of several, the one that agrees in the foremost quarter of a hash, dHash before pHash; then the first.
+    """
+    plain, mirrored = _hashes(looks)
+    tests, _ = _hashes(others)
+    photo, test = np.zeros(len(looks), np.intp), np.ones(len(others), np.intp)
+    none = np.iinfo(np.intp).max
+    best = np.full(len(looks), none)
+    for one, other in _alike(plain, mirrored, photo, tests, test):
+        agree = [
+            (shown[which, one] ^ tests[which, other]) & quarter == 0
+            for which, quarter, shown in itertools.product((0, 1), _QUARTERS, (plain, mirrored))
+        ]
+        np.minimum.at(best, one, np.argmax(agree, axis=0) * len(others) + other)
+    return {int(one): int(best[one]) % len(others) for one in np.flatnonzero(best < none)}
+
+
+def _hashes(looks: Sequence[Look]) -> tuple[Hashes, Hashes]:
+    """Of the photos as they are, and mirrored."""
+    plain = [[look.dhash for look in looks], [look.phash for look in looks]]
+    mirrored = [[look.mirrored_dhash for look in looks], [look.mirrored_phash for look in looks]]
+    return np.array(plain, np.uint64), np.array(mirrored, np.uint64)
+
+
+def _alike(
+    plain: Hashes, mirrored: Hashes, groups: Numbers, others: Hashes, other_groups: Numbers
+) -> Iterator[tuple[Numbers, Numbers]]:
+    """All pairs that are alike and of two groups, in blocks, some pairs several times.
+
+    Groups that are joined meanwhile are not compared any more from the next mask on.
+    """
+    hashes = (0, 1), (1, 0)
+    for (this, that), mask, shown in itertools.product(hashes, _MASKS, (plain, mirrored)):
+        one, other, ranges = _ranges(shown[this] & mask, groups, others[this] & mask, other_groups)
+        left, right = shown[:, one], others[:, other]
+        for place, rank in itertools.chain.from_iterable(itertools.starmap(_spread, ranges)):
+            differ = left[this][place] ^ right[this][rank]
+            met = np.bitwise_count(differ) <= CLOSE
+            if mask != _MASKS[0]:
+                met &= differ != 0  # equal hashes have met at the first mask
+            place, rank = place[met], rank[met]
+            near = np.bitwise_count(left[that][place] ^ right[that][rank]) <= BOTH
+            yield one[place[near]], other[rank[near]]
+
+
+def _ranges(
+    keys: Hashes, groups: Numbers, other_keys: Hashes, other_groups: Numbers
+) -> tuple[Numbers, Numbers, list[tuple[Numbers, Numbers]]]:
+    """Whom to compare with whom: all pairs of one key and two groups.
+
+    Returns:
+        photos and others, both sorted, and, for each of these photos, from which to which
+        it meets the others, once for lower groups than its own, once for higher ones.
+    """
+    one, other = np.lexsort((groups, keys)), np.lexsort((other_groups, other_keys))
+    ordered = other_keys[other]
+    first = np.searchsorted(ordered, keys[one])
+    last = np.searchsorted(ordered, keys[one], "right")
+    shared = first < last
+    one, first, last = one[shared], first[shared], last[shared]
+    # a key and a group in one number
+    count = 1 + max(groups.max(initial=0), other_groups.max(initial=0))
+    own = first * count + groups[one]
+    ranks = np.searchsorted(ordered, ordered) * count + other_groups[other]
+    lower = first, np.searchsorted(ranks, own)
+    higher = np.searchsorted(ranks, own, "right"), last
+    return one, other, [lower, higher]
+
+
+def _spread(first: Numbers, last: Numbers) -> Iterator[tuple[Numbers, Numbers]]:
+    """Each place of some ranges together with each number in its range, in blocks."""
+    ends = np.cumsum(last - first)
+    total, shift = int(ends[-1]) if len(ends) else 0, last - ends
+    for start in range(0, total, _AT_ONCE):
+        stop = min(start + _AT_ONCE, total)
+        places = np.arange(np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop) + 1)
+        begins = ends[places] - last[places] + first[places]
+        place = np.repeat(places, ends[places].clip(max=stop) - begins.clip(min=start))
+        yield place, np.arange(start, stop) + shift[place]
+
+
+def _join(leaders: Numbers, one: Numbers, other: Numbers) -> None:
+    """Make groups of some pairs one, led by their first photo."""
+    while np.any(apart := leaders[one] != leaders[other]):
+        one, other = one[apart], other[apart]
+        pair = leaders[one], leaders[other]
+        np.minimum.at(leaders, np.maximum(*pair), np.minimum(*pair))
+        while np.any(leaders != (above := leaders[leaders])):
+            leaders[:] = above
+
+
+def _dhash(small: npt.NDArray[np.int64]) -> int:
+    return _packed(small[:, 1:] > small[:, :-1])
+
+
+def _phash(fine: npt.NDArray[np.int64]) -> int:
+    coefficients = (_DCT @ fine @ _DCT.T).flatten()
+    rest = np.sort(coefficients[1:])  # the mean brightness says nothing
+    return _packed(coefficients > (rest[31] + rest[30]) // 2)
+
+
+def _packed(bits: npt.NDArray[np.bool_]) -> int:
+    return int.from_bytes(np.packbits(bits.flatten()).tobytes(), "big")
+
+
+def _dct_rows() -> npt.NDArray[np.int64]:
+    """The eight lowest rows of a 32-point DCT-II, in 1/4096."""
+    row, place = np.mgrid[:8, :32]
+    waves = np.cos(np.pi * row * (2 * place + 1) / 64)
+    return np.asarray(np.rint(4096 * waves), np.int64)
+
+
+_DCT = _dct_rows()

@@ -1,0 +1,185 @@
+"""The output folder: empty, unfinished, finished, or somebody else's; and what it promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+
+from pipeline.options import Options, described, differences, libraries
+from pipeline.photos.scan import Scan, listing_sha256
+from shards import __version__, writer
+from shards.errors import DamagedData, UsageError
+from shards.format import index
+from shards.format.manifest import NAME, Manifest, Option, load_manifest
+from shards.io import atomic
+
+_STEM = "*-[0-9][0-9][0-9][0-9][0-9][0-9]"
+SHARDS = f"{_STEM}.tar"
+PROMISE = "promise.json"
+"""In the scratch folder: what the run was asked for."""
+VERSION = "usrgan"
+"""In a promise: which usrgan; one run is of one version, a finished data set may be of any."""
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be written to, or whose own files a data set would replace.
+
+    Raises:
+        UsageError: naming the file.
+    """
+    atomic.check_folder(out, option="--out")
+    if not out.is_dir() or (out / NAME).exists() or (out / "_work").is_dir():
+        return
+    ours = ("README.md", "rejects.jsonl", "index", ".nv-meta", "*.wids.json", "*.tar", "*.tar.idx")
+    for pattern in ours:
+        for path in out.glob(pattern):
+            raise UsageError(
+                f"--out {out}: holds {path.name}, which is not of a data set; name an empty folder"
+            )
+
+
+def promise_of(options: Options, found: Scan) -> dict[str, Option]:
+    """All that the bytes depend on, flat, to compare a folder with this call."""
+    return {
+        **described(options),
+        **{f"library {name}": version for name, version in libraries().items()},
+        VERSION: __version__,
+        "photos": listing_sha256(found),
+    }
+
+
+def parse_promise(content: bytes) -> dict[str, Option]:
+    """What a stored promise says; nothing if it is damaged."""
+    try:
+        return msgspec.json.decode(content, type=dict[str, Option])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+
+
+def check_promise(out: Path, promise: dict[str, Option]) -> Manifest | None:
+    """The manifest of a finished data set, None where there is none; nothing is written.
+
+    Raises:
+        UsageError: the folder holds another data set, finished or not, than is asked for.
+    """
+    if not (out / NAME).exists():
+        _check_unfinished(out / "_work", promise)
+        return None
+    manifest = load_manifest(out)
+    check_same(str(out), manifest, promise)
+    return manifest
+
+
+def check_same(out: str, manifest: Manifest, promise: dict[str, Option]) -> None:
+    """A finished data set is the one that is asked for; whichever version has made it, it is whole.
+
+    Raises:
+        UsageError: it is another one; with what differs.
+    """
+    before = {
+        **manifest.options,
+        **{f"library {name}": version for name, version in manifest.libraries.items()},
+        VERSION: promise[VERSION],
+        "photos": manifest.photos.listing_sha256,
+    }
+    if changed := differences(before, promise):
+        raise UsageError(
+            f"--out {out}: holds another data set ({changed}); name another folder or add --overwrite"
+        )
+
+
+def _check_unfinished(work: Path, promise: dict[str, Option]) -> None:
+    """Photos may have changed since: what was cut of them is then cut again."""
+    path = work / PROMISE
+    if not path.exists():
+        return
+    before = parse_promise(path.read_bytes())
+    if changed := differences({**before, "photos": promise["photos"]}, promise):
+        raise UsageError(
+            f"--out {work.parent}: an unfinished run differs ({changed});"
+            " repeat its options with the same versions, or add --overwrite"
+        )
+
+
+def finished_dataset(out: Path, promise: dict[str, Option]) -> Manifest | None:
+    """The manifest of this very data set, or None if it is not there yet.
+
+    Raises:
+        UsageError: it is another data set.
+        DamagedData: a shard is missing or cut off.
+    """
+    manifest = check_promise(out, promise)
+    for split in manifest.splits.values() if manifest else ():
+        for shard in split.shards:
+            if writer.finished_shard(out, shard.name) != shard:
+                raise DamagedData(
+                    f"{out / shard.name}: it or its index is missing or cut off; run the same command with --repair"
+                )
+    return manifest
+
+
+def begin_work(work: Path, promise: dict[str, Option]) -> None:
+    """Start or go on: the scratch folder and the shards are of one promise.
+
+    Raises:
+        UsageError: it is of another one.
+    """
+    _check_unfinished(work, promise)
+    sweep(work.parent)
+    if not (work / PROMISE).exists():  # what lies there is of nobody
+        drop_shards(work.parent)
+        for path in sorted(work.glob("*")):
+            atomic.remove(path)
+        write_promise(work, promise)
+
+
+def write_promise(work: Path, promise: dict[str, Option]) -> None:
+    """Say what the scratch folder and the shards beside it are of."""
+    atomic.make_folder(work)
+    atomic.write_file(work / PROMISE, json.dumps(promise, indent=2, sort_keys=True).encode())
+
+
+def sweep(out: Path) -> None:
+    """Remove the temporaries of processes that were killed."""
+    for folder in (out / "_work", out, out / "index", out / ".nv-meta"):
+        atomic.sweep_temps(folder)
+
+
+def clear_dataset(out: Path) -> None:
+    """Remove a data set, its manifest first, and nothing else; the scratch folder stays to the end.
+
+    As long as that is there the folder is known as ours, so that a killed call can be repeated.
+    """
+    atomic.make_folder(out / "_work")
+    atomic.remove(out / NAME)
+    drop_shards(out)
+    for path in sorted(out.glob("*.wids.json")):
+        atomic.remove(path)
+    for name in ("index", ".nv-meta", "rejects.jsonl", "README.md", "_work"):
+        atomic.remove(out / name)
+
+
+def drop_shards(out: Path) -> None:
+    """Remove all shards of an unfinished data set, and what is left of any."""
+    patterns = (SHARDS, f"{SHARDS}.idx", f"index/{_STEM}.npz")
+    found = [path.name for pattern in patterns for path in out.glob(pattern)]
+    stems = {name.removesuffix(".idx").removesuffix(".tar").removesuffix(".npz") for name in found}
+    for stem in sorted(stems):
+        drop_shard(out, f"{stem}.tar")
+
+
+def drop_shard(out: Path, name: str) -> None:
+    """Remove a shard; what says that it was sent or that it is finished goes first, for good."""
+    for path in (sent_marker(out, name), index.npz_path(out, name)):
+        if path.exists():
+            atomic.remove(path)
+            atomic.sync_folder(path.parent)
+    for path in (index.idx_path(out, name), out / name):
+        atomic.remove(path)
+
+
+def sent_marker(out: Path, name: str) -> Path:
+    """The file that says that a shard is at its URL."""
+    return out / "_work" / f"sent-{name}"

@@ -1,0 +1,179 @@
+"""One shard out of the spills: a pure function of the plan and the shard's number."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.options import Options
+from pipeline.patches.degrade import describe
+from pipeline.patches.extract import degradation_key
+from pipeline.patches.spill import Rows, spill_name
+from pipeline.stages import upload
+from pipeline.stages.output_folder import drop_shards
+from pipeline.stages.plan import Plan, Shard, Source
+from shards import writer
+from shards.errors import DamagedData
+from shards.format import index
+from shards.format.checksum import crc32s
+from shards.format.codec import EXTENSIONS
+from shards.format.manifest import SampleInfo, ShardEntry, encode_info
+from shards.io import atomic
+
+_PHOTOS, _STARTS = "plan-photos.bin", "plan-starts.bin"
+"""The photos of a plan, and where each begins in that file, and the end: uint64."""
+_PAIRS_AT_ONCE = 512
+"""Linux reads into at most 1 024 places at once (IOV_MAX)."""
+
+
+def save_plan(work: Path, plan: Plan) -> None:
+    """Put the plan where the processes that pack shards find it.
+
+    Shards that were packed by another plan (a photo could not be read then) are removed.
+    """
+    photos = [msgspec.msgpack.encode(photo) for photo in plan.photos]
+    starts = np.cumsum([0, *map(len, photos)], dtype="<u8")
+    named = {
+        _PHOTOS: b"".join(photos),
+        _STARTS: starts.tobytes(),
+        "plan-shards.json": msgspec.json.encode(plan.shards),
+    }
+    rows = work / "plan-rows.npy"
+    others = [name for name in named if _differs(work / name, named[name])]
+    if others or (rows.exists() and not _holds(rows, plan.rows)):
+        drop_shards(work.parent)
+    for name, content in named.items():
+        atomic.write_file(work / name, content)
+    with atomic.replacing(rows) as stream:  # np.save goes past Python, and a full disk is not told
+        header = np.lib.format.header_data_from_array_1_0(plan.rows)
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.write(plan.rows.view(np.uint8).data)
+
+
+def _differs(path: Path, content: bytes) -> bool:
+    return path.exists() and path.read_bytes() != content
+
+
+def _holds(path: Path, rows: Rows) -> bool:
+    try:
+        return np.array_equal(np.load(path, mmap_mode="r"), rows)
+    except (OSError, ValueError):
+        return False
+
+
+def load_shards(work: Path) -> list[Shard]:
+    """The shards of a saved plan."""
+    path = work / "plan-shards.json"
+    return _shards(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _shards(path: Path, _written: int) -> list[Shard]:
+    return msgspec.json.decode(path.read_bytes(), type=list[Shard])
+
+
+def pack_shard(out: Path, shard: Shard, options: Options, url: str = "") -> ShardEntry:
+    """Write one shard and its indices from the spills, unless they are there; send them to `url`.
+
+    Raises:
+        DamagedData: a spill is not what was written.
+        WriteFailed: the disk or the store refused.
+    """
+    entry = writer.finished_shard(out, shard.name)
+    if entry is None:
+        entry = _write_shard(out, shard, options)
+    if url:
+        upload.send_shard(out, entry, url)
+    return entry
+
+
+def _write_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
+    work = out / "_work"
+    rows = np.array(np.load(work / "plan-rows.npy", mmap_mode="r")[shard.first : shard.last])
+    photos = _photos(work, rows["source"].tolist())
+    origin = index.Origin(
+        [photos[source].name for source in rows["source"].tolist()],
+        *(rows[name] for name in ("x", "y", "luma_std", "gradient")),
+    )
+    return writer.write_shard(
+        out,
+        shard.name,
+        np.arange(shard.first, shard.last),
+        _metas(rows, photos, shard.split, options),
+        np.stack([rows["hr"], rows["lr"]], axis=1).astype(np.int64),
+        origin,
+        partial(_read_pairs, work, rows),
+        extension=EXTENSIONS[options.codec],
+    )
+
+
+def _metas(rows: Rows, photos: Mapping[int, Source], split: str, options: Options) -> list[bytes]:
+    """The JSON of every row."""
+    metas = []
+    placed = rows[["source", "x", "y", "luma_std", "gradient"]].tolist()
+    for source, x, y, spread, gradient in placed:
+        photo = photos[source]
+        info = SampleInfo(gradient, spread, options.scale, split, photo.name, photo.sha256, x, y)
+        if options.flags_blocks:
+            info.blockiness, info.pre_scale = photo.blockiness, photo.pre_scale
+        if options.degrade == "realesrgan":
+            info.degradation = describe(degradation_key(options.seed, photo.pixels, x, y))
+        metas.append(encode_info(info))
+    return metas
+
+
+def _read_pairs(
+    work: Path, rows: Rows, content: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint32]:
+    """Put HR and LR of every row at their offsets [N 2]; their checksums [N 2], which hold.
+
+    Each spill is opened once and read forward.
+    """
+    ends = offsets + np.stack([rows["hr"], rows["lr"]], axis=1)
+    spans = np.stack([offsets, ends], axis=2).tolist()
+    promised = np.stack([rows["hr_crc32"], rows["lr_crc32"]], axis=1)
+    checksums = promised.tolist()
+    chunks, starts = rows["chunk"].tolist(), rows["offset"].tolist()
+    view = content.data
+    for chunk, runs in itertools.groupby(_runs(rows), key=lambda run: chunks[run[0]]):
+        path = work / spill_name(chunk)
+        with path.open("rb", buffering=0) as stream:
+            for run in runs:
+                pieces = [view[first:last] for row in run for first, last in spans[row]]
+                os.preadv(stream.fileno(), pieces, starts[run[0]])
+                expected = [checksum for row in run for checksum in checksums[row]]
+                if crc32s(pieces) != expected:
+                    raise DamagedData(
+                        f"{path}: was damaged on disk; run the same command with --repair"
+                    )
+    return promised
+
+
+def _runs(rows: Rows) -> Iterator[list[int]]:
+    """The rows in the order in which spills hold them, those together whose pairs lie behind one another."""
+    order = np.lexsort([rows["offset"], rows["chunk"]])
+    chunks, starts = rows["chunk"][order], rows["offset"][order]
+    ends = starts + rows["hr"][order] + rows["lr"][order]
+    apart = (chunks[1:] != chunks[:-1]) | (starts[1:] != ends[:-1])
+    for run in np.split(order, np.flatnonzero(apart) + 1):
+        for at in range(0, len(run), _PAIRS_AT_ONCE):
+            yield run[at : at + _PAIRS_AT_ONCE].tolist()
+
+
+def _photos(work: Path, numbers: Iterable[int]) -> dict[int, Source]:
+    """The photos of these numbers alone: a plan may have millions, of which a shard has thousands."""
+    starts = np.memmap(work / _STARTS, "<u8", "r")
+    photos = {}
+    with (work / _PHOTOS).open("rb", buffering=0) as stream:
+        for number in sorted(set(numbers)):
+            start, end = starts[number : number + 2].tolist()
+            content = os.pread(stream.fileno(), end - start, start)
+            photos[number] = msgspec.msgpack.decode(content, type=Source)
+    return photos

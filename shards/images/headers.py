@@ -1,0 +1,239 @@
+"""What an image file says of itself before a decoder sees it: format, size, orientation, profile.
+
+A 49 kB PNG can ask for 2.3 GB, and decoders take some cut files as whole; both show here. Sources:
+PNG https://www.w3.org/TR/png-3/, WebP RFC 9649, JPEG ITU-T T.81 annex B.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from isal import isal_zlib
+
+from shards.format.png import SIGNATURE, chunks
+from shards.images import tiff
+
+Kind = Literal["JPEG", "PNG", "WebP", "TIFF", "BMP"]
+_NO_FRAME = {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC lie among the start-of-frame markers
+_BGR = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)  # where red, green and blue lie in a BMP's pixel
+_RGB = bytes((8, 2, 0, 0, 0))  # bits, colour type, then the methods of a PNG and no interlacing
+_PNG_CRITICAL = {b"PLTE", b"IDAT", b"IEND"}  # besides IHDR, which comes once
+_ALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
+
+
+class BadHeader(Exception):
+    """The file contradicts its format; `code` is CUT_OFF, DAMAGED, MODE or NOT_IMAGE."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Header:
+    """Of the stored image, before it is turned."""
+
+    kind: Kind
+    width: int
+    height: int
+    orientation: int = 1
+    """Exif orientation, 1 to 8."""
+    icc: bytes = b""
+    moving: bool = False
+    """An animation; decoders give its first frame."""
+    inverted_cmyk: bool = False
+    transparent: bool = False
+    """It says so beside its pixels: OpenCV leaves that out where they are grey."""
+    plain: bool = False
+    """A PNG of 8-bit RGB and nothing else, row after row."""
+    turned: bool = False
+    """A TIFF whose zero is white, or of one channel after the other: at 16 bits OpenCV overlooks that."""
+
+
+def read_header(content: bytes) -> Header:
+    """Tell the format by its first bytes and check its frame.
+
+    Raises:
+        BadHeader: no known format, or its parts do not fit together.
+    """
+    try:
+        if content.startswith(b"\xff\xd8\xff"):
+            return _jpeg(content)
+        if content.startswith(SIGNATURE):
+            return _png(content)
+        if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+            return _webp(content)
+        if content[:4] in (b"II*\0", b"MM\0*"):
+            return _tiff(content)
+        if content[:2] == b"BM" and len(content) >= 30:
+            return _bmp(content)
+    except (struct.error, IndexError):
+        raise BadHeader("CUT_OFF", "ends inside its header") from None
+    raise BadHeader("NOT_IMAGE", _what_else(content))
+
+
+def _jpeg(content: bytes) -> Header:
+    at, size, orientation, inverted = 2, None, None, False
+    profile: dict[int, bytes] = {}
+    while at + 4 <= len(content):
+        if content[at] != 0xFF:
+            raise BadHeader("DAMAGED", "has bytes between its JPEG segments")
+        marker = content[at + 1]
+        if marker == 0xFF or marker in _ALONE:
+            at += 1 if marker == 0xFF else 2
+            continue
+        if marker == 0xDA:
+            break
+        length = int.from_bytes(content[at + 2 : at + 4], "big")
+        body = content[at + 4 : at + 2 + length]
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
+            height, width = struct.unpack_from(">HH", body, 1)
+            size = width, height
+        elif marker == 0xE1 and body.startswith(b"Exif\0\0") and orientation is None:
+            orientation = tiff.orientation_of(tiff.tags_of(body[6:]))
+        elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14:
+            profile[body[12]] = body[14:]
+        elif marker == 0xEE and body.startswith(b"Adobe"):
+            inverted = True
+        at += 2 + length
+    if size is None:
+        raise BadHeader("CUT_OFF", "ends before its JPEG frame")
+    icc = b"".join(profile[number] for number in sorted(profile))
+    return Header("JPEG", *size, orientation or 1, icc, inverted_cmyk=inverted)
+
+
+def _png(content: bytes) -> Header:
+    size, orientation, icc, form, palette = None, 1, b"", b"", 3
+    kinds = set()
+    for kind, body in _png_chunks(content):
+        if size is None:
+            if kind != b"IHDR":
+                raise BadHeader("DAMAGED", "does not start with a PNG header")
+            size, form = struct.unpack_from(">II", body), body[8:]
+        elif kind[:1].isupper() and kind not in _PNG_CRITICAL:
+            raise BadHeader("DAMAGED", f"has a PNG chunk {kind.decode()} that cannot be understood")
+        elif kind == b"eXIf":
+            orientation = tiff.orientation_of(tiff.tags_of(body))
+        elif kind == b"iCCP":
+            icc = _inflated(body.partition(b"\0")[2][1:])
+        elif kind == b"PLTE":
+            palette = len(body)
+        kinds.add(kind)
+    if size is None or b"IDAT" not in kinds:
+        raise BadHeader("CUT_OFF", "ends before its pixels")
+    moving, transparent = b"acTL" in kinds, b"tRNS" in kinds
+    plain = form == _RGB and not transparent and 0 < palette <= 768 and palette % 3 == 0
+    return Header(
+        "PNG", size[0], size[1], orientation, icc, moving, transparent=transparent, plain=plain
+    )
+
+
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """All chunks up to IEND, each against its checksum."""
+    kind = b""
+    for kind, start, stop in chunks(content):
+        if not kind.isalpha():
+            raise BadHeader("DAMAGED", "has a broken chain of PNG chunks")
+        if stop > len(content):
+            raise BadHeader("CUT_OFF", f"ends inside its {kind.decode()} chunk")
+        body = content[start + 8 : stop - 4]
+        if isal_zlib.crc32(body, isal_zlib.crc32(kind)) != int.from_bytes(
+            content[stop - 4 : stop], "big"
+        ):
+            raise BadHeader("DAMAGED", f"has a wrong checksum in its {kind.decode()} chunk")
+        yield kind, body
+    if kind != b"IEND":
+        raise BadHeader("CUT_OFF", f"ends after {len(content):,} bytes, before its IEND")
+
+
+def bare_png(content: bytes) -> bytes:
+    """A PNG with no more than its pixels and what they mean: decoders grumble at the rest, or play it."""
+    kept = [
+        content[start:stop]
+        for kind, start, stop in chunks(content)
+        if kind[:1].isupper() or kind == b"tRNS"
+    ]
+    return b"".join((SIGNATURE, *kept))
+
+
+def _webp(content: bytes) -> Header:
+    whole = 8 + int.from_bytes(content[4:8], "little")
+    if whole > len(content):
+        raise BadHeader("CUT_OFF", f"ends after {len(content):,} of {whole:,} bytes")
+    size: tuple[int, int] | None = None
+    orientation, icc, moving, at = 1, b"", False, 12
+    while at + 8 <= whole:
+        kind, length = struct.unpack_from("<4sI", content, at)
+        body = content[at + 8 : at + 8 + length]
+        if kind == b"VP8X":
+            size = _u24(body[4:7]) + 1, _u24(body[7:10]) + 1
+        elif kind == b"VP8L" and size is None:
+            bits = struct.unpack_from("<I", body, 1)[0]
+            size = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        elif kind == b"VP8 " and size is None:
+            width, height = struct.unpack_from("<HH", body, 6)
+            size = width & 0x3FFF, height & 0x3FFF
+        elif kind == b"EXIF":
+            orientation = tiff.orientation_of(tiff.tags_of(body.removeprefix(b"Exif\0\0")))
+        elif kind == b"ICCP":
+            icc = body
+        moving |= kind == b"ANIM"
+        at += 8 + length + length % 2
+    if size is None:
+        raise BadHeader("DAMAGED", "has no WebP image in it")
+    return Header("WebP", *size, orientation, icc, moving)
+
+
+def _tiff(content: bytes) -> Header:
+    tags = tiff.tags_of(content)
+    return Header(
+        "TIFF",
+        tags.get(256, 0),
+        tags.get(257, 0),
+        tiff.orientation_of(tags),
+        tiff.profile_of(content),
+        transparent=tags.get(338) in (1, 2),
+        turned=tags.get(262) == 0 or (tags.get(284) == 2 and tags.get(277, 1) > 1),
+    )
+
+
+def _bmp(content: bytes) -> Header:
+    start, header, width, height, _, depth, packing = struct.unpack_from("<IIiiHHI", content, 10)
+    if header < 40:
+        raise BadHeader("DAMAGED", "is a BMP of a form older than Windows 3")
+    stride = (abs(width) * depth + 31) // 32 * 4
+    if packing in (0, 3) and start + stride * abs(height) > len(content):
+        raise BadHeader("CUT_OFF", f"ends after {len(content):,} bytes, before its last row")
+    if depth == 16 or (packing in (3, 6) and content[54:66] != _BGR):  # OpenCV takes no notice
+        raise BadHeader("MODE", "is a BMP with fields of bits; convert it to PNG")
+    return Header("BMP", abs(width), abs(height))
+
+
+def _inflated(data: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(data, 2**24)
+    except zlib.error:
+        return b""
+
+
+def _u24(data: bytes) -> int:
+    return int.from_bytes(data[:3], "little")
+
+
+def _what_else(content: bytes) -> str:
+    head = content[:64].lstrip().lower()
+    if content[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif"):
+        return "is HEIC or AVIF; convert it to PNG or JPEG first"
+    for start, name in (
+        (b"gif8", "a GIF"),
+        (b"%pdf", "a PDF"),
+        (b"<", "HTML or XML"),
+        (b"pk", "a ZIP"),
+    ):
+        if head.startswith(start):
+            return f"is {name}, not a photo"
+    return "is no PNG, JPEG, WebP, TIFF or BMP"

@@ -1,0 +1,8 @@
+"""Everything that touches disks and networks.
+
+atomic     the one place that writes files: temporary, fsync, rename
+remote     folders that are URLs
+walk       folders of photos, in order
+compile_c  C compiled on first use
+cache_dir  the user's cache folder
+"""

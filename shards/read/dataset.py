@@ -1,0 +1,114 @@
+"""Data sets as a whole: their manifest, and their splits opened for reading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from shards.errors import DamagedData, UsageError, remedy
+from shards.format import index
+from shards.format.manifest import NAME, Manifest, ShardEntry, load_manifest, parse_manifest
+from shards.io import remote
+from shards.io.remote import Location
+from shards.read.byte_ranges import LocalRanges, Ranges, StoreRanges
+from shards.read.shard_cache import FetchedRanges
+from shards.read.split import SplitReader
+
+_INDICES_AT_ONCE = 16
+"""Requests for the indices of a data set at a URL."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A finished folder of shards, or one at a URL."""
+
+    location: Location
+    manifest: Manifest
+    cache: Path | None = None
+    """Where shards of a URL are kept whole for later runs; None: nowhere."""
+    indices: dict[str, list[index.ShardIndex]] = field(default_factory=dict, repr=False)
+    """Of the splits that were opened; read once."""
+
+    def split(self, name: str) -> SplitReader:
+        """Open `train` or `val`; checks that every shard is there in its full length.
+
+        Of a URL only the indices are looked at, and a shard that is gone is an error when its turn comes.
+
+        Raises:
+            UsageError: there is no such split.
+            DamagedData: a shard or its index is missing, cut off or of another data set.
+        """
+        if name not in self.manifest.splits:
+            raise UsageError(
+                f"{self.location}: has no split {name!r}; it has {', '.join(self.manifest.splits)}"
+            )
+        if name not in self.indices:
+            self.indices[name] = _indices(self.location, self.manifest.splits[name].shards)
+        ranges = open_ranges(self.location, self.cache)
+        return SplitReader(self.location, self.manifest, name, self.indices[name], ranges)
+
+
+def open_dataset(location: Location) -> Dataset:
+    """Open a local folder that `prep-shards` wrote, or a URL of fsspec (`s3://…`).
+
+    Raises:
+        UsageError: it is no finished data set, or of a newer format.
+        DamagedData: its manifest is damaged.
+        UsrganError: the store of a URL does not answer.
+    """
+    if isinstance(location, Path):
+        return Dataset(location, load_manifest(location))
+    try:
+        content = remote.read(remote.below(location, NAME))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{location}: has no {NAME}, so no finished data set is there; check the URL, or make one"
+            f" with prep-shards --src PHOTOS --out {location}"
+        ) from None
+    return Dataset(location, parse_manifest(content, remote.below(location, NAME)))
+
+
+def open_ranges(location: Location, cache: Path | None) -> Ranges:
+    """The shards of a folder or URL; `cache` is where those of a URL are kept whole, if anywhere."""
+    if isinstance(location, Path):
+        return LocalRanges(location)
+    return StoreRanges(location) if cache is None else FetchedRanges(location, cache)
+
+
+def _indices(location: Location, shards: Sequence[ShardEntry]) -> list[index.ShardIndex]:
+    if isinstance(location, Path):
+        return [_local_index(location, entry) for entry in shards]
+    with ThreadPoolExecutor(_INDICES_AT_ONCE) as pool:
+        return list(pool.map(partial(_remote_index, location), shards))
+
+
+def _local_index(folder: Path, entry: ShardEntry) -> index.ShardIndex:
+    path = folder / entry.name
+    try:
+        length = path.stat().st_size
+    except OSError:
+        raise DamagedData(f"{path}: is missing; {remedy(str(path))}") from None
+    if length != entry.bytes:
+        raise DamagedData(
+            f"{path}: has {length:,} bytes instead of {entry.bytes:,}; {remedy(str(path))}"
+        )
+    npz = index.npz_path(folder, entry.name)
+    return _same_shard(index.load_npz(npz), entry, str(npz))
+
+
+def _remote_index(location: str, entry: ShardEntry) -> index.ShardIndex:
+    url = remote.below(location, str(index.npz_path(Path(), entry.name)))
+    try:
+        content = remote.read(url)
+    except FileNotFoundError:
+        raise DamagedData(f"{url}: is missing; {remedy(url)}") from None
+    return _same_shard(index.parse_npz(content, url), entry, url)
+
+
+def _same_shard(loaded: index.ShardIndex, entry: ShardEntry, path: str) -> index.ShardIndex:
+    if loaded.entry(entry.name) != entry:
+        raise DamagedData(f"{path}: is of another shard; {remedy(path)}")
+    return loaded

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.execution import pool
+from shards.errors import Stopped, WriteFailed
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def die_at_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def die_once(number: int, mark: str) -> int:
+    if number == 3 and not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def fail(number: int) -> int:
+    raise WriteFailed(f"{number}: the disk is full")
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_every_unit_is_done_once(workers):
+    ended = list(pool.run(square, [(n,) for n in range(20)], workers=workers, stopping=never))
+    assert sorted(done.result for done in ended) == [n * n for n in range(20)]
+
+
+def test_a_unit_that_kills_its_process_is_named_and_the_rest_is_done():
+    ended = list(pool.run(die_at_three, [(n,) for n in range(9)], workers=2, stopping=never))
+    died = [end.unit for end in ended if isinstance(end, pool.Died)]
+    done = sorted(end.result for end in ended if isinstance(end, pool.Done))
+    assert died == [(3,)]
+    assert done == [n * n for n in range(9) if n != 3]
+
+
+def test_a_process_killed_by_chance_loses_nothing(tmp_path):
+    units = [(n, str(tmp_path / "mark")) for n in range(9)]
+    ended = list(pool.run(die_once, units, workers=2, stopping=never))
+    assert sorted(end.result for end in ended) == [n * n for n in range(9)]
+
+
+def test_an_error_of_the_work_comes_through():
+    with pytest.raises(WriteFailed, match="the disk is full"):
+        list(pool.run(fail, [(1,), (2,)], workers=2, stopping=never))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stop_ends_between_units(workers):
+    ended: list[object] = []
+    run = pool.run(
+        square, [(n,) for n in range(50)], workers=workers, stopping=lambda: len(ended) > 3
+    )
+    with pytest.raises(Stopped):
+        ended.extend(run)
+    assert 4 <= len(ended) < 50
+
+
+def blas_threads() -> str | None:
+    return os.environ.get("OPENBLAS_NUM_THREADS")
+
+
+def test_only_workers_are_told_to_compute_in_one_thread():
+    before = dict(os.environ)
+    ended = list(pool.run(blas_threads, [()], workers=1, stopping=never))
+    assert [done.result for done in ended] == [before.get("OPENBLAS_NUM_THREADS", "1")]
+    assert dict(os.environ) == before
+
+
+def test_workers_do_not_run_the_script_that_called(tmp_path):
+    script = tmp_path / "no_guard.py"
+    script.write_text(
+        "from pipeline.execution import pool\n"
+        "print('begun', flush=True)\n"
+        "done = pool.run(abs, [(-1,), (-2,)], workers=2, stopping=lambda: False)\n"
+        "print(sorted(each.result for each in done), __spec__)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ended.stdout == "begun\n[1, 2] None\n"
+
+
+def process_id(_: int) -> int:
+    time.sleep(0.1)
+    return os.getpid()
+
+
+def test_a_pool_ends_though_an_idle_worker_holds_the_lock_of_the_queue():
+    """A worker that is stopped while it waits for work is as good as one that was killed then."""
+    units, seen = [(n,) for n in range(6)], set()
+    for count, done in enumerate(pool.run(process_id, units, workers=2, stopping=never), 1):
+        seen.add(done.result)
+        if count == len(units):
+            time.sleep(0.2)  # until both wait
+            for pid in seen:
+                os.kill(pid, signal.SIGSTOP)
+            signal.signal(signal.SIGALRM, _too_long)
+            signal.alarm(20)
+    signal.alarm(0)
+    assert len(seen) == 2
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+
+from pipeline.options import Options
+from pipeline.patches.spill import Outcome
+from pipeline.photos.accept import luma_of
+from pipeline.photos.near_duplicates import (
+    Look,
+    _join,
+    alike,
+    groups,
+    look_of,
+    looks_below,
+    resembling,
+)
+from pipeline.stages.plan import _split
+from shards.errors import UsageError
+from shards.format import png
+from shards.read.dataset import open_dataset
+from tests.pipeline.support import SMALL, make, make_photo, prep
+
+
+def half(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    return cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+
+
+CHANGES = {
+    "half": half,
+    "recompressed": lambda image: simplejpeg.decode_jpeg(simplejpeg.encode_jpeg(image, quality=30)),
+    "mirrored": lambda image: np.ascontiguousarray(image[:, ::-1]),
+    "brighter": lambda image: (255 * (image / 255) ** 0.85).astype(np.uint8),
+    "mirrored and half": lambda image: half(np.ascontiguousarray(image[:, ::-1])),
+}
+PHOTOS = [make_photo(seed) for seed in range(30)]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_copies_look_alike(change):
+    found = [
+        alike(look_of(luma_of(CHANGES[change](photo))), look_of(luma_of(photo))) for photo in PHOTOS
+    ]
+    assert sum(found) >= 29
+
+
+def test_different_photos_do_not():
+    looks = [look_of(luma_of(photo)) for photo in PHOTOS]
+    assert not any(alike(a, b) for a, b in itertools.combinations(looks, 2))
+
+
+def test_the_hashes_are_their_definitions():
+    image = PHOTOS[3][:250]  # small enough not to be halved before
+    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA).astype(int)
+    dhash = int(
+        "".join(str(int(small[r, c + 1] > small[r, c])) for r in range(8) for c in range(8)), 2
+    )
+    assert look_of(luma).dhash == dhash
+    fine = cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA).astype(float)
+    spectrum = cv2.dct(fine)[:8, :8]
+    spectrum[0] *= np.sqrt(2)  # cv2's DCT is orthonormal, ours is not
+    spectrum[:, 0] *= np.sqrt(2)
+    bits = (spectrum > np.median(spectrum.flatten()[1:])).flatten()
+    phash = int("".join(str(int(bit)) for bit in bits), 2)
+    assert (look_of(luma).phash ^ phash).bit_count() <= 1
+
+
+def flipped(look: Look, bits: tuple[int, int], rng: np.random.Generator) -> Look:
+    """Some bits of the dHashes and of the pHashes are others; the mirror image has others than the picture."""
+    flips = [
+        sum(1 << int(bit) for bit in rng.choice(64, count, replace=False)) for count in bits * 2
+    ]
+    hashes = look.dhash, look.phash, look.mirrored_dhash, look.mirrored_phash
+    return Look(*(value ^ flip for value, flip in zip(hashes, flips, strict=True)))
+
+
+def mirrored(look: Look) -> Look:
+    return Look(look.mirrored_dhash, look.mirrored_phash, look.dhash, look.phash)
+
+
+def some_looks(seed: int, count: int) -> list[Look]:
+    """Strangers, plain ones, and copies of copies: equal, close, just too far, mirrored."""
+    rng = np.random.default_rng(seed)
+    looks: list[Look] = []
+    while len(looks) < count:
+        values = rng.integers(0, 2**64, 4, dtype=np.uint64)
+        if rng.random() < 0.3:
+            values[::2] &= ~np.uint64(0xFFFF << int(rng.integers(0, 49)))
+        look = Look(*map(int, values))
+        for _ in range(int(rng.geometric(0.2)) - 1):
+            looks.append(look)
+            few, many = int(rng.integers(0, 5)), int(rng.integers(0, 12))
+            look = flipped(looks[-1], (few, many) if rng.random() < 0.5 else (many, few), rng)
+            look = mirrored(look) if rng.random() < 0.3 else look
+        looks.append(look)
+    return [looks[number] for number in rng.permutation(len(looks))]
+
+
+def differ(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    bits = sorted((a ^ b).bit_count() for a, b in zip(one, other, strict=True))
+    return bits[0] > 3 or bits[1] > 10
+
+
+def both(look: Look) -> list[tuple[int, int]]:
+    return [(look.dhash, look.phash), (look.mirrored_dhash, look.mirrored_phash)]
+
+
+def groups_of_all_pairs(looks: list[Look]) -> list[list[int]]:
+    group = list(range(len(looks)))
+    for (one, a), (other, b) in itertools.permutations(enumerate(looks), 2):
+        if not all(differ(shown, both(b)[0]) for shown in both(a)):
+            former = max(group[one], group[other])
+            group = [min(group[one], group[other]) if g == former else g for g in group]
+    found = [[n for n, g in enumerate(group) if g == leader] for leader in sorted(set(group))]
+    return [members for members in found if len(members) > 1]
+
+
+def resembling_of_all_pairs(looks: list[Look], others: list[Look]) -> dict[int, int]:
+    def turn(look: Look, other: Look) -> tuple[int, int, int]:
+        """When these two meet who share 16 bits: of which hash, which quarter, mirrored or not."""
+        return min(
+            (which, quarter, side)
+            for which, quarter, side in itertools.product(range(2), range(4), range(2))
+            if (both(look)[side][which] ^ both(other)[0][which]) >> 16 * quarter & 0xFFFF == 0
+        )
+
+    found = {}
+    for number, look in enumerate(looks):
+        like = [
+            (*turn(look, other), which)
+            for which, other in enumerate(others)
+            if not all(differ(shown, both(other)[0]) for shown in both(look))
+        ]
+        if like:
+            found[number] = min(like)[-1]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_alike_is_that_of_all_pairs(seed, monkeypatch):
+    looks = some_looks(seed, 120)
+    photos, tests = looks[:80], looks[60:]
+    grouped, like = groups_of_all_pairs(looks), resembling_of_all_pairs(photos, tests)
+    assert any(len(group) > 2 for group in grouped)
+    assert len(set(like.values())) > 5
+    for at_once in (1, 7, 1 << 18):
+        monkeypatch.setattr("pipeline.photos.near_duplicates._AT_ONCE", at_once)
+        assert groups(looks) == grouped, at_once
+        assert resembling(photos, tests) == like, at_once
+
+
+def test_pairs_are_joined_all_at_once():
+    leaders = np.arange(100)
+    one, other = np.random.default_rng(0).integers(0, 50, (2, 40)) * 2
+    _join(leaders, one, other)
+    assert np.array_equal(leaders[one], leaders[other])
+    assert np.array_equal(leaders[leaders], leaders)
+    untouched = np.setdiff1d(np.arange(100), np.concatenate([one, other]))
+    assert np.array_equal(leaders[untouched], untouched)
+
+
+def test_of_no_looks_none_are_alike():
+    looks = some_looks(0, 3)
+    assert groups([]) == []
+    assert resembling(looks, []) == resembling([], looks) == {}
+
+
+def test_pictures_with_plain_skies_take_no_time():
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, (20_000, 4), dtype=np.uint64)
+    hashes[:6000, ::2] &= ~np.uint64(0xFFFF)  # two rows of eight
+    looks = [Look(*map(int, row)) for row in hashes]
+    start = time.process_time()
+    assert groups(looks) == []
+    assert len(resembling(looks, looks[:2000])) == 2000
+    assert time.process_time() - start < 5  # each with each took a minute
+
+
+def test_bands_find_every_close_pair():
+    rng = np.random.default_rng(0)
+    base = [Look(*(int(v) for v in rng.integers(0, 2**63, 4))) for _ in range(200)]
+    for bits in range(4):
+        flips = sum(1 << int(bit) for bit in rng.choice(64, bits, replace=False))
+        moved = [Look(b.dhash ^ flips, b.phash, b.mirrored_dhash, b.mirrored_phash) for b in base]
+        assert resembling(moved, base) == {n: n for n in range(200)}
+
+
+def test_groups_join_through_a_third_photo():
+    far = 0xAAAAAAAAAAAAAAAA
+    pairs = [(0, 0), (0b111, 0), (0b111111, 0b111), (1 << 60, (1 << 40) - 1)]
+    a, b, c, d = (Look(dhash, phash, far, far) for dhash, phash in pairs)
+    assert alike(a, b)
+    assert alike(b, c)
+    assert sorted(map(sorted, groups([a, b, c, d]))) == [[0, 1, 2]]
+
+
+@pytest.fixture
+def with_copies(photos):
+    """Five photos, one of them again in half the size and one mirrored."""
+    image = make_photo(0, height=260, width=300)
+    (photos / "a-half.png").write_bytes(png.encode_rgb(half(image)))
+    (photos / "a-mirrored.png").write_bytes(png.encode_rgb(np.ascontiguousarray(image[:, ::-1])))
+    return photos
+
+
+def sources(folder, split: str) -> set[str]:
+    reader = open_dataset(folder).split(split)
+    return {reader[position].info.src for position in range(len(reader))}
+
+
+def test_the_largest_of_photos_that_look_alike_is_taken(with_copies, tmp_path):
+    report = make(with_copies, tmp_path / "out")
+    assert report["rejects"] == {"SIMILAR": 2}
+    used = sources(tmp_path / "out", "train") | sources(tmp_path / "out", "val")
+    assert {"a.png", "a-half.png", "a-mirrored.png"} & used == {"a-mirrored.png"} or "a.png" in used
+    assert "a-half.png" not in used
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_photos_that_look_alike_are_never_split(with_copies, tmp_path, seed):
+    make(
+        with_copies, tmp_path / "out", "--similar", "keep", "--seed", seed, "--val-fraction", "40%"
+    )
+    group = {"a.png", "a-half.png", "a-mirrored.png"}
+    train, val = (sources(tmp_path / "out", name) for name in ("train", "val"))
+    assert group <= train or group <= val
+    assert len(train | val) == 7
+
+
+def test_a_validating_photo_takes_its_likes_out_of_training(with_copies, tmp_path):
+    (tmp_path / "list").write_text("a-half\n")
+    make(with_copies, tmp_path / "out", "--val-list", tmp_path / "list")
+    assert sources(tmp_path / "out", "val") == {"a-half.png"}
+    assert not {"a.png", "a-mirrored.png"} & sources(tmp_path / "out", "train")
+
+
+def test_photos_like_a_test_picture_are_left_out(photos, tmp_path):
+    (tmp_path / "Set5/HR").mkdir(parents=True)
+    copy = half(make_photo(1, height=297, width=353))
+    (tmp_path / "Set5/HR/bird.png").write_bytes(png.encode_rgb(copy))
+    report = make(photos, tmp_path / "out", "--exclude-like", tmp_path / "Set5")
+    assert report["rejects"] == {"EXCLUDED": 1}
+    (line,) = (tmp_path / "out/rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["src"] == "b.png"
+    assert "Set5/HR/bird.png" in json.loads(line)["reason"]
+    other = prep("--src", photos, "--out", tmp_path / "out", *SMALL, "--workers", 0, code=2)
+    assert "exclude-like" in other.stderr
+
+
+def test_a_test_picture_may_have_a_name_of_any_bytes(photos, tmp_path):
+    (tmp_path / "test").mkdir()
+    content = (photos / "b.png").read_bytes()
+    (tmp_path / "test" / os.fsdecode(b"caf\xe9.png")).write_bytes(content)
+    report = make(photos, tmp_path / "out", "--exclude-like", tmp_path / "test")
+    assert report["rejects"] == {"EXCLUDED": 1}
+    assert "test/caf%E9.png" in (tmp_path / "out/rejects.jsonl").read_text()
+
+
+def test_links_to_test_pictures_are_followed_but_no_loop(photos, tmp_path):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/Set5").symlink_to(photos)
+    (photos / "again").symlink_to(tmp_path / "test")
+    found = [name for name, _ in looks_below([tmp_path / "test"])]
+    assert found == [
+        f"test/Set5/{name}" for name in ("a.png", "b.png", "d.jpg", "e.webp", "more/c.png")
+    ]
+
+
+def test_a_test_set_that_cannot_be_read_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="holds no pictures"):
+        looks_below([tmp_path])
+    (tmp_path / "x.png").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"x\.png: is empty"):
+        looks_below([tmp_path])
+
+
+def test_the_split_of_many_photos_takes_no_time():
+    photos = [Outcome(str(number), pixels=str(number)) for number in range(60_000)]
+    start = time.process_time()
+    splits = _split(photos, [[5, 7, 9]], Options(val_fraction=0.5), set())
+    assert time.process_time() - start < 5  # counting each anew took 20
+    assert abs(sum(split == "val" for split in splits.values()) - 30_000) <= 2
+    assert splits["5"] == splits["7"] == splits["9"]

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.photos.near_duplicates import looks_below
+from pipeline.photos.official import _add_partners
+from pipeline.photos.scan import _prefixes, describe, listing_sha256, matching, scan
+from shards.errors import UsageError
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+def names(result) -> list[str]:
+    return [photo.name for photo in result.photos]
+
+
+def test_div2k_brings_its_split_and_lr_folders_are_never_photos(tmp_path):
+    root = touch(
+        tmp_path / "DIV2K",
+        "DIV2K_train_HR/0001.png", "DIV2K_train_HR/0002.png", "DIV2K_valid_HR/0801.png",
+        "DIV2K_train_LR_bicubic/X4/0001x4.png", "DIV2K_valid_LR_bicubic/X4/0801x4.png",
+    )  # fmt: skip
+    found = scan([root])
+    assert names(found) == [
+        "DIV2K_train_HR/0001.png",
+        "DIV2K_train_HR/0002.png",
+        "DIV2K_valid_HR/0801.png",
+    ]
+    assert [photo.val for photo in found.photos] == [False, False, True]
+    assert found.layout == "DIV2K"
+    assert "2 to train, 1 to validate" in describe(found, [p for p in found.photos if p.val])
+    assert "DIV2K_train_LR_bicubic" in describe(found, [p for p in found.photos if p.val])
+
+
+@pytest.mark.parametrize(
+    ("files", "layout", "validating"),
+    [
+        (["Flickr2K/Flickr2K_HR/000001.png", "Flickr2K/Flickr2K_LR_bicubic/X4/000001x4.png"], "Flickr2K", 0),
+        (["DF2K/DF2K_train_HR/0001.png", "DF2K/DF2K_train_LR_bicubic/X4/0001x4.png"], "DF2K", 0),
+        (["DF2K/DIV2K_train_HR/0001.png", "DF2K/Flickr2K_HR/1.png", "DF2K/DIV2K_valid_HR/0801.png"], "DF2K", 1),
+        (["LSDIR/shard-00/0000001.png", "LSDIR/val1/HR/val/1.png", "LSDIR/val1/X4/val/1.png"], "LSDIR", 1),
+        (["holiday/x.jpg", "holiday/val/y.jpg"], "folder", 0),
+    ],
+)  # fmt: skip
+def test_published_layouts_are_known(tmp_path, files, layout, validating):
+    found = scan([touch(tmp_path / "data", *files) / files[0].partition("/")[0]])
+    assert found.layout == layout
+    assert sum(photo.val for photo in found.photos) == validating
+    assert not any("LR" in name.split("/")[0] for name in names(found))
+
+
+def test_one_folder_of_div2k_is_known_too(tmp_path):
+    root = touch(tmp_path / "DIV2K", "DIV2K_train_HR/0001.png")
+    assert scan([root / "DIV2K_train_HR"]).layout == "DIV2K"
+
+
+def test_hidden_and_foreign_files_are_left_out(tmp_path):
+    root = touch(tmp_path, "a.PNG", "._a.png", ".DS_Store", "notes.txt", ".cache/b.png")
+    assert names(scan([root])) == ["a.PNG"]
+
+
+def test_two_sources_of_one_name_stay_apart(tmp_path):
+    one, two = touch(tmp_path / "one/HR", "a.png"), touch(tmp_path / "two/HR", "a.png")
+    assert names(scan([one, two])) == ["one/HR/a.png", "two/HR/a.png"]
+    assert scan([two, one]) == scan([one, two])
+
+
+def test_a_link_loop_ends(tmp_path):
+    root = touch(tmp_path / "root", "a.png")
+    (root / "again").symlink_to(root)
+    assert names(scan([root])) == ["a.png"]
+
+
+def test_names_that_are_not_utf8_are_escaped(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
+    assert names(scan([tmp_path])) == ["caf%E9.png"]
+
+
+@pytest.mark.parametrize("name", ["DIV2K_train_LR_bicubic", "missing"])
+def test_a_source_that_cannot_be_is_refused(tmp_path, name):
+    if name != "missing":
+        touch(tmp_path / name, "X4/0001x4.png")
+    with pytest.raises(UsageError, match="--src"):
+        scan([tmp_path / name])
+
+
+def test_no_photos_is_an_error_that_says_where(tmp_path):
+    with pytest.raises(UsageError, match="no photos there"):
+        scan([touch(tmp_path, "notes.txt")])
+
+
+def test_a_list_names_photos_by_path_file_or_stem(tmp_path):
+    found = scan([touch(tmp_path, "x/a.png", "x/b.png", "y/b.jpg")])
+    assert matching(found, ["x/a.png"]) == {"x/a.png"}
+    assert matching(found, ["b"]) == {"x/b.png", "y/b.jpg"}
+    with pytest.raises(UsageError, match="'c' is none of the 3 photos"):
+        matching(found, ["c"])
+
+
+def test_a_name_that_is_there_is_no_pattern(tmp_path):
+    found = scan([touch(tmp_path, "a[1].jpg", "a1.jpg", "b[1].jpg")])
+    assert matching(found, ["a[1].jpg"]) == {"a[1].jpg"}
+    assert matching(found, ["a?.jpg"]) == {"a1.jpg"}
+
+
+def test_the_listing_digest_notices_a_new_photo(tmp_path):
+    before = listing_sha256(scan([touch(tmp_path, "a.png")]))
+    assert listing_sha256(scan([tmp_path])) == before
+    assert listing_sha256(scan([touch(tmp_path, "b.png")])) != before
+
+
+def test_sources_of_one_path_in_several_stores_stay_apart(tmp_path):
+    assert _prefixes(["gs://data/photos", Path("/data/photos"), "s3://data/photos"]) == [
+        ("gs:/", "data", "photos"),
+        ("data", "photos"),
+        ("s3:/", "data", "photos"),
+    ]
+    assert _prefixes(["s3://data/photos", "s3://data/more"]) == [("photos",), ("more",)]
+
+
+def test_two_photos_of_one_name_are_refused(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"x")
+    (tmp_path / "%FF.png").write_bytes(b"y")
+    with pytest.raises(UsageError, match=r"would both be called %FF\.png; rename one"):
+        scan([tmp_path])
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    root = touch(tmp_path, "a.png", "closed/b.png")
+    listed = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    for option, look in (
+        ("--src", lambda: scan([root])),
+        ("--exclude-like", lambda: looks_below([root])),
+        ("--lr-dir", lambda: _add_partners({}, root, 4)),
+    ):
+        told = rf"{option} .*/closed: cannot be listed \(Permission denied\)"
+        with pytest.raises(UsageError, match=told):
+            look()
+    (root / "closed").rename(root / "lost+found")
+    monkeypatch.setattr(os, "scandir", lambda path: listed(path))
+    assert names(scan([root])) == ["a.png"]
