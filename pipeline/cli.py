@@ -10,10 +10,8 @@ import click
 import msgspec
 
 from pipeline import printing
-from pipeline.execution import pool
 from shards.errors import UsageError
 from shards.terminal import console
-from shards.terminal.progress import progress
 
 if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run where PIL is broken
     from pipeline.execution.engines import Engine
@@ -217,6 +215,8 @@ def main(
         raise UsageError(
             "--work-dir: name a folder that all machines of the cluster see; the default is this machine's own"
         )
+    from pipeline.execution import pool
+
     workers = cores() if workers is None else workers
     with pool.one_core_each():
         if workers and engine == "local" and not dry_run:
@@ -227,6 +227,7 @@ def main(
         from pipeline.stages.prepare import prepare, rehearse
         from pipeline.stages.upload import local_folder
         from shards.format.unfilter import missing_kernel
+        from shards.terminal.progress import progress
 
         if not dry_run:
             missing_kernel()  # is compiled at first: here, before every worker would

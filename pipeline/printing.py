@@ -12,7 +12,7 @@ from shards.terminal import console
 if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run where PIL is broken
     from pipeline.job import Job
     from pipeline.photos.scan import Scan
-    from pipeline.report import Report
+    from pipeline.stages.report import Report
 
 
 def print_checks(*, as_json: bool) -> None:

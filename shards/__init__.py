@@ -9,21 +9,22 @@ writer     shards and data sets to disk
 verify     every byte against the manifest
 cli        `inspect-shards`
 errors     the error tree and the exit codes
+version    the version of usrgan
 """
 
 from typing import Any
 
-__version__ = "0.1.0"
+from shards.version import __version__ as __version__
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     match name:
         case "open_dataset":
-            from shards.read.dataset import open_dataset
+            from shards.read import dataset
 
-            return open_dataset
+            return dataset.open_dataset
         case "webdataset_pipeline":  # imports torch
-            from shards.read.webdataset import webdataset_pipeline
+            from shards.read import webdataset
 
-            return webdataset_pipeline
+            return webdataset.webdataset_pipeline
     raise AttributeError(f"module 'shards' has no attribute {name!r}")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from shards import __version__
 from shards.errors import DamagedData, UsageError
-from shards.format.manifest import Manifest, load_manifest
-from shards.io.remote import Location
-from shards.read.dataset import open_dataset
 from shards.terminal import console
-from shards.terminal.progress import progress
-from shards.verify import verify
+from shards.version import __version__
+
+if TYPE_CHECKING:
+    from shards.format.manifest import Manifest
+    from shards.io.remote import Location
 
 FOLDER = click.argument("shards", type=console.Place())
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
@@ -34,6 +32,8 @@ def main() -> None:
 @JSON
 def ls(shards: Location, *, as_json: bool) -> None:
     """List the shards of a data set, in a folder or at a URL: samples, bytes, digests."""
+    from shards.read.dataset import open_dataset
+
     manifest = open_dataset(shards).manifest
     if as_json:
         console.print_json(manifest)
@@ -53,6 +53,10 @@ def verify_command(shards: Location, *, deep: bool, as_json: bool) -> None:
     """Check every byte against the manifest and both indices; exit 1 if anything differs."""
     if not isinstance(shards, Path):
         raise UsageError(f"{shards}: verify looks into folders; copy the data set to one first")
+    from shards.format.manifest import load_manifest
+    from shards.terminal.progress import progress
+    from shards.verify import verify
+
     manifest = load_manifest(shards)
     total = sum(len(split.shards) for split in manifest.splits.values())
     with progress("verify", total=total, unit="shards") as advance:
@@ -87,6 +91,9 @@ def verify_command(shards: Location, *, deep: bool, as_json: bool) -> None:
 
 
 def _print_listing(folder: Location, manifest: Manifest) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, header_style="bold")
     for title in ("shard", "split", "pairs", "MiB", "sha256"):
         table.add_column(title, justify="right" if title in ("pairs", "MiB") else "left")

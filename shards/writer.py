@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from shards import __version__
 from shards.errors import DamagedData
 from shards.format import index, tar
 from shards.format.checksum import crc32s
@@ -27,6 +26,7 @@ from shards.format.manifest import (
     encode_manifest,
 )
 from shards.io import atomic
+from shards.version import __version__
 
 PART, PARTS = 2**17, 16
 """Bytes of a tar that are digested and written at a time, in the cache of a core, and how many of

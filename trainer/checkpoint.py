@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 from torch import Tensor
 
-from shards import __version__
 from shards.errors import DamagedData, UsageError
 from shards.io import atomic
+from shards.version import __version__
 from trainer.best import forget, handed_on
 from trainer.config.schema import BestBy, Config, Stage
 from trainer.config.settings import flatten, may_change_on_resume

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shards import __version__
 from shards.errors import WriteFailed
 from shards.format.png import RGB8
+from shards.version import __version__
 from trainer.checkpoint import best_file, final_file, save_last, save_weights
 from trainer.config.settings import flatten
 from trainer.job import Job

@@ -133,7 +133,7 @@ def _alone(
 def start_server() -> None:
     """Start the process that workers are forked from; it loads its modules while this one goes on."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["pipeline.execution.tasks", "numpy.random"]
+        ["pipeline.stages.tasks", "numpy.random"]
     )
     with one_core_each():
         # Ctrl-C is the parent's alone; until it is ignored there, it must not reach the imports. The

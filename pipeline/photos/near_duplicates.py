@@ -24,7 +24,7 @@ from pipeline.photos.accept import Luma, luma_of
 from pipeline.photos.walk import plain_name
 from shards.errors import UsageError
 from shards.images.photos import RejectedPhoto, read_photo
-from shards.io.walk import walk
+from shards.images.walk import walk
 
 CLOSE = 3
 """Bits in which one of the two hashes may differ."""

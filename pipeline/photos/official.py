@@ -22,7 +22,7 @@ from shards.format.png import RGB8
 from shards.images import resize
 from shards.images.color import UnknownProfile, to_srgb
 from shards.images.photos import Photo, RejectedPhoto, read_photo
-from shards.io.walk import walk
+from shards.images.walk import walk
 
 _HR = re.compile(r"(?:^|[_-])HR(?:[_-]|$)", re.IGNORECASE)
 FARTHEST = 16.0

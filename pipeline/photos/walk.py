@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards.images.photos import looks_like_photo
+from shards.images.walk import walk
 from shards.io import remote
 from shards.io.remote import Location
-from shards.io.walk import walk
 
 LR = re.compile(r"(?:^|[_-])LR(?:[_-]|$)", re.IGNORECASE)
 """Is found in the names of folders of LR images."""

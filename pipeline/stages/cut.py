@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.execution import tasks
 from pipeline.execution.engines import Run
 from pipeline.execution.pool import Done
 from pipeline.job import Job, Watch
 from pipeline.patches.spill import FEW, load_spill
 from pipeline.photos.scan import Found
+from pipeline.stages import tasks
 from shards.errors import UsrganError
 
 CHUNKS = 4096

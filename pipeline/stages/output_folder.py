@@ -9,11 +9,12 @@ import msgspec
 
 from pipeline.options import Options, described, differences, libraries
 from pipeline.photos.scan import Scan, listing_sha256
-from shards import __version__, writer
+from shards import writer
 from shards.errors import DamagedData, UsageError
 from shards.format import index
 from shards.format.manifest import NAME, Manifest, Option, load_manifest
 from shards.io import atomic
+from shards.version import __version__
 
 _STEM = "*-[0-9][0-9][0-9][0-9][0-9][0-9]"
 SHARDS = f"{_STEM}.tar"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.execution import tasks
 from pipeline.execution.engines import Run, open_engine
 from pipeline.execution.pool import Died
 from pipeline.job import Job, Watch
@@ -17,11 +16,11 @@ from pipeline.photos.near_duplicates import Look, looks_below
 from pipeline.photos.official import listing_sha256 as partners_sha256
 from pipeline.photos.official import with_partners
 from pipeline.photos.scan import Scan, changed, describe, matching, scan
-from pipeline.report import Report, check_rejects, manifest_of, report_of, write_rejects
-from pipeline.stages import output_folder, repair, upload
+from pipeline.stages import output_folder, repair, tasks, upload
 from pipeline.stages.cut import cut
 from pipeline.stages.pack import save_plan
 from pipeline.stages.plan import Plan, make_plan
+from pipeline.stages.report import Report, check_rejects, manifest_of, report_of, write_rejects
 from shards import writer
 from shards.errors import DamagedData, UsageError, UsrganError
 from shards.format.manifest import Manifest, Option, ShardEntry

@@ -2,7 +2,6 @@
 
 atomic     the one place that writes files: temporary, fsync, rename
 remote     folders that are URLs
-walk       folders of photos, in order
 compile_c  C compiled on first use
 cache_dir  the user's cache folder
 """

@@ -21,8 +21,8 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from shards import __version__
 from shards.errors import Stopped, UsageError, UsrganError
+from shards.version import __version__
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 GIVEN = "usrgan.given"

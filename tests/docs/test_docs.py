@@ -17,8 +17,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from shards import __version__
 from shards.format.manifest import Manifest, SampleInfo, dataset_digest, encode_info
+from shards.version import __version__
 from tests.docs.regenerate import COMMANDS, CONFIG_PAGE, FOLDER, config_page, help_text
 from trainer.config.load import list_presets, load_config
 from trainer.models import build_generator
@@ -69,6 +69,16 @@ def test_help_needs_no_torch():
         "for c in (t.train_main, t.eval_main, t.upscale_main, p.main, s.main):\n"
         "    assert CliRunner().invoke(c, ['--help']).exit_code == 0\n"
         "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("package", ["shards", "pipeline"])
+def test_help_of_the_data_commands_loads_nothing_heavy(package):
+    code = (
+        f"import sys; from click.testing import CliRunner; from {package}.cli import main\n"
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0\n"
+        "assert not {'numpy', 'cv2', 'fsspec', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -10,9 +10,9 @@ from typing import TypeVar
 import click
 import msgspec
 
-from shards import __version__
 from shards.errors import UsageError
 from shards.terminal import console
+from shards.version import __version__
 from trainer.cli.bench_train import train_command
 
 R = TypeVar("R")

@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 import msgspec
 
-from shards import __version__
 from shards.errors import ConfigError
+from shards.version import __version__
 from trainer.config.schema import STAGES, Config, Stage
 from trainer.config.settings import SETTINGS, Table, find_conflicts, leaves
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 
-from shards import __version__
+from shards.version import __version__
 from trainer.config.policy import Condition
 from trainer.config.schema import Config, Stage
 from trainer.config.settings import SETTINGS, Setting, differences, flatten

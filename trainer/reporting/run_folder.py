@@ -20,13 +20,13 @@ import cv2
 import numpy as np
 import torch
 
-from shards import __version__
 from shards.errors import ConfigError
 from shards.format import png
 from shards.format.manifest import Manifest
 from shards.format.png import RGB8
 from shards.images import resize
 from shards.io import atomic
+from shards.version import __version__
 from trainer.config.load import load_config
 from trainer.config.paper import describe_patches
 from trainer.config.schema import STAGES, Config, Stage

@@ -13,8 +13,8 @@ import torch
 from shards.errors import Stopped, UsageError, UsrganError, WriteFailed
 from shards.format.png import RGB8
 from shards.images.photos import RejectedPhoto, looks_like_photo, read_photo
+from shards.images.walk import walk
 from shards.io import atomic
-from shards.io.walk import walk
 from trainer.device import explain_out_of_memory
 from trainer.upscaling.picture_files import encode_picture
 from trainer.upscaling.tiling import Tiled, upscale_tiled

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shards import __version__
 from shards.errors import ConfigError
 from shards.read.dataset import open_dataset
+from shards.version import __version__
 from trainer.config.load import find_config, list_presets, load_config, presets_folder
 from trainer.config.paper import describe_patches, list_deviations, list_patch_deviations
 from trainer.config.schema import STAGES, Config

@@ -10,10 +10,10 @@ import cv2
 import msgspec
 import pytest
 
-from pipeline.execution import tasks
 from pipeline.options import Options
 from pipeline.patches.spill import load_spill
 from pipeline.photos.scan import Found, scan
+from pipeline.stages import tasks
 from shards.errors import UsageError
 from tests.pipeline.support import prep
 

@@ -24,12 +24,12 @@ from pipeline.patches.degrade import degrade
 from pipeline.patches.spill import open_photo, write_spill
 from pipeline.photos.scan import Found
 from pipeline.stages.pack import load_shards, pack_shard
-from shards import __version__
 from shards.errors import UsageError
 from shards.format import codec
 from shards.format.manifest import ShardEntry
 from shards.images import resize
 from shards.io import atomic
+from shards.version import __version__
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
