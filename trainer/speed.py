@@ -16,15 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from shards.errors import ConfigError
-from shards.io.compile_c import NotHere
 from trainer.config.schema import AUTO, Config, SpeedConfig
 from trainer.distributed.process_group import ProcessGroup
-from trainer.networks import fused, last, planes
+from trainer.networks import fused
 from trainer.networks.convolution import Conv3x3, Conv4x4
-from trainer.networks.dense import Form
-from trainer.networks.last import LastConv
 from trainer.networks.rrdb import RRDB, DenseBlock
-from trainer.networks.unet_discriminator import UNetDiscriminator
 from trainer.state import TrainState
 from trainer.update import Outcome
 
@@ -52,11 +48,6 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
         raise ConfigError(
             "speed.graph: the scale of fp16's gradients is decided outside a graph; use precision=bf16"
         )
-    if speed.dense == "hybrid" and config.generator.norm != "none":
-        raise ConfigError(
-            f"speed.dense: hybrid has no backward pass through norm = {config.generator.norm!r};"
-            " use speed.dense=push, or generator.norm=none"
-        )
     unfused = _no_fused(config, device, bf16, world)
     if speed.dense == "fused" and speed.compile == "blocks":
         raise ConfigError(
@@ -68,10 +59,6 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
         raise ConfigError(
             "speed.content: bf16 weights need bf16 steps; use precision=bf16 or speed.content=auto"
         )
-    if speed.convolutions == "winograd" and (reason := _no_winograd(speed, device, bf16)):
-        raise ConfigError(
-            f"speed.convolutions: cannot be Winograd's here: {reason}; use speed.convolutions=auto"
-        )
     captures = device.type == "cuda" and world == 1 and config.precision != "fp16"
     glibc = device.type == "cpu" and sys.platform == "linux"
     best = {
@@ -80,7 +67,7 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
         "graph": "step" if captures else "none",
         "content": "bf16" if bf16 else "fp32",
         "allocator": "keep" if glibc else "system",
-        "convolutions": "fastest" if _no_winograd(speed, device, bf16) else "winograd",
+        "convolutions": "fastest",
     }
     asked = {name: value for name, value in msgspec.structs.asdict(speed).items() if value != AUTO}
     return msgspec.convert(best | asked, SpeedConfig)
@@ -95,64 +82,28 @@ def _no_fused(config: Config, device: torch.device, bf16: bool, world: int) -> s
     return fused.missing(device)
 
 
-def _no_winograd(speed: SpeedConfig, device: torch.device, bf16: bool) -> str:
-    """Why convolutions are not to be Winograd's; empty if they are."""
-    return _unwanted_winograd(speed, device, bf16) or missing_kernels()
-
-
-def _unwanted_winograd(speed: SpeedConfig, device: torch.device, bf16: bool) -> str:
-    if device.type != "cpu" or not bf16:
-        return "it is for steps in bf16 on a CPU"
-    if speed.compile == "blocks":
-        return "torch.compile cannot see into it"
-    capabilities = torch.cpu.get_capabilities()
-    if capabilities.get("amx_bf16"):
-        return "this processor multiplies matrices in hardware (AMX), which makes oneDNN's way the faster one"
-    if not capabilities.get("avx512_bf16"):
-        return "this processor has no AVX512-BF16"
-    return ""
-
-
 def held_up_by(config: Config, *, device: torch.device, bf16: bool) -> str:
     """What keeps steps from being as fast as this machine allows, and how to have it; empty if nothing does."""
     speed = config.speed
     if device.type == "cuda" and speed.dense == "auto" and (bf16 or config.precision == "fp16"):
         return fused.missing(device)
-    if speed.convolutions != "auto" or _unwanted_winograd(speed, device, bf16):
-        return ""
-    return missing_kernels()
-
-
-def missing_kernels() -> str:
-    """Why this machine cannot have the kernels of `networks`; empty if it can."""
-    try:
-        for tiling in (planes.KEEPING, planes.HALVING):
-            planes.library(tiling)
-        last.kernels()
-    except NotHere as reason:
-        return str(reason)
     return ""
 
 
 def prepare(state: TrainState, speed: SpeedConfig) -> None:
     """Give a state's networks the form of resolved settings; their weights and names stay as they are."""
     torch.backends.cudnn.benchmark = speed.convolutions == "fastest"
-    winograd = speed.convolutions == "winograd"
-    form: Form = "plain" if speed.dense == "auto" else speed.dense
+    fuse = speed.dense == "fused"
     networks = [state.generator]
     if state.adversary is not None:
         networks += [state.adversary.discriminator, state.adversary.content]
     for network in networks:
         for module in network.modules():
             if isinstance(module, Conv3x3 | Conv4x4):
-                module.winograd, module.fused = winograd, form == "fused"
-            elif isinstance(module, LastConv):
-                module.native = winograd
-            elif isinstance(module, UNetDiscriminator):
-                module.fused = form == "fused"
+                module.fused = fuse
     for module in state.generator.modules():
         if isinstance(module, DenseBlock):
-            module.form = form
+            module.fused = fuse
         if isinstance(module, RRDB) and speed.compile == "blocks":
             module.compile()
     if state.adversary is not None and speed.content == "bf16":

@@ -1,12 +1,12 @@
 """The ways to one and the same training step, by their settings and by name.
 
-    dense      the order of the sums in a dense block (`networks.dense`)
+    dense      dense blocks as modules, or in Triton kernels (`networks.fused`)
     compile    torch.compile of each RRDB; the 23 of them share one compilation
     graph      the whole step as one CUDA graph (`trainer.graph`)
     content    the frozen VGG-19's weights kept in bf16, which autocast would make of them in every step
     allocator  freed memory kept for the next step instead of being returned to the system
     convolutions  on a GPU: cuDNN tries its algorithms on each shape; which wins may differ from start to start, so
-               "first" is for runs that have to repeat to the bit; on a CPU: Winograd's algorithm
+               "first" is for runs that have to repeat to the bit
 
 Each has a test against the plain way; `trainer.speed` takes them.
 """
@@ -30,18 +30,11 @@ IMPLEMENTATIONS: dict[str, SpeedConfig] = {
     "auto": SpeedConfig(),
     DEFAULT: SpeedConfig(),
     "plain": PLAIN,
-    "winograd": SpeedConfig(convolutions="winograd"),
     "fused": SpeedConfig(dense="fused", graph="none"),
-    "push": SpeedConfig(dense="push", graph="none"),
-    "hybrid": SpeedConfig(dense="hybrid", graph="none"),
     "compile": SpeedConfig(dense="plain", compile="blocks", graph="none"),
-    "compile-push": SpeedConfig(dense="push", compile="blocks", graph="none"),
-    "compile-hybrid": SpeedConfig(dense="hybrid", compile="blocks", graph="none"),
     "graph": SpeedConfig(dense="plain", graph="step"),
     "graph-fused": SpeedConfig(dense="fused", graph="step"),
     "graph-compile": SpeedConfig(dense="plain", compile="blocks", graph="step"),
-    "graph-compile-push": SpeedConfig(dense="push", compile="blocks", graph="step"),
-    "graph-compile-hybrid": SpeedConfig(dense="hybrid", compile="blocks", graph="step"),
 }
 """The rungs of the ladder by name, for `bench-sr train --impl`; "auto" is what `train-sr` takes, the default
 or what was measured to be faster."""

@@ -73,9 +73,9 @@ bench_() { # STAGE: the paper's networks beside every peer
 }
 
 tune() { # PRESET: what its trainings below then take; a way that fails is told and left out
-  local ways=graph,graph-compile,graph-compile-hybrid size=32
+  local ways=graph,graph-compile size=32
   if [[ -n $tiny ]]; then size=2; fi
-  if [[ $device != cuda ]]; then ways=push,hybrid; fi
+  if [[ $device != cuda ]]; then ways=plain; fi
   tool trainer bench_main bench-sr train --tune --config "$1" --device "$device" --stage both --batch $size --impl $ways \
     --rounds 2 --steps $steps "${extra[@]}" --save "$work/tune-$1.json" | tee "$work/tune-$1.txt"
 }

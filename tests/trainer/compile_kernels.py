@@ -18,10 +18,9 @@ from torch import nn
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trainer.networks import activate, block_pass, enlarge, fused
+from trainer.networks import activate, block_pass, fused
 from trainer.networks.kernels import activate as activations
 from trainer.networks.kernels import convolve, norms, weights
-from trainer.networks.kernels import enlarge as enlargements
 from trainer.networks.rrdb import RRDB, DenseBlock
 
 POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
@@ -51,7 +50,7 @@ def kind(argument) -> str:
 
 def launches() -> dict:
     noted: dict = {}
-    for module in (convolve, norms, weights, activations, enlargements):
+    for module in (convolve, norms, weights, activations):
         for name in (
             "forward",
             "backward",
@@ -75,10 +74,6 @@ def launches() -> dict:
         maps = torch.zeros(2, channels, 32, 32, dtype=torch.bfloat16).requires_grad_()
         bias = torch.zeros(channels, requires_grad=True)
         made = activate.activate_shuffled(maps * 1, bias, 0.2, factor)
-        made.backward(torch.zeros_like(made))
-    for channels in (64, 512):
-        maps = torch.zeros(2, channels, 32, 32, dtype=torch.bfloat16).requires_grad_()
-        made = enlarge.doubled(maps)
         made.backward(torch.zeros_like(made))
     return noted
 

@@ -107,8 +107,8 @@ def with_broken_discriminator_half(one: Contestant) -> Contestant:
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_same_work_is_timed(bf16):
-    push = msgspec.structs.replace(PLAIN, dense="push")
-    ours = {"plain": contestant(bf16=bf16), "push": contestant(bf16=bf16, speed=push)}
+    keep = msgspec.structs.replace(PLAIN, allocator="keep")
+    ours = {"plain": contestant(bf16=bf16), "keep": contestant(bf16=bf16, speed=keep)}
     names = ["peer-amp-cl"] if bf16 else ["peer-fp32", "peer-lean"]
     peers = {name: contestant(peer=name) for name in names}
     assert "generator and discriminator moved alike" in check_same_work(ours | peers)
@@ -166,7 +166,7 @@ def test_the_command_prints_what_the_contract_names(tiny_shards, monkeypatch):
     monkeypatch.setattr("trainer.bench.wait.STEPS", 2)
     sets = [part for each in SMALL for part in ("--set", each)]
     options = ["--config", "tiny", "--batch", "1", "--rounds", "1", "--device", "cpu", *sets]
-    options += ["--impl", "auto,push", "--peer", "peer-fp32", "--json"]
+    options += ["--impl", "auto,plain", "--peer", "peer-fp32", "--json"]
     ended = CliRunner().invoke(bench_main, ["train", "--shards", str(tiny_shards), *options])
     assert ended.exit_code == 0, ended.output
     found = json.loads(ended.stdout)
@@ -175,7 +175,7 @@ def test_the_command_prints_what_the_contract_names(tiny_shards, monkeypatch):
         for name in ("patches_per_s", "floor_fraction", "speedup_over_peer"):
             assert stage[name] > 0
         assert 0 <= stage["data_wait_fraction"] < 1
-        assert [row["name"] for row in stage["rows"]] == ["auto", "push", "peer-fp32"]
+        assert [row["name"] for row in stage["rows"]] == ["auto", "plain", "peer-fp32"]
         assert stage["peer"] == "peer-fp32"
     assert found["more"] == []
     assert "VGG of SR and back" in found["stages"]["gan"]["parts_ms"]

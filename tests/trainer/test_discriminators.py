@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm
 
 from trainer.config.schema import SMALLEST_PATCH, DiscriminatorConfig
 from trainer.models import build_discriminator
@@ -118,3 +119,47 @@ def test_the_smallest_patch_is_judged_and_a_smaller_one_cannot_be(architecture):
     assert module(torch.rand(1, 3, least, least)).isfinite().all()
     with pytest.raises(RuntimeError, match=r"[Kk]ernel size|[Oo]utput size"):
         module(torch.rand(1, 3, least - 1, least - 1))
+
+
+@pytest.mark.parametrize("architecture", ["vgg", "unet", "patch"])
+def test_names_of_spectrally_normalised_layers_are_those_of_stored_checkpoints(architecture):
+    module = built(architecture)
+    names = set(module.state_dict())
+    for name, layer in module.named_children():
+        if parametrize.is_parametrized(layer):
+            stem = f"{name}.parametrizations.weight"
+            assert {f"{stem}.original", f"{stem}.0._u", f"{stem}.0._v"} <= names
+            assert f"{name}.weight" not in names
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_normalised_weight_keeps_the_memory_format_of_its_parameter(training):
+    module = built("vgg", features=16).to(memory_format=torch.channels_last).train(training)
+    with normalised(module):
+        weight = module.conv1_0.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+
+
+def test_r1_differentiates_a_normalised_weight_twice():
+    layer = spectral_norm(nn.Conv2d(3, 4, 2)).double().eval()
+    image = torch.rand(1, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    original = layer.parametrizations.weight.original.detach().clone().requires_grad_()
+
+    def penalty(original: torch.Tensor) -> torch.Tensor:
+        weight = layer.parametrizations.weight[0](original)
+        logits = F.conv2d(image, weight, layer.bias).square().sum()
+        (gradient,) = torch.autograd.grad(logits, image, create_graph=True)
+        return gradient.square().sum()
+
+    assert torch.autograd.gradcheck(penalty, (original,))
+
+
+def test_a_u_net_enlarges_its_maps_in_their_own_precision():
+    module, dtypes = built("unet", features=16).eval(), []
+    for name in ("conv4", "conv5", "conv6"):
+        layer = module.get_submodule(name)
+        layer.register_forward_pre_hook(lambda _, given: dtypes.append(given[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        module(torch.rand(1, 3, 16, 16))
+    assert dtypes == [torch.bfloat16] * 3

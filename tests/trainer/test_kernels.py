@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trainer.networks import activate, enlarge, fused
+from trainer.networks import activate, fused
 from trainer.networks.rrdb import RRDB, DenseBlock
 
 pytestmark = pytest.mark.kernels
@@ -116,19 +116,6 @@ def test_what_is_frozen_stays_so_and_infinite_values_stay_no_nans():
     assert not activate.activate(given, torch.zeros(16), 0.0).any()
 
 
-@pytest.mark.parametrize("shape", [(2, 16, 6, 10), (1, 64, 8, 8), (3, 32, 1, 5), (1, 512, 1, 1)])
-def test_bilinear_doubling_and_its_gradient_are_torchs(shape):
-    given = torch.randn(*shape).contiguous(memory_format=torch.channels_last)
-    mine, wanted = given.clone().requires_grad_(), given.clone().requires_grad_()
-    out = F.interpolate(wanted, scale_factor=2, mode="bilinear", align_corners=False)
-    made = enlarge.doubled(mine)
-    back = torch.randn_like(out)
-    out.backward(back)
-    made.backward(back)
-    torch.testing.assert_close(made, out, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(mine.grad, wanted.grad, rtol=1e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_launch_of_the_papers_step_compiles_and_spills_next_to_nothing(
     capability, monkeypatch
@@ -145,7 +132,6 @@ def test_every_launch_of_the_papers_step_compiles_and_spills_next_to_nothing(
         "norms",
         "weights",
         "activate",
-        "enlarge",
     }
     # Triton 3.6 spills nothing, 3.7 four registers of one
     assert [name for name, stack in found.items() if stack > 64] == []

@@ -8,8 +8,6 @@ from torch import nn
 
 from trainer.config.schema import GeneratorConfig
 from trainer.models import build_generator
-from trainer.networks.last import LastConv
-from trainer.speed import missing_kernels
 
 SIZES = {
     "rrdbnet": GeneratorConfig(features=8, blocks=1, growth=4, norm="none"),
@@ -65,36 +63,3 @@ def test_its_gradients_are_float32_and_reach_every_weight(architecture):
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.any(), name
-
-
-@pytest.mark.skipif(bool(missing_kernels()), reason=missing_kernels())
-@pytest.mark.parametrize("size", [(1, 16, 1, 2), (2, 32, 5, 8), (3, 64, 34, 40)])
-def test_kernels_of_our_own_are_as_exact_as_torchs(size):
-    torch.manual_seed(4)
-    conv, x = LastConv(size[1], 3), torch.randn(size).to(torch.bfloat16).requires_grad_()
-    wanted = torch.randn(size[0], 3, *size[2:])
-
-    def found(conv: nn.Module, x: torch.Tensor, *, autocast: bool = True) -> list[torch.Tensor]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            out = conv(x)
-        return [out, *torch.autograd.grad(out, [x, *conv.parameters()], wanted.to(out.dtype))]
-
-    theirs = found(conv, x)
-    conv.native = True
-    ours = found(conv, x)
-    exact = found(conv.double(), x.detach().double().requires_grad_(), autocast=False)
-    assert type(ours[0].grad_fn).__name__ == "_ColoursBackward"
-    for bound, mine, torchs, truth in zip(
-        (1e-6, 0.003, 1e-5, 1e-5), ours, theirs, exact, strict=True
-    ):
-        assert mine.dtype == torchs.dtype
-        assert (mine.double() - truth).norm() < bound * truth.norm()
-
-
-@pytest.mark.skipif(bool(missing_kernels()), reason=missing_kernels())
-def test_other_borders_are_left_to_torch():
-    torch.manual_seed(5)
-    conv, x = LastConv(16, 3, padding_mode="replicate"), torch.randn(1, 16, 8, 8)
-    wanted = conv(x.to(torch.bfloat16))
-    conv.native = True
-    assert torch.equal(conv(x.to(torch.bfloat16)), wanted)

@@ -26,7 +26,7 @@ from trainer.cli import train_main
 from trainer.config.load import load_config
 from trainer.config.write import config_to_toml
 from trainer.evaluation.comparison import SheetColumn, strip
-from trainer.evaluation.test_sets import TestPair
+from trainer.evaluation.test_sets import ImagePair
 from trainer.report import LiveReport, write_report
 from trainer.reporting.run_folder import read_metrics
 
@@ -48,7 +48,7 @@ def add_sample(run: Path, stage: str, patches: int) -> list[np.ndarray]:
 
 def add_evaluation(run: Path, models: list[str]) -> np.ndarray:
     hr = make_patch(1)
-    picture = TestPair("a", hr, np.ascontiguousarray(hr[::4, ::4]))
+    picture = ImagePair("a", hr, np.ascontiguousarray(hr[::4, ::4]))
     shown = [SheetColumn(model, hr // (number + 1), "0 dB") for number, model in enumerate(models)]
     (run / "strips").mkdir()
     (run / "strips/Mine-a.png").write_bytes(png.encode_rgb(strip(picture, shown)))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from shards.images.resize import Enlargement
     from trainer.evaluation.evaluate import Row, Upscaler
-    from trainer.evaluation.test_sets import TestSet
+    from trainer.evaluation.test_sets import ImageSet
     from trainer.perceptual.metric import PerceptualMetric
 
 BASELINES: tuple[Enlargement, ...] = ("bicubic", "lanczos", "nearest")
@@ -181,7 +181,7 @@ def _judges(lpips: Path | None, dists: Path | None, device: torch.device) -> lis
 def _sets(
     hrs: tuple[Path, ...], lrs: tuple[Path, ...], shards: Path | None, *, scale: int,
     judges: list[PerceptualMetric],
-) -> list[TestSet]:  # fmt: skip
+) -> list[ImageSet]:  # fmt: skip
     from trainer.evaluation.metrics import WINDOW
     from trainer.evaluation.test_sets import open_folder_set, open_shards_set
 
@@ -241,7 +241,7 @@ def _blends(
 
 
 def _result(
-    sets: list[TestSet], rows: list[Row], warnings: list[str], *, scale: int, protocol: str
+    sets: list[ImageSet], rows: list[Row], warnings: list[str], *, scale: int, protocol: str
 ) -> dict[str, Any]:
     """What `--json` prints."""
     return {
@@ -261,7 +261,7 @@ def _result(
     }
 
 
-def _printable_set(found: TestSet) -> TestSet:
+def _printable_set(found: ImageSet) -> ImageSet:
     """The set with names that any terminal and JSON can hold: file names are bytes."""
     return found._replace(
         name=console.printable(found.name),

@@ -21,7 +21,7 @@ from shards.format.png import RGB8
 from shards.images import resize
 from shards.io import atomic
 from trainer.evaluation.metrics import luma
-from trainer.evaluation.test_sets import TestPair
+from trainer.evaluation.test_sets import ImagePair
 
 SIDE = 384
 """A strip shows at most so many pixels of a picture's side, around its middle."""
@@ -41,13 +41,13 @@ class SheetColumn(NamedTuple):
     score: str
 
 
-def write_comparison_sheet(path: Path, picture: TestPair, shown: Sequence[SheetColumn]) -> None:
+def write_comparison_sheet(path: Path, picture: ImagePair, shown: Sequence[SheetColumn]) -> None:
     """Write the strip of one picture as PNG."""
     atomic.make_folder(path.parent)
     atomic.write_file(path, png.encode_rgb(strip(picture, shown)))
 
 
-def strip(picture: TestPair, shown: Sequence[SheetColumn]) -> RGB8:
+def strip(picture: ImagePair, shown: Sequence[SheetColumn]) -> RGB8:
     """The strip of one picture: 2 + len(shown) columns (`tiles_of` takes them apart again)."""
     hr = _middle(picture.hr)
     scale = picture.hr.shape[0] // picture.lr.shape[0]

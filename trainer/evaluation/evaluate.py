@@ -16,7 +16,7 @@ from trainer.device import explain_out_of_memory
 from trainer.evaluation import spectrum
 from trainer.evaluation.comparison import SheetColumn, write_comparison_sheet
 from trainer.evaluation.metrics import PROTOCOL, score
-from trainer.evaluation.test_sets import TestSet
+from trainer.evaluation.test_sets import ImageSet
 from trainer.perceptual.metric import PerceptualMetric
 
 PUBLISHED_SCORES = {
@@ -57,7 +57,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def evaluate(
-    found: TestSet,
+    found: ImageSet,
     models: Sequence[tuple[str, Upscaler]],
     *,
     scale: int,
@@ -139,7 +139,7 @@ def _scores(
     return own | {name: distance(sr) for name, distance in asked.items()}
 
 
-def _row(found: TestSet, model: str, scores: list[dict[str, str | float]]) -> Row:
+def _row(found: ImageSet, model: str, scores: list[dict[str, str | float]]) -> Row:
     means = {
         name: float(np.mean([each[name] for each in scores]))
         for name in VALUES

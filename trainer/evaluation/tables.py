@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from trainer.evaluation.evaluate import VALUES, Row, matches_published, published_score
 from trainer.evaluation.spectrum import NAMES
-from trainer.evaluation.test_sets import TestSet
+from trainer.evaluation.test_sets import ImageSet
 
 TITLES = {
     "psnr_y": "PSNR-Y",
@@ -38,7 +38,7 @@ def format_value(name: str, value: float) -> str:
 
 
 def markdown(
-    sets: Sequence[TestSet],
+    sets: Sequence[ImageSet],
     rows: Sequence[Sequence[Row]],
     *,
     scale: int,
@@ -72,7 +72,7 @@ def csv_text(rows: Sequence[Row], *, protocol: str, per_image: bool) -> str:
     return stream.getvalue().rstrip("\n")
 
 
-def _heading(found: TestSet, rows: Sequence[Row], *, scale: int) -> str:
+def _heading(found: ImageSet, rows: Sequence[Row], *, scale: int) -> str:
     images = f"{found.images} image{'s' * (found.images != 1)}"
     parts = [f"**{_cell(rows[0].set)}**", f"x{scale}", images, f"LR: {_cell(found.lr_from)}"]
     anchor = published_score(rows[0], scale=scale)

@@ -24,7 +24,7 @@ _SAID = {"grey expanded to RGB", "16 bit reduced to 8", "alpha dropped"}
 KINDS = "PNG, JPEG, WebP, TIFF, BMP"
 
 
-class TestPair(NamedTuple):
+class ImagePair(NamedTuple):
     """One test picture: the truth [h w 3] and its LR [h/scale w/scale 3]."""
 
     name: str
@@ -32,7 +32,7 @@ class TestPair(NamedTuple):
     lr: RGB8
 
 
-class TestSet(NamedTuple):
+class ImageSet(NamedTuple):
     """A test set: its name, how many pictures it has, and a way to read them one by one."""
 
     name: str
@@ -41,10 +41,10 @@ class TestSet(NamedTuple):
     """The folder of its LR pictures, or how they are made."""
     notes: tuple[str, ...]
     """What was converted, for whoever reads its numbers."""
-    pictures: Callable[[], Iterator[TestPair]]
+    pictures: Callable[[], Iterator[ImagePair]]
 
 
-def open_folder_set(hr: Path, lr: Path | None, *, scale: int, smallest: int) -> TestSet:
+def open_folder_set(hr: Path, lr: Path | None, *, scale: int, smallest: int) -> ImageSet:
     """A folder of HR pictures, with a folder of LR pictures or LR made here.
 
     `hr` may be the folder of a set in the field's layout, with the pictures in `HR` below it; then
@@ -76,12 +76,12 @@ def open_folder_set(hr: Path, lr: Path | None, *, scale: int, smallest: int) -> 
         for note in (each for each in photo.notes if each not in _SAID):
             others.setdefault(note, []).append(path.stem)
 
-    def pictures() -> Iterator[TestPair]:
+    def pictures() -> Iterator[ImagePair]:
         for path in truths:
             yield _read_pair(path, lows[path], scale=scale)
 
     resolved = hr.resolve()
-    return TestSet(
+    return ImageSet(
         name=resolved.parent.name if resolved.name.lower() == "hr" else resolved.name,
         images=len(truths),
         lr_from=_short_path(lr) if lr else MADE_HERE,
@@ -94,7 +94,7 @@ def open_folder_set(hr: Path, lr: Path | None, *, scale: int, smallest: int) -> 
     )
 
 
-def open_shards_set(folder: Path, *, scale: int, smallest: int) -> TestSet:
+def open_shards_set(folder: Path, *, scale: int, smallest: int) -> ImageSet:
     """The held-out patches of a data set.
 
     Raises:
@@ -116,12 +116,12 @@ def open_shards_set(folder: Path, *, scale: int, smallest: int) -> TestSet:
             f" {smallest} pixels a side are needed; use --hr FOLDER"
         )
 
-    def pictures() -> Iterator[TestPair]:
+    def pictures() -> Iterator[ImagePair]:
         for position in range(len(split)):
             pair = split[position]
-            yield TestPair(f"{pair.key:012d}", pair.hr, pair.lr)
+            yield ImagePair(f"{pair.key:012d}", pair.hr, pair.lr)
 
-    return TestSet(folder.resolve().name, len(split), "the data set's", (), pictures)
+    return ImageSet(folder.resolve().name, len(split), "the data set's", (), pictures)
 
 
 def _pictures_in(folder: Path) -> list[Path]:
@@ -185,10 +185,10 @@ def _check_pair(path: Path, low: Path | None, *, scale: int, smallest: int) -> P
     return photo
 
 
-def _read_pair(path: Path, low: Path | None, *, scale: int) -> TestPair:
+def _read_pair(path: Path, low: Path | None, *, scale: int) -> ImagePair:
     hr = np.ascontiguousarray(resize.crop_to_multiple(_read_photo(path).pixels, scale=scale))
     lr = resize.downscale(hr, scale=scale) if low is None else _read_photo(low).pixels
-    return TestPair(path.stem, hr, lr)
+    return ImagePair(path.stem, hr, lr)
 
 
 def _read_photo(path: Path) -> Photo:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trainer import native
+from trainer.kernels.autograd import once_differentiable
 
 Maps = Float[Tensor, "b c h w"]
 _VALUES = 8192
@@ -66,7 +66,7 @@ class _Activate(torch.autograd.Function):
         return out
 
     @staticmethod
-    @native.once_differentiable
+    @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401  as torch has it
         *gradients: Tensor,

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainer.networks.dense import RESIDUAL, SLOPE
+from trainer.networks.constants import RESIDUAL, SLOPE
 
 Maps = Float[Tensor, "b c h w"]
 CONVOLUTIONS = 5

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm
 
 from trainer.networks.convolution import Conv3x3, Conv4x4
 from trainer.networks.rrdb import SLOPE
-from trainer.networks.spectral import spectral_norm
 
 
 class VGGDiscriminator(nn.Module):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from shards.errors import UsrganError
-from trainer import native
+from trainer.kernels.autograd import once_differentiable
 from trainer.networks.block_pass import (
     CONVOLUTIONS,
     MOST_MOMENTS,
@@ -34,7 +34,7 @@ from trainer.networks.block_pass import (
     above,
     picture,
 )
-from trainer.networks.dense import RESIDUAL
+from trainer.networks.constants import RESIDUAL
 
 BLOCKS = 3
 """Of one residual of residuals."""
@@ -126,7 +126,7 @@ class _Through(torch.autograd.Function):
         return out
 
     @staticmethod
-    @native.once_differentiable
+    @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401  as torch has it
         *gradients: Tensor,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
 from trainer.networks.convolution import Conv4x4
 from trainer.networks.rrdb import SLOPE
-from trainer.networks.spectral import spectral_norm
 
 
 class PatchDiscriminator(nn.Module):

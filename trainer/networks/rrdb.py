@@ -15,11 +15,10 @@ from torch.nn import functional as F
 
 from trainer.networks import fused
 from trainer.networks.block_pass import Block
+from trainer.networks.constants import RESIDUAL, SLOPE
 from trainer.networks.convolution import Conv3x3, shuffled
-from trainer.networks.dense import RESIDUAL, SLOPE, Form, dense_block
 from trainer.networks.last import LastConv
 from trainer.networks.start import pass_colours
-from trainer.networks.winograd import chain, fits
 
 __all__ = ["RESIDUAL", "SLOPE", "RRDBNet", "to_pixelshuffle"]
 Upsampler = Literal["pixelshuffle", "nearest_conv"]
@@ -32,12 +31,11 @@ STAGES: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 class DenseBlock(nn.Module):
     """Five 3x3 convolutions, each of which sees the outputs of all before it."""
 
-    form: Form = "plain"
-    """How it is computed in training mode (`dense`); in evaluation mode always as written here."""
+    fused = False
+    """Set by `trainer.speed`: in training mode all blocks of a body run in kernels."""
 
     def __init__(self, *, features: int, growth: int, norm: Norm) -> None:
         super().__init__()
-        self.normalised = norm != "none"
         self.conv1, self.norm1 = _small_conv(features, growth, norm)
         self.conv2, self.norm2 = _small_conv(features + growth, growth, norm)
         self.conv3, self.norm3 = _small_conv(features + 2 * growth, growth, norm)
@@ -55,13 +53,6 @@ class DenseBlock(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
-        if self.training and self.form in ("push", "hybrid"):
-            norms = (self.norm1, self.norm2, self.norm3, self.norm4, self.norm5)
-            return dense_block(x, convs, norms, form=self.form)
-        weights = [conv.weight for conv in convs]
-        if self.conv1.winograd and not self.normalised and fits(x, weights):
-            return x + RESIDUAL * chain(x, weights, [conv.bias for conv in convs], slope=SLOPE)
         x1 = F.leaky_relu(self.norm1(self.conv1(x)), SLOPE)
         x2 = F.leaky_relu(self.norm2(self.conv2(torch.cat((x, x1), 1))), SLOPE)
         x3 = F.leaky_relu(self.norm3(self.conv3(torch.cat((x, x1, x2), 1))), SLOPE)
@@ -149,7 +140,7 @@ class RRDBNet(nn.Module):
 
     def _through_body(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         blocks = [module for module in self.body.modules() if isinstance(module, DenseBlock)]
-        if self.training and blocks[0].form == "fused" and fused.fits(x, blocks[0].pieces()):
+        if self.training and blocks[0].fused and fused.fits(x, blocks[0].pieces()):
             return fused.through(x, [block.pieces() for block in blocks])
         out: Tensor = self.body(x)
         return out

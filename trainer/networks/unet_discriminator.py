@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
-from trainer.networks import enlarge
 from trainer.networks.convolution import Conv3x3, Conv4x4
 from trainer.networks.rrdb import SLOPE
-from trainer.networks.spectral import spectral_norm
 
 Maps = Float[Tensor, "b c h w"]
 
@@ -21,9 +21,6 @@ class UNetDiscriminator(nn.Module):
     added, then three convolutions. All but the first and the last layer are spectrally normalised,
     and have no bias. The pixels of a patch are judged on their own, so textures get a local gradient.
     """
-
-    fused = False
-    """Set by `trainer.speed`."""
 
     def __init__(self, *, features: int = 64) -> None:
         super().__init__()
@@ -44,18 +41,18 @@ class UNetDiscriminator(nn.Module):
         x1 = self.conv1(x0, SLOPE)
         x2 = self.conv2(x1, SLOPE)
         x3 = self.conv3(x2, SLOPE)
-        x = self.conv4(self._as_large_as(x2, x3), SLOPE) + x2
-        x = self.conv5(self._as_large_as(x1, x), SLOPE) + x1
-        x = self.conv6(self._as_large_as(x0, x), SLOPE) + x0
+        x = self.conv4(_resize_to(x2, x3), SLOPE) + x2
+        x = self.conv5(_resize_to(x1, x), SLOPE) + x1
+        x = self.conv6(_resize_to(x0, x), SLOPE) + x0
         x = self.conv8(self.conv7(x, SLOPE), SLOPE)
         logits: Tensor = self.conv9(x)
         return logits
 
-    def _as_large_as(self, wanted: Maps, x: Maps) -> Maps:
-        twice = wanted.shape[2:] == (2 * x.shape[2], 2 * x.shape[3])
-        if self.fused and twice and enlarge.fits(x):
-            return enlarge.doubled(x)
-        return F.interpolate(x, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
+
+def _resize_to(target: Maps, x: Maps) -> Maps:
+    """`x` enlarged bilinearly to the sides of `target`, in the precision of `x`."""
+    with torch.autocast(x.device.type, enabled=False):  # autocast would enlarge in float32
+        return F.interpolate(x, size=target.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _normalised_conv(inputs: int, outputs: int, *, stride: int = 1) -> nn.Module:
