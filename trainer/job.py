@@ -13,7 +13,6 @@ from shards.read.dataset import Dataset
 from trainer.config.schema import Config, Stage
 from trainer.distributed.process_group import ProcessGroup
 from trainer.perceptual.metric import PerceptualMetric
-from trainer.tuned import Shape
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,3 @@ class Job:
     warn: Callable[[str], None]
     progress: Callable[..., AbstractContextManager[Callable[[int, str], None]]]
     stop_requested: Callable[[], bool]
-
-    @property
-    def shape(self) -> Shape:
-        """What the fastest way of its steps depends on."""
-        manifest = self.dataset.manifest
-        return Shape(
-            self.stage,
-            scale=manifest.scale,
-            side=manifest.training_size,
-            world=self.ranks.world_size,
-        )

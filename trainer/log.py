@@ -13,7 +13,6 @@ from trainer.evaluation.validation import validate_bicubic
 from trainer.job import Job
 from trainer.speed import held_up_by
 from trainer.state import COUNTED, TrainState
-from trainer.tuned import advice
 
 
 def header(job: Job, state: TrainState) -> Iterator[str]:
@@ -36,8 +35,6 @@ def header(job: Job, state: TrainState) -> Iterator[str]:
         yield f"  steps are slower than they have to be: {reason}"
     if state.speed.get("dense") == "fused":
         yield "  kernels for this GPU are compiled at the first step, in up to half a minute, and kept"
-    if words := advice(config, job.shape, device=device, speed=state.speed, run=job.run):
-        yield f"  {words}"
     if state.patches_seen:
         yield f"  going on at {state.patches_seen:,} patches"
     elif job.init is not None:

@@ -1,7 +1,6 @@
 """How a step is made fast, and nothing about what it computes: ways chosen for a device, the step built by them.
 
-"auto" is what was measured to be fastest: on this machine, by `bench-sr train --tune` (`trainer.tuned`), else on
-the machines of docs/internals/log.md.
+"auto" takes what was measured to be fastest (docs/internals/log.md).
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from shards.errors import ConfigError
 from trainer.config.schema import AUTO, Config, SpeedConfig
+from trainer.device import use_bf16
 from trainer.distributed.process_group import ProcessGroup
 from trainer.networks import fused
 from trainer.networks.convolution import Conv3x3, Conv4x4
@@ -71,6 +71,40 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
     }
     asked = {name: value for name, value in msgspec.structs.asdict(speed).items() if value != AUTO}
     return msgspec.convert(best | asked, SpeedConfig)
+
+
+def settle(
+    config: Config, *, device: torch.device, world_size: int, stored: Mapping[str, str]
+) -> SpeedConfig:
+    """Return the settings of a run with every "auto" decided: as its checkpoint has it, else by default.
+
+    A stored value that this version or this device does not support falls back to the default.
+
+    Args:
+        config: settings other than "auto" win.
+        device: device of the steps.
+        world_size: number of processes.
+        stored: settings with which the run began; empty for a new run.
+
+    Raises:
+        ConfigError: a setting that was asked for is not possible here.
+    """
+    bf16 = use_bf16(config, device)
+
+    def decide(speed: SpeedConfig) -> SpeedConfig:
+        wanted = msgspec.structs.replace(config, speed=speed)
+        return resolve(wanted, device=device, bf16=bf16, world=world_size)
+
+    speed = config.speed
+    settled = decide(speed)
+    for name, value in stored.items():
+        if getattr(speed, name, "") == AUTO:
+            with contextlib.suppress(ConfigError, msgspec.ValidationError):
+                candidate = msgspec.convert(
+                    msgspec.structs.asdict(speed) | {name: value}, SpeedConfig
+                )
+                settled, speed = decide(candidate), candidate
+    return settled
 
 
 def _no_fused(config: Config, device: torch.device, bf16: bool, world: int) -> str:

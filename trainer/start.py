@@ -22,8 +22,8 @@ from trainer.config.schema import Config, Stage
 from trainer.config.settings import flatten
 from trainer.job import Job
 from trainer.reporting.run_folder import rewind_metrics
+from trainer.speed import settle
 from trainer.state import TrainState, build_state, restore, start_from, state_tensors
-from trainer.tuned import settle
 from trainer.weights.generators import load_initial_weights
 from trainer.weights.safetensors_io import load_tensors
 
@@ -150,8 +150,9 @@ def _place(state: TrainState, position: Position) -> None:
 def _share(job: Job, state: TrainState) -> None:
     """Give every rank what rank 0 has, and bring the run folder to where the state stands."""
     if job.ranks.is_main:
-        before = state.speed if state.speed or state.patches_seen else None
-        settled = settle(job.config, job.shape, device=job.device, before=before)
+        settled = settle(
+            job.config, device=job.device, world_size=job.ranks.world_size, stored=state.speed
+        )
         state.speed = msgspec.structs.asdict(settled)
         rewind_metrics(job.run, stage=job.stage, patches_seen=state.patches_seen)
         forget_lost_best(job.run, state, warn=job.warn)

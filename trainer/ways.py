@@ -15,9 +15,6 @@ from __future__ import annotations
 
 from trainer.config.schema import SpeedConfig
 
-DEFAULT = "default"
-
-
 PLAIN = SpeedConfig(
     dense="plain",
     compile="none",
@@ -28,7 +25,6 @@ PLAIN = SpeedConfig(
 )
 IMPLEMENTATIONS: dict[str, SpeedConfig] = {
     "auto": SpeedConfig(),
-    DEFAULT: SpeedConfig(),
     "plain": PLAIN,
     "fused": SpeedConfig(dense="fused", graph="none"),
     "compile": SpeedConfig(dense="plain", compile="blocks", graph="none"),
@@ -36,5 +32,4 @@ IMPLEMENTATIONS: dict[str, SpeedConfig] = {
     "graph-fused": SpeedConfig(dense="fused", graph="step"),
     "graph-compile": SpeedConfig(dense="plain", compile="blocks", graph="step"),
 }
-"""The rungs of the ladder by name, for `bench-sr train --impl`; "auto" is what `train-sr` takes, the default
-or what was measured to be faster."""
+"""The rungs of the ladder by name, for `bench-sr train --impl`; "auto" is what `train-sr` takes."""

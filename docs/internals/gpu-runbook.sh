@@ -13,7 +13,7 @@ while [[ ${1:-} == --* ]]; do
     *) echo "error: $1: there is no such option; see the head of $0" >&2; exit 2 ;;
   esac
 done
-all=(machine tests bench-psnr bench-gan tune-usrgan tune-best shards wait best usrgan table pack)
+all=(machine tests bench-psnr bench-gan shards wait best usrgan table pack)
 [[ $# -gt 0 ]] || set -- "${all[@]}"
 mkdir -p "$work"
 
@@ -70,14 +70,6 @@ bench() { # NAME OPTIONS…
 
 bench_() { # STAGE: the paper's networks beside every peer
   bench "bench-$1" --stage "$1" --batch $batches --impl auto,plain
-}
-
-tune() { # PRESET: what its trainings below then take; a way that fails is told and left out
-  local ways=graph,graph-compile size=32
-  if [[ -n $tiny ]]; then size=2; fi
-  if [[ $device != cuda ]]; then ways=plain; fi
-  tool trainer bench_main bench-sr train --tune --config "$1" --device "$device" --stage both --batch $size --impl $ways \
-    --rounds 2 --steps $steps "${extra[@]}" --save "$work/tune-$1.json" | tee "$work/tune-$1.txt"
 }
 
 shards() {
@@ -139,7 +131,6 @@ for step in "$@"; do
   printf '\n== %s\n' "$step"
   case $step in
     bench-psnr | bench-gan) bench_ "${step#bench-}" ;;
-    tune-usrgan | tune-best) tune "${step#tune-}" ;;
     wait) wait_ ;;
     machine | tests | shards | best | usrgan | table | pack) $step ;;
     *) echo "error: $step: there is no such step; choose of ${all[*]}" >&2; exit 2 ;;

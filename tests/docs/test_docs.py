@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
@@ -155,9 +156,25 @@ def test_a_source_distribution_has_all_that_lies_beside_the_code():
                 assert any(fnmatch(name, each.replace("**/", "*")) for each in patterns), name
 
 
-def test_the_readme_maps_every_module():
-    text = (ROOT / "README.md").read_text() + (ROOT / "docs/internals/architecture.md").read_text()
-    for package in ("pipeline", "shards", "trainer"):
-        for path in (ROOT / package).rglob("*.py"):
-            if path.stem != "__init__":
-                assert path.stem in text, path
+PACKAGES = sorted(
+    path.parent
+    for package in ("pipeline", "shards", "trainer")
+    for path in (ROOT / package).rglob("__init__.py")
+)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_package_says_what_each_of_its_files_is_for(package):
+    docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    for path in package.iterdir():
+        if path.is_dir() and (path / "__init__.py").is_file():
+            assert f"{path.name}/" in docstring, path
+        elif path.suffix == ".py" and path.stem != "__init__":
+            assert re.search(rf"\b{path.stem}\b", docstring), path
+    assert len(docstring.splitlines()) <= 24
+
+
+def test_the_architecture_page_names_every_folder():
+    text = (ROOT / "docs/internals/architecture.md").read_text()
+    for package in PACKAGES:
+        assert package.name in text, package

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import sys
 import zipfile
 from pathlib import Path
@@ -19,7 +18,7 @@ from shards.images import resize
 from shards.read.dataset import open_dataset
 from tests.pipeline.conftest import five_photos, photos
 from tests.pipeline.support import make, make_photo
-from trainer.bench import basicsr, data, floor, hold, reading
+from trainer.bench import basicsr, data, floor, reading
 from trainer.bench.process import measure
 from trainer.cli import bench_main
 
@@ -51,25 +50,6 @@ def test_cpu_and_memory_of_all_descendants_are_counted(tmp_path, start):
     assert 150 < found.peak_mib < 300
     assert found.wall > 0.6
     assert found.output == "hello\n"
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-
-
-def test_every_second_piece_of_memory_is_held():
-    before = resident()
-    with hold.held(2**26):
-        assert 2**25 <= resident() - before < 2**25 + 2**23
-    assert resident() - before < 2**23
-
-
-def test_more_memory_than_there_is_is_not_held(tmp_path):
-    asked = ["prep", "--src", str(tmp_path), "--hold-memory", "1000000"]
-    result = CliRunner().invoke(bench_main, asked)
-    assert result.exit_code == 2
-    assert "--hold-memory: only" in result.stderr
 
 
 def test_a_command_that_fails_says_its_last_line():

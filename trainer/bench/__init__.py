@@ -1,12 +1,10 @@
-"""`bench-sr`: what the work costs, beside the least that it could cost and beside a peer's way, in one run.
+"""`bench-sr`: the cost of the work beside its floor and beside a peer, in one run.
 
-prep       the offline stage
-data       the reader
-reading    ways of reading one beside the other, in one process
-fake       the real reader before steps that only wait
-train      the training step: machine (its rates), flop (arithmetic), peer (BasicSR's way), agree (same work),
-           rounds (taking turns), parts, work (operations, memory), wait (for data), result
-process    a command and all its descendants: wall time, CPU time, memory of the largest
-floor      decode, resize and encode once, and nothing else
-basicsr    the same patches made as BasicSR's scripts do
+prep     the offline stage; floor, basicsr: its least possible work, and BasicSR's scripts
+process  wall time, CPU time and memory of a command with all its descendants
+data     the reader; reading: the readers compared in one process
+train    the training step; result: its figures as JSON and text
+machine  rates of the device; flop: arithmetic of a step; work: operations and memory
+peer     BasicSR's training step; agree: both compute the same; rounds: interleaved timing
+wait     share of its time that a step waits for data
 """

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.format.png import RGB8
 from shards.read.dataset import open_dataset
-from trainer.bench.fake import fake_train
+from trainer.bench.wait import fake_train
 from trainer.config.schema import DataConfig
 from trainer.data.loader import PatchLoader
 from trainer.data.sampler import CHUNK_SIZE, steps_per_pass

@@ -49,7 +49,6 @@ class StageResult(msgspec.Struct, frozen=True):
     agreement: str
     """What was compared before anything was timed."""
     rows: list[Row]
-    parts_ms: dict[str, float]
     rounds: int
 
 
@@ -97,7 +96,5 @@ def _stage_lines(found: StageResult) -> Iterator[str]:
         )
         others = ", ".join(f"{name} {ratio:.2f}" for name, ratio in found.speedup_over.items())
         yield f"  over each row: {others}"
-    parts = ", ".join(f"{name} {value:.1f}" for name, value in found.parts_ms.items())
-    yield f"  parts in the plain form, ms: {parts}"
     if found.data_wait_fraction is not None:
         yield f"  waiting for data: {found.data_wait_fraction:.1%} of the time"

@@ -15,21 +15,20 @@ from torch import Tensor, nn
 from trainer.bench.agree import CAPTURED_STEPS, STEPS, Contestant, Losses, check_same_work
 from trainer.bench.flop import flop_of
 from trainer.bench.machine import measure_machine, product, product_side
-from trainer.bench.parts import parts
 from trainer.bench.peer import PEERS, peer_step
 from trainer.bench.result import Row, StageResult, Train
 from trainer.bench.rounds import percentile, race, ratio_of_medians
 from trainer.bench.work import operations, peak_mib
-from trainer.config.schema import AUTO, Config, EmaConfig, SpeedConfig, Stage
+from trainer.config.schema import Config, EmaConfig, SpeedConfig, Stage
 from trainer.device import use_bf16
 from trainer.distributed.process_group import SINGLE_PROCESS
 from trainer.speed import build_step, keep_freed_memory, prepare, resolve, return_freed_memory
 from trainer.state import TrainState, build_state
-from trainer.tuned import SCALE, Shape, settle
-from trainer.tuned import SIDE as HR_SIZE
 from trainer.update import count_step
 from trainer.ways import IMPLEMENTATIONS
 
+SCALE, HR_SIZE = 4, 128
+"""Scale and HR patch side of the paper, for which a step is measured."""
 PRODUCT = "matrix product"
 RATE = 1e-5
 """Learning rate: the first steps of Adam move each weight by it whatever its gradient, and larger ones
@@ -131,7 +130,7 @@ def _bench_stage(
         )
 
     # everybody starts from the same weights
-    speeds = {name: _decided(name, config, stage, device) for name in implementations}
+    speeds = {name: _decided(name, config, device) for name in implementations}
     ways = {name: ours(speed) for name, speed in speeds.items()}
     plain = fresh()
     for name in peers:
@@ -163,8 +162,6 @@ def _bench_stage(
     best = min(peers, key=lambda name: statistics.median(taken[name])) if peers else None
     first = implementations[0]
     ratio = ratio_of_medians(taken[best], taken[first]) if best else None
-    pieces = parts(plain, config, lr, hr, bf16)
-    split = race(pieces, rounds=max(rounds // 2, 1), steps=1, device=device)
     return StageResult(
         stage=stage,
         batch=config.batch_size,
@@ -181,15 +178,12 @@ def _bench_stage(
         data_wait_fraction=data_wait(stage, config) if data_wait else None,
         agreement=agreement,
         rows=rows,
-        parts_ms={name: statistics.median(times) for name, times in split.items()},
         rounds=rounds,
     )
 
 
-def _decided(name: str, config: Config, stage: Stage, device: torch.device) -> SpeedConfig:
-    """The settings of a way; "auto" as `train-sr` has it."""
-    if name == AUTO:
-        return settle(config, Shape(stage, scale=SCALE, side=HR_SIZE), device=device)
+def _decided(name: str, config: Config, device: torch.device) -> SpeedConfig:
+    """Return the resolved settings of one implementation."""
     wanted = msgspec.structs.replace(config, speed=IMPLEMENTATIONS[name])
     return resolve(wanted, device=device, bf16=use_bf16(config, device))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
-import msgspec
 
 from shards.errors import UsageError
 from shards.terminal import console
@@ -40,26 +39,14 @@ def bench_main() -> None:
     "--rounds", type=click.IntRange(1), default=3, show_default=True, metavar="N",
     help="So often everything is measured, BasicSR's way at most three times; the middle one counts.",
 )  # fmt: skip
-@click.option(
-    "--hold-memory", type=click.IntRange(0), default=0, metavar="GIB",
-    help="Hold memory in pieces meanwhile, half of them free: for virtual machines that give free memory back"
-    " to their host and pay for it again.",
-)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-def prep_command(
-    src: Path, workers: int | None, rounds: int, hold_memory: int, *, as_json: bool
-) -> None:
+def prep_command(src: Path, workers: int | None, rounds: int, *, as_json: bool) -> None:
     """Measure prep-shards: CPU time over the least possible, efficiency, speed over BasicSR's way."""
-    from trainer.bench.hold import held
     from trainer.bench.prep import bench_prep, lines
 
-    with held(hold_memory * 2**30):
-        found = bench_prep(
-            src, workers=workers or os.cpu_count() or 1, rounds=rounds, options=(), say=console.say
-        )
-    if hold_memory:
-        command = f"{found.command} --hold-memory {hold_memory}"
-        found = msgspec.structs.replace(found, command=command)
+    found = bench_prep(
+        src, workers=workers or os.cpu_count() or 1, rounds=rounds, options=(), say=console.say
+    )
     _tell(found, lines, as_json=as_json)
 
 

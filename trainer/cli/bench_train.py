@@ -86,11 +86,6 @@ def _split(_context: click.Context, _option: click.Parameter, value: str) -> tup
 @click.option(
     "--save", type=console.FilePath(), metavar="FILE", help="Also write the JSON to FILE."
 )
-@click.option(
-    "--tune", "tuning", is_flag=True,
-    help="Instead: try all ways of --impl on this device, each in a process of its own, and let train-sr take"
-    " the fastest from now on.",
-)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def train_command(
     stage: str,
@@ -108,25 +103,20 @@ def train_command(
     steps: int | None,
     save: Path | None,
     *,
-    tuning: bool,
     as_json: bool,
 ) -> None:
     """Measure the training step: patches a second, share of the floor, speed over BasicSR's way."""
     if not batches or not all(size.isdecimal() and int(size) for size in batches):
         raise UsageError(f"--batch {','.join(batches)}: write numbers, for example 32,64,128")
     sizes = [int(size) for size in batches]
-    if fake_step is not None and tuning:
-        raise UsageError("--tune: times real steps; leave --fake-step out")
     if fake_step is not None:
         _fake(shards, fake_step, sizes[0], steps or 500, workers, as_json=as_json)
         return
     from trainer.bench.result import lines
     from trainer.bench.train import bench_train
-    from trainer.bench.tune import lines as tune_lines
-    from trainer.bench.tune import tune
     from trainer.bench.wait import data_wait
     from trainer.config.load import load_config
-    from trainer.config.schema import AUTO, STAGES
+    from trainer.config.schema import STAGES
     from trainer.device import choose_device
     from trainer.ways import IMPLEMENTATIONS
 
@@ -144,18 +134,6 @@ def train_command(
         for name in STAGES
         if stage in (name, "both")
     }
-    if tuning:
-        if shards is not None:
-            raise UsageError("--tune: times steps alone; leave --shards out")
-        options = ["--config", config, *_repeated("--set", overrides), "--device", chosen.type]
-        options += ["--rounds", str(rounds), "--steps", str(steps or usual_steps)]
-        options += [] if vgg is None else ["--vgg", str(vgg)]
-        ways = list(IMPLEMENTATIONS) if implementations == (AUTO,) else list(implementations)
-        tuned = tune(
-            configs, batches=sizes, ways=ways, device=chosen, options=options, say=console.say
-        )
-        _finish(tuned, tune_lines(tuned), save=save, as_json=as_json)
-        return
     found = bench_train(
         configs,
         batches=sizes,
@@ -178,7 +156,7 @@ def train_command(
 def _fake(
     shards: Location | None, step_ms: float, batch: int, steps: int, workers: int, *, as_json: bool
 ) -> None:
-    from trainer.bench.fake import fake_train, lines
+    from trainer.bench.wait import fake_train, lines
     from trainer.config.schema import DataConfig
 
     if shards is None:
@@ -210,10 +188,6 @@ def _check(option: str, given: list[str], known: list[str]) -> None:
             raise UsageError(f"{option} {name}: there is no such way; choose of {', '.join(known)}")
     if not given and option == "--impl":
         raise UsageError(f"{option}: name at least one of {', '.join(known)}")
-
-
-def _repeated(option: str, values: Iterable[str]) -> list[str]:
-    return [part for value in values for part in (option, value)]
 
 
 def _command(config: str, overrides: tuple[str, ...], stage: str, batches: tuple[str, ...]) -> str:
