@@ -25,8 +25,8 @@ from trainer.distributed.heartbeat import Heartbeat, open_process_group
 from trainer.distributed.process_group import ProcessGroup, group_from_environment
 from trainer.distributed.rendezvous import connect_store, host_store
 from trainer.losses.adversarial import discriminator_loss
-from trainer.state import TrainState, build_state, networks, state_tensors
-from trainer.update import count_step, train_step
+from trainer.training.state import TrainState, build_state, network_tensors, state_tensors
+from trainer.training.step import count_step, train_step
 
 SETTINGS = [
     "batch_size=8", "generator.features=8", "generator.blocks=1", "generator.growth=4",
@@ -109,7 +109,7 @@ def bad(ranks: ProcessGroup) -> dict[str, Any]:
 def odd(ranks: ProcessGroup) -> dict[str, Any]:
     """Shared values, and networks that are not equal on all ranks."""
     state, _ = build("gan none 1", ranks)
-    ranks.check_equal(networks(state), what="run")
+    ranks.check_equal(network_tensors(state), what="run")
     gathered = ranks.all_gather(
         torch.arange(3 + 2 * ranks.rank, dtype=torch.float64).reshape(-1, 1)
     )
@@ -124,7 +124,7 @@ def odd(ranks: ProcessGroup) -> dict[str, Any]:
         vectors = state.adversary.discriminator.conv0_0.parametrizations["weight"][0]
         vectors.get_buffer("_u").mul_(1 + 1e-6)
     try:
-        ranks.check_equal(networks(state), what="run")
+        ranks.check_equal(network_tensors(state), what="run")
     except UsrganError as error:
         found["complaint"] = str(error)
     ranks.check_same_args({"batch_size": 8})

@@ -18,8 +18,8 @@ from trainer.losses.adversarial import (
     generator_adversarial_loss,
     r1_penalty,
 )
-from trainer.state import build_state, restore, state_tensors
-from trainer.update import train_step
+from trainer.training.state import build_state, restore, state_tensors
+from trainer.training.step import train_step
 
 KINDS = get_args(AdversarialKind)
 LOGITS = [-9.0, -1.5, 0.0, 0.25, 7.0]

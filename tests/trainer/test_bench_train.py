@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from shards.errors import UsrganError
 from trainer.bench.agree import CAPTURED_STEPS, Contestant, check_same_work
 from trainer.bench.flop import flop_of
+from trainer.bench.implementations import PLAIN
 from trainer.bench.peer import PEERS, peer_step
 from trainer.bench.rounds import percentile, race, ratio_of_medians
 from trainer.bench.train import batch_of, trained
@@ -21,11 +22,10 @@ from trainer.cli import bench_main
 from trainer.config.load import load_config
 from trainer.config.schema import SpeedConfig
 from trainer.distributed.process_group import SINGLE_PROCESS
-from trainer.graph import WARM_UP
 from trainer.losses.adversarial import discriminator_loss
-from trainer.speed import build_step, prepare
-from trainer.state import build_state
-from trainer.ways import PLAIN
+from trainer.training.cuda_graph import WARM_UP
+from trainer.training.speed_settings import build_step, prepare
+from trainer.training.state import build_state
 
 CPU = torch.device("cpu")
 SMALL = ["generator.features=8", "generator.blocks=1", "generator.growth=4", "optim.lr=1e-5"]
@@ -97,7 +97,7 @@ def with_broken_discriminator_half(one: Contestant) -> Contestant:
     def run():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "trainer.steps.discriminator_loss",
+                "trainer.training.objectives.discriminator_loss",
                 lambda kind, real, fake: discriminator_loss(kind, fake, real),
             )
             return one.step()

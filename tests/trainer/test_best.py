@@ -9,8 +9,8 @@ import pytest
 
 from tests.trainer.test_perceptual import random_weights
 from tests.trainer.test_resume import logged, train
-from trainer.best import forget, handed_on, improvements
 from trainer.networks.trunks import TrunkKind
+from trainer.runs.best import deliverable_metrics, find_improvements, forget_metric
 from trainer.weights.safetensors_io import load_tensors, save_tensors
 
 
@@ -19,7 +19,7 @@ def follow(*validations: dict[str, float], best_by="auto", start=0.0) -> list[se
     best: dict[str, float] = {}
     steps = []
     for found in validations:
-        won = improvements(found, best, best_by=best_by, psnr_drop=3.0, start_psnr_y=start)
+        won = find_improvements(found, best, best_by=best_by, psnr_drop=3.0, start_psnr_y=start)
         for values in won.values():
             best |= values
         steps.append(set(won))
@@ -71,15 +71,15 @@ def test_the_floor_is_that_of_the_weights_that_the_stage_began_with():
 
 
 def test_each_stage_hands_on_what_it_is_for():
-    assert handed_on("auto", "psnr") == ("psnr_y",)
-    assert handed_on("auto", "gan") == ("lpips",)
-    assert handed_on("both", "gan") == ("both",)
-    assert handed_on("final", "psnr") == ()
+    assert deliverable_metrics("auto", "psnr") == ("psnr_y",)
+    assert deliverable_metrics("auto", "gan") == ("lpips",)
+    assert deliverable_metrics("both", "gan") == ("both",)
+    assert deliverable_metrics("final", "psnr") == ()
 
 
 def test_forgetting_a_metric_forgets_all_of_it_and_nothing_else():
     best = {"both": 28.0, "both.ssim_y": 0.8, "psnr_y": 29.0}
-    forget(best, "both")
+    forget_metric(best, "both")
     assert best == {"psnr_y": 29.0}
 
 

@@ -13,7 +13,12 @@ import torch
 from shards.errors import DamagedData, UsageError, WriteFailed
 from shards.io import atomic
 from tests.trainer.test_resume import train
-from trainer.checkpoint import (
+from trainer.config.load import load_config
+from trainer.config.schema import Config
+from trainer.config.settings import flatten
+from trainer.data.sampler import ORDER_VERSION
+from trainer.networks.fold import fold_batch_norm
+from trainer.runs.checkpoint import (
     Position,
     best_file,
     check_same_run,
@@ -21,13 +26,8 @@ from trainer.checkpoint import (
     save_last,
     save_weights,
 )
-from trainer.config.load import load_config
-from trainer.config.schema import Config
-from trainer.config.settings import flatten
-from trainer.data.sampler import ORDER_VERSION
-from trainer.networks.fold import fold_batch_norm
-from trainer.state import TrainState, build_state, restore, state_tensors
-from trainer.update import train_step
+from trainer.training.state import TrainState, build_state, restore, state_tensors
+from trainer.training.step import train_step
 from trainer.weights.generators import load_generator
 from trainer.weights.safetensors_io import save_tensors
 

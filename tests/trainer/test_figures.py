@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from trainer import charts
-from trainer.figures import (
+from trainer.reporting import charts
+from trainer.reporting.figures import (
     RAW,
     REACHED,
     SMOOTH,

@@ -7,10 +7,10 @@ from torch import nn
 
 from trainer.config.load import load_config
 from trainer.config.schema import OptimConfig
-from trainer.flat import SPARE, as_one, changed, gather_gradients, pack, views
-from trainer.optim import build_adam, take_step
-from trainer.state import build_state
-from trainer.update import count_step, train_step
+from trainer.training.flat_buffers import SPARE, as_one, changed, gather_gradients, pack, views
+from trainer.training.optim import build_adam, take_step
+from trainer.training.state import build_state
+from trainer.training.step import count_step, train_step
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import torch
 
 from tests.trainer.test_resume import logged, train
 from trainer.config.load import load_config
-from trainer.state import build_state
-from trainer.update import train_step
+from trainer.training.state import build_state
+from trainer.training.step import train_step
 
 pytestmark = [
     pytest.mark.gpu,

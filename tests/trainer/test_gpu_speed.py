@@ -15,6 +15,7 @@ import torch.distributed as dist
 from shards.read.dataset import open_dataset
 from tests.trainer.ranked import group_of_one
 from tests.trainer.test_resume import logged, train
+from trainer.bench.implementations import IMPLEMENTATIONS, PLAIN
 from trainer.bench.train import batch_of
 from trainer.config.load import load_config
 from trainer.config.schema import DataConfig, SpeedConfig
@@ -24,10 +25,9 @@ from trainer.data.patch_cache import PatchCache
 from trainer.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer.networks.convolution import Conv3x3
 from trainer.networks.rrdb import DenseBlock, RRDBNet
-from trainer.speed import build_step, prepare, resolve
-from trainer.state import build_state, restore, state_tensors
-from trainer.update import count_step
-from trainer.ways import IMPLEMENTATIONS, PLAIN
+from trainer.training.speed_settings import build_step, prepare, resolve
+from trainer.training.state import build_state, restore, state_tensors
+from trainer.training.step import count_step
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainer import graph
+from trainer.training import cuda_graph
 
 
 class Stream:
@@ -47,7 +47,7 @@ def cuda(monkeypatch):
         CUDAGraph=Graph,
         graph=capture,
     )
-    monkeypatch.setattr(graph.torch, "cuda", stand_in)
+    monkeypatch.setattr(cuda_graph.torch, "cuda", stand_in)
     return known
 
 
@@ -66,7 +66,7 @@ def step_of(known, *, other=lambda: False):
         eager.append(len(lr))
         return lr.sum() + hr.sum() + 100 * stop
 
-    return graph.capture_later(step, other=other), eager
+    return cuda_graph.capture_later(step, other=other), eager
 
 
 def ones(count: int) -> torch.Tensor:
@@ -77,9 +77,9 @@ def test_a_step_is_captured_after_its_warm_up_and_replayed_on_each_new_batch(cud
     step, eager = step_of(cuda)
     found = [step(n * ones(2), n * ones(3), n == 6).item() for n in range(1, 8)]
     assert found == [5, 10, 15, 20, 25, 130, 35]
-    assert len(eager) == graph.WARM_UP
+    assert len(eager) == cuda_graph.WARM_UP
     assert len(cuda.captured) == 1
-    assert cuda.replays == 7 - graph.WARM_UP
+    assert cuda.replays == 7 - cuda_graph.WARM_UP
 
 
 def test_another_shape_and_other_work_run_uncaptured(cuda):
@@ -93,7 +93,7 @@ def test_another_shape_and_other_work_run_uncaptured(cuda):
     assert cuda.replays == before + 1
     for _ in range(2):
         step(ones(2), ones(3), False)
-    assert len(eager) >= graph.WARM_UP + 1
+    assert len(eager) >= cuda_graph.WARM_UP + 1
 
 
 def test_steps_that_are_not_captured_share_one_stream_and_its_memory(cuda):

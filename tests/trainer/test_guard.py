@@ -14,14 +14,15 @@ import torch
 from shards.errors import WriteFailed
 from shards.read.dataset import open_dataset
 from tests.trainer.test_resume import logged, train, weights
-from trainer import checkpoint, keeper, steps
-from trainer.checkpoint import load_good, load_last
 from trainer.config.schema import DataConfig
 from trainer.data.batches import to_float_images
 from trainer.data.loader import PatchLoader
 from trainer.losses import content
-from trainer.state import state_tensors
-from trainer.update import train_step
+from trainer.runs import checkpoint, writer
+from trainer.runs.checkpoint import load_good, load_last
+from trainer.training import objectives
+from trainer.training.state import state_tensors
+from trainer.training.step import train_step
 from trainer.weights.safetensors_io import load_tensors
 
 SHORT = ["--stage", "gan", "--set", "optim.schedule=constant", "--set", "epochs=2"]
@@ -63,7 +64,7 @@ def poison(monkeypatch) -> Callable[..., list[torch.Tensor]]:
 
     def at(*calls: int, when: Callable[[torch.Tensor], bool] | None = None) -> list[torch.Tensor]:
         seen: list[torch.Tensor] = []
-        original, loss = steps.gan_gradients, content.content_loss
+        original, loss = objectives.gan_gradients, content.content_loss
 
         def gradients(state, config, lr, hr, *rest, **more):
             seen.append(hr.clone())
@@ -73,8 +74,8 @@ def poison(monkeypatch) -> Callable[..., list[torch.Tensor]]:
             bad = len(seen) in calls or (when is not None and when(seen[-1]))
             return loss(*features, **settings) * (float("nan") if bad else 1.0)
 
-        monkeypatch.setitem(steps.GRADIENTS, "gan", gradients)
-        monkeypatch.setattr(steps, "content_loss", poisoned)
+        monkeypatch.setitem(objectives.STAGE_OBJECTIVES, "gan", gradients)
+        monkeypatch.setattr(objectives, "content_loss", poisoned)
         return seen
 
     return at
@@ -106,7 +107,7 @@ def test_a_left_out_step_moves_nothing_but_the_order(gan, poison, tmp_path, monk
         states.append(load_tensors(path)[0])
         return path
 
-    monkeypatch.setattr(keeper, "save_last", save)
+    monkeypatch.setattr(writer, "save_last", save)
     poison(7, 8)
     gan()
     before, after = states[-2], states[-1]  # after steps 6 and 8
@@ -144,7 +145,7 @@ def test_a_resumed_run_without_a_good_checkpoint_returns_to_the_weights_of_stage
     started: list[torch.Tensor] = []
 
     def stopped_at(*calls: int) -> None:
-        inner = steps.GRADIENTS["gan"]
+        inner = objectives.STAGE_OBJECTIVES["gan"]
 
         def gradients(state, *rest, **more):
             started.append(state.generator.conv_first.weight.detach().clone())
@@ -152,7 +153,7 @@ def test_a_resumed_run_without_a_good_checkpoint_returns_to_the_weights_of_stage
                 signal.raise_signal(signal.SIGTERM)
             return inner(state, *rest, **more)
 
-        monkeypatch.setitem(steps.GRADIENTS, "gan", gradients)
+        monkeypatch.setitem(objectives.STAGE_OBJECTIVES, "gan", gradients)
 
     poison(1, 2)
     stopped_at(1)  # within the row of bad steps, and saved there
@@ -200,14 +201,14 @@ def test_a_run_killed_between_bad_steps_ends_with_the_same_bits(
     gan(out="whole")
     for number in (6,):
         calls = poison(when=bad)
-        inner = steps.GRADIENTS["gan"]
+        inner = objectives.STAGE_OBJECTIVES["gan"]
 
         def dying(*arguments, calls=calls, number=number, inner=inner, **more):
             if len(calls) == number:
                 raise KeyboardInterrupt
             return inner(*arguments, **more)
 
-        monkeypatch.setitem(steps.GRADIENTS, "gan", dying)
+        monkeypatch.setitem(objectives.STAGE_OBJECTIVES, "gan", dying)
         gan(out=f"killed {number}", code=75)
         poison(when=bad)
         gan(out=f"killed {number}")
@@ -233,7 +234,7 @@ def test_rollbacks_return_to_no_checkpoint_from_within_a_bad_row(
     assert {suspect: each[1].patches_seen for suspect, each in found.items() if each} == {
         None: 16, 16: 16, 12: 16,
     }  # fmt: skip
-    checkpoint.forget_after(tmp_path, "gan", 16)
+    checkpoint.remove_checkpoints_after(tmp_path, "gan", 16)
     loaded = load_last(tmp_path, "gan", warn=pytest.fail)
     assert loaded is not None
     assert loaded[1].patches_seen == 16
@@ -244,7 +245,7 @@ def test_rollbacks_return_to_no_checkpoint_from_within_a_bad_row(
 def test_one_bad_gradient_among_all_is_seen(monkeypatch, bad, network):
     from tests.trainer.test_checkpoint import config, fresh
 
-    state, original = fresh(), steps.gan_gradients
+    state, original = fresh(), objectives.gan_gradients
     before = {name: value.clone() for name, value in state_tensors(state).items()}
 
     def gradients(state, *arguments, **more):
@@ -253,7 +254,7 @@ def test_one_bad_gradient_among_all_is_seen(monkeypatch, bad, network):
         held.flat[held.flat.nonzero()[7]] = bad
         return found
 
-    monkeypatch.setitem(steps.GRADIENTS, "gan", gradients)
+    monkeypatch.setitem(objectives.STAGE_OBJECTIVES, "gan", gradients)
     lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
     outcome = train_step(state, config(), lr, hr, False)
     signs = [name for name, sign in zip(outcome.names, outcome.signs, strict=True) if sign]
@@ -290,7 +291,7 @@ def full(monkeypatch) -> Callable[..., list[int]]:
                 raise WriteFailed(f"{run}: the disk is full (0 MiB free); free some space")
             return original(run, state, config, dataset_sha256=dataset_sha256)
 
-        monkeypatch.setattr(keeper, "save_last", save)
+        monkeypatch.setattr(writer, "save_last", save)
         return saves
 
     return at
@@ -330,7 +331,7 @@ def test_rows_and_weights_that_could_not_be_written_come_later(psnr_run, tmp_pat
     psnr_run(out="whole")
     failing = {"append_metrics": 1, "save_weights": 2, "write_sample": 1}
     for name, times in failing.items():
-        original = getattr(keeper, name)
+        original = getattr(writer, name)
         left = iter(range(times))
 
         def refuse(*arguments, original=original, left=left, **more):
@@ -338,7 +339,7 @@ def test_rows_and_weights_that_could_not_be_written_come_later(psnr_run, tmp_pat
                 raise WriteFailed(f"{arguments[0]}: the disk is full (0 MiB free); free some space")
             return original(*arguments, **more)
 
-        monkeypatch.setattr(keeper, name, refuse)
+        monkeypatch.setattr(writer, name, refuse)
     told = psnr_run().stderr
     assert "the row is kept and written with the next" in told
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from trainer.config.load import load_config
-from trainer.log import EpochLog
-from trainer.state import COUNTED, build_state
+from trainer.runs.log import EpochLog
+from trainer.training.state import COUNTED, build_state
 
 
 def test_a_row_is_json_where_the_learning_rate_lies_on_the_device():

@@ -12,8 +12,8 @@ from trainer.config.schema import Config, LossConfig
 from trainer.losses.adversarial import discriminator_loss
 from trainer.losses.content import content_loss
 from trainer.losses.pixel import pixel_loss
-from trainer.state import TrainState, build_state
-from trainer.update import train_step
+from trainer.training.state import TrainState, build_state
+from trainer.training.step import train_step
 
 SETTINGS = [
     "batch_size=2", "epoch_patches=4", "generator.features=6", "generator.blocks=1",

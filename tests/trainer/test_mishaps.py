@@ -235,7 +235,7 @@ def test_training_out_of_memory_is_one_line(tiny_shards, tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr("trainer.train.train_stage", full)
+    monkeypatch.setattr("trainer.runs.train.train_stage", full)
     told = train(tiny_shards, tmp_path / "run", "--stage", "psnr", code=1)
     assert "use a smaller batch_size" in told.stderr
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer.config.schema import OptimConfig
-from trainer.optim import (
+from trainer.training.optim import (
     build_adam,
     copy_buffers,
     learning_rate,

@@ -17,9 +17,9 @@ from trainer.config.settings import flatten
 from trainer.losses.content import build_content_features, parse_layers
 from trainer.models import build_discriminator, build_generator
 from trainer.networks import discriminator, rrdb
-from trainer.optim import learning_rate
-from trainer.state import build_state
-from trainer.update import train_step
+from trainer.training.optim import learning_rate
+from trainer.training.state import build_state
+from trainer.training.step import train_step
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FIVE_LAYERS = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1, "conv4_4": 1, "conv5_4": 1}

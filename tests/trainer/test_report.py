@@ -20,15 +20,15 @@ from shards.format import png
 from tests.trainer.conftest import make_patch
 from tests.trainer.test_figures import run_of
 from tests.trainer.test_resume import train
-from trainer import charts, report
-from trainer import train as training
 from trainer.cli import train_main
 from trainer.config.load import load_config
 from trainer.config.write import config_to_toml
 from trainer.evaluation.comparison import SheetColumn, strip
 from trainer.evaluation.test_sets import ImagePair
-from trainer.report import LiveReport, write_report
+from trainer.reporting import charts, report
+from trainer.reporting.report import LiveReport, write_report
 from trainer.reporting.run_folder import read_metrics
+from trainer.runs import train as training
 
 
 def write_run(run: Path, rows: list[dict], preset: str = "usrgan") -> Path:
@@ -275,7 +275,7 @@ def test_an_account_without_a_home_gets_a_page_without_charts(tmp_path):
         "import pathlib, sys\n"
         "def homeless(cls): raise RuntimeError('Could not determine home directory.')\n"
         "pathlib.Path.home = classmethod(homeless)\n"
-        "from trainer.report import write_report\n"
+        "from trainer.reporting.report import write_report\n"
         "print(write_report(pathlib.Path(sys.argv[1])).read_text())\n"
     )
     run = write_run(tmp_path / "run", run_of("psnr", 5))

@@ -20,8 +20,8 @@ from click.testing import CliRunner
 
 from tests.trainer.test_losses import gan, images
 from trainer.cli import train_main
-from trainer.state import state_tensors
-from trainer.update import train_step
+from trainer.training.state import state_tensors
+from trainer.training.step import train_step
 from trainer.weights.safetensors_io import load_tensors
 
 SETTINGS = [
@@ -50,7 +50,11 @@ def arguments(shards: Path, out: Path, *more: str) -> list[str]:
 
 def train(shards: Path, out: Path, *more: str, code: int = 0, figures: bool = False):
     """Run the command in this process; without `figures` as where the `[report]` extra is not installed."""
-    drawn = contextlib.nullcontext() if figures else mock.patch("trainer.charts.available", bool)
+    drawn = (
+        contextlib.nullcontext()
+        if figures
+        else mock.patch("trainer.reporting.charts.available", bool)
+    )
     with drawn:
         result = CliRunner().invoke(train_main, arguments(shards, out, *more))
     assert result.exit_code == code, result.output

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from shards.errors import ConfigError
 from tests.trainer.test_resume import logged, train
+from trainer.bench.implementations import PLAIN
 from trainer.bench.train import batch_of
 from trainer.config.load import load_config
 from trainer.config.schema import SpeedConfig
@@ -21,9 +22,8 @@ from trainer.losses.content import build_content_features
 from trainer.networks import fused
 from trainer.networks.convolution import Conv3x3
 from trainer.networks.rrdb import DenseBlock, RRDBNet
-from trainer.speed import build_step, held_up_by, prepare, resolve
-from trainer.state import build_state
-from trainer.ways import PLAIN
+from trainer.training.speed_settings import build_step, held_up_by, prepare, resolve
+from trainer.training.state import build_state
 from trainer.weights.safetensors_io import load_tensors, save_tensors
 
 CPU = torch.device("cpu")
@@ -228,9 +228,9 @@ def test_kernels_that_do_not_compile_end_a_run_in_one_line(tiny_shards, tmp_path
     def failing(*_, **__):
         raise OutOfResources("out of resource: shared memory\nmore")
 
-    monkeypatch.setattr("trainer.update.train_step", failing)
-    monkeypatch.setattr("trainer.speed.fused.missing", lambda _: "")
-    monkeypatch.setattr("trainer.speed._no_fused", lambda *_: "")
+    monkeypatch.setattr("trainer.training.step.train_step", failing)
+    monkeypatch.setattr("trainer.training.speed_settings.fused.missing", lambda _: "")
+    monkeypatch.setattr("trainer.training.speed_settings._no_fused", lambda *_: "")
     said = train(tiny_shards, tmp_path / "run", "--stage", "psnr", code=1).output
     assert (
         "error: speed.dense: kernels for this GPU do not compile: out of resource: shared memory;"

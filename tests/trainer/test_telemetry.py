@@ -11,16 +11,16 @@ from tests.trainer.test_losses import SETTINGS, gan, images
 from tests.trainer.test_resume import logged, train
 from trainer.config.load import load_config
 from trainer.networks.discriminator import normalised
-from trainer.state import build_state
-from trainer.telemetry import (
-    due,
+from trainer.training.diagnostics import (
+    add_diagnostics,
+    find_imbalances,
     gradient_shares,
-    imbalances,
+    is_due,
     largest_singular_value,
-    means,
-    note,
+    mean_diagnostics,
 )
-from trainer.update import train_step
+from trainer.training.state import build_state
+from trainer.training.step import train_step
 
 TERMS = ("pixel", "content", "adversarial")
 
@@ -56,7 +56,7 @@ def test_the_step_tells_each_terms_pull_at_the_output():
     state, config = gan(**weights)
     state.patches_seen = 2  # the second of two steps
     losses = train_step(state, config, lr, hr, False).losses
-    seen = means(state.telemetry)
+    seen = mean_diagnostics(state.telemetry)
     for term, norm in norms.items():
         assert seen[f"share_{term}"] == pytest.approx(norm / sum(norms.values()), rel=1e-3)
         assert seen[f"weighted_{term}"] == pytest.approx(weights[term] * losses[term].item())
@@ -95,7 +95,7 @@ def test_looking_changes_no_bit_of_what_is_trained(stage, architecture):
 def test_a_look_falls_on_each_epochs_last_step_and_every_so_many_patches():
     def looks(every):
         settings = {"batch_size": 4, "epoch": 20, "every": every}
-        return [seen for seen in range(0, 40, 4) if due(patches_seen=seen, **settings)]
+        return [seen for seen in range(0, 40, 4) if is_due(patches_seen=seen, **settings)]
 
     assert looks(0) == [16, 36]
     assert looks(8) == [4, 12, 16, 20, 28, 36]
@@ -106,9 +106,9 @@ def test_a_look_falls_on_each_epochs_last_step_and_every_so_many_patches():
 def test_the_log_holds_the_mean_over_the_looks_of_an_epoch():
     sums: dict[str, torch.Tensor] = {}
     for value in (1.0, 4.0):
-        note(sums, {"share_pixel": torch.tensor(value), "x": torch.tensor(math.inf)})
-    assert means(sums) == {"share_pixel": 2.5}
-    assert means({}) == {}
+        add_diagnostics(sums, {"share_pixel": torch.tensor(value), "x": torch.tensor(math.inf)})
+    assert mean_diagnostics(sums) == {"share_pixel": 2.5}
+    assert mean_diagnostics({}) == {}
 
 
 def test_the_largest_singular_value_is_that_of_the_weights_in_use():
@@ -133,15 +133,15 @@ def test_the_largest_singular_value_is_that_of_the_weights_in_use():
 def test_an_imbalance_is_told_once_and_with_its_fix():
     told: set[str] = set()
     row = {"share_pixel": 0.0199, "share_content": 0.98, "share_adversarial": 0.0001}
-    first, second = imbalances(row, told)
+    first, second = find_imbalances(row, told)
     assert "content loss makes 98.0%" in first
     assert "lower loss.content" in first
     assert "adversarial loss makes 0.010%" in second
     assert "raise loss.adversarial" in second
-    assert not list(imbalances(row, told))
+    assert not list(find_imbalances(row, told))
     even = {"share_pixel": 0.4, "share_content": 0.5, "share_adversarial": 0.1}
-    assert not list(imbalances(even, set()))
-    assert not list(imbalances({"epoch": 1, "loss_pixel": 0.1}, set()))
+    assert not list(find_imbalances(even, set()))
+    assert not list(find_imbalances({"epoch": 1, "loss_pixel": 0.1}, set()))
 
 
 def test_each_row_of_a_run_tells_and_a_resumed_run_tells_the_same(tiny_shards, tmp_path):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from shards.errors import UsrganError
 from trainer.config.schema import AdversarialKind
-from trainer.graph import WARM_UP
+from trainer.training.cuda_graph import WARM_UP
 
 Losses = Mapping[str, float | Tensor]
 EVERYBODYS = ("pixel", "content")

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config.schema import Config, Stage
 from trainer.distributed.process_group import SINGLE_PROCESS
-from trainer.state import TrainState, build_state
-from trainer.steps import GRADIENTS
+from trainer.training.objectives import STAGE_OBJECTIVES
+from trainer.training.state import TrainState, build_state
 
 _COUNTED = ("convolution", "convolution_backward", "mm", "addmm", "bmm")
 
@@ -67,7 +67,9 @@ def _forget_values(network: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def _step(state: TrainState, config: Config, lr: torch.Tensor, hr: torch.Tensor) -> object:
-    return GRADIENTS[state.stage](state, config, lr, hr, False, ranks=SINGLE_PROCESS, seen=None)
+    return STAGE_OBJECTIVES[state.stage](
+        state, config, lr, hr, False, ranks=SINGLE_PROCESS, seen=None
+    )
 
 
 def _count(work: Callable[[], object]) -> float:

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from trainer.bench.agree import Contestant
 from trainer.config.schema import Config
 from trainer.losses.content import parse_layers
-from trainer.optim import build_adam
-from trainer.state import TrainState
+from trainer.training.optim import build_adam
+from trainer.training.state import TrainState
 
 Images = Float[Tensor, "b 3 h w"]
 PeerStep = Callable[[], dict[str, float | Tensor]]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainer.bench.agree import CAPTURED_STEPS, STEPS, Contestant, Losses, check_same_work
 from trainer.bench.flop import flop_of
+from trainer.bench.implementations import IMPLEMENTATIONS
 from trainer.bench.machine import measure_machine, product, product_side
 from trainer.bench.peer import PEERS, peer_step
 from trainer.bench.result import Row, StageResult, Train
@@ -22,10 +23,15 @@ from trainer.bench.work import operations, peak_mib
 from trainer.config.schema import Config, EmaConfig, SpeedConfig, Stage
 from trainer.device import use_bf16
 from trainer.distributed.process_group import SINGLE_PROCESS
-from trainer.speed import build_step, keep_freed_memory, prepare, resolve, return_freed_memory
-from trainer.state import TrainState, build_state
-from trainer.update import count_step
-from trainer.ways import IMPLEMENTATIONS
+from trainer.training.speed_settings import (
+    build_step,
+    keep_freed_memory,
+    prepare,
+    resolve,
+    return_freed_memory,
+)
+from trainer.training.state import TrainState, build_state
+from trainer.training.step import count_step
 
 SCALE, HR_SIZE = 4, 128
 """Scale and HR patch side of the paper, for which a step is measured."""

@@ -17,9 +17,9 @@ from trainer.data.batches import to_float_images
 from trainer.data.loader import PatchLoader
 from trainer.device import use_bf16
 from trainer.distributed.process_group import SINGLE_PROCESS
-from trainer.speed import build_step, prepare, resolve
-from trainer.state import build_state
-from trainer.update import count_step
+from trainer.training.speed_settings import build_step, prepare, resolve
+from trainer.training.state import build_state
+from trainer.training.step import count_step
 
 WARM_UP, STEPS = 5, 40
 

@@ -1,4 +1,11 @@
-"""The trainer's commands. Modules that need torch are imported when a command runs, not for its help."""
+"""The trainer's commands. Modules that need torch are imported when a command runs, not for its help.
+
+train        `train-sr`
+evaluate     `eval-sr`
+upscale      `upscale-sr`
+bench        `bench-sr`; bench_train: `bench-sr train`
+later        `export-sr`, not built yet
+"""
 
 from trainer.cli.bench import bench_main
 from trainer.cli.evaluate import eval_main

@@ -112,13 +112,13 @@ def train_command(
     if fake_step is not None:
         _fake(shards, fake_step, sizes[0], steps or 500, workers, as_json=as_json)
         return
+    from trainer.bench.implementations import IMPLEMENTATIONS
     from trainer.bench.result import lines
     from trainer.bench.train import bench_train
     from trainer.bench.wait import data_wait
     from trainer.config.load import load_config
     from trainer.config.schema import STAGES
     from trainer.device import choose_device
-    from trainer.ways import IMPLEMENTATIONS
 
     chosen = choose_device(device)
     known = [name for name in PEERS if chosen.type == "cuda" or name != "peer-tf32"]

@@ -121,7 +121,7 @@ def train_main(
     from trainer.config.write import config_to_toml
 
     if report_of is not None:
-        from trainer.report import write_report
+        from trainer.reporting.report import write_report
 
         path = write_report(report_of)
         console.print_json({"report": str(path)}) if as_json else click.echo(str(path))
@@ -138,7 +138,7 @@ def train_main(
     run = out or Path("runs") / Path(preset).stem
 
     from trainer.distributed.process_group import ProcessGroup, group_from_environment
-    from trainer.train import train
+    from trainer.runs.train import train
 
     ranks = group_from_environment()
     work = partial(

@@ -17,7 +17,7 @@ class _Conv(nn.Conv2d):
     kernel = 3
     steps = 1
     fused = False
-    """On a GPU: with bias and LeakyReLU in one pass. Set by `trainer.speed`."""
+    """On a GPU: with bias and LeakyReLU in one pass. Set by `trainer.training.speed_settings`."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
         super().__init__(inputs, outputs, self.kernel, self.steps, padding=1, bias=bias)

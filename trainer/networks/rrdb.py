@@ -32,7 +32,7 @@ class DenseBlock(nn.Module):
     """Five 3x3 convolutions, each of which sees the outputs of all before it."""
 
     fused = False
-    """Set by `trainer.speed`: in training mode all blocks of a body run in kernels."""
+    """Set by `trainer.training.speed_settings`: in training mode all blocks of a body run in kernels."""
 
     def __init__(self, *, features: int, growth: int, norm: Norm) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ config.toml     the resolved settings of both stages; `--config RUN/config.toml`
 run.json        versions, device, PIL flavour, data set
 metrics.jsonl   one line per epoch and stage
 samples/        held-out patches: bicubic, the generator's, the truth
-checkpoints/    see `trainer.checkpoint`
+checkpoints/    see `trainer.runs.checkpoint`
 report.html     all of it on one page, and its figures in figures/
 """
 

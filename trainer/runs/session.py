@@ -16,7 +16,7 @@ from trainer.perceptual.metric import PerceptualMetric
 
 
 @dataclass(frozen=True)
-class Job:
+class StageSession:
     """What to train on what, and how to talk about it."""
 
     run: Path

@@ -20,13 +20,13 @@ from shards.errors import DamagedData, UsageError, UsrganError
 from shards.format import png
 from shards.format.png import RGB8
 from shards.io import atomic
-from trainer import charts, page
 from trainer.config.load import PAPER_PRESET, load_config
 from trainer.config.paper import list_deviations, list_patch_deviations
 from trainer.config.schema import STAGES, Stage
 from trainer.evaluation.comparison import tiles_of
 from trainer.evaluation.tables import TITLES, format_value
-from trainer.figures import Figure, figures_of_run, figures_of_stage, series
+from trainer.reporting import charts, page
+from trainer.reporting.figures import Figure, figures_of_run, figures_of_stage, series
 from trainer.reporting.run_folder import read_metrics
 
 Rows = list[dict[str, Any]]

@@ -9,7 +9,7 @@ from typing import Literal
 from trainer.config.schema import BestBy
 
 
-def handed_on(best_by: BestBy, stage: Literal["psnr", "gan"]) -> tuple[str, ...]:
+def deliverable_metrics(best_by: BestBy, stage: Literal["psnr", "gan"]) -> tuple[str, ...]:
     """What a stage hands on: best metrics in order of preference; after them come its final weights.
 
     A GAN gives up PSNR on purpose, so the best of its weights by PSNR are the least of a GAN, and
@@ -24,7 +24,7 @@ def handed_on(best_by: BestBy, stage: Literal["psnr", "gan"]) -> tuple[str, ...]
             return (metric,)
 
 
-def improvements(
+def find_improvements(
     found: Mapping[str, float],
     best: Mapping[str, float],
     *,
@@ -64,7 +64,7 @@ def improvements(
     return won
 
 
-def forget(best: dict[str, float], metric: str) -> None:
+def forget_metric(best: dict[str, float], metric: str) -> None:
     """Remember nothing of a metric any more."""
     for name in [name for name in best if name.split(".")[0] == metric]:
         del best[name]

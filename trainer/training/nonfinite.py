@@ -1,6 +1,6 @@
 """What happens when losses stop being finite: skip, roll back, stop.
 
-Steps that are not finite are left out on the device (`trainer.update`); here the host learns of it.
+Steps that are not finite are left out on the device (`trainer.training.step`); here the host learns of it.
 On a GPU it reads each step's signs while the next step runs, so that it never waits for an idle
 device: stops and rollbacks come one step late there, on every rank at the same step.
 
@@ -18,8 +18,8 @@ import torch
 
 from shards.errors import UsrganError
 from trainer.config.schema import GuardConfig
-from trainer.state import TrainState
-from trainer.update import STOP, Outcome
+from trainer.training.state import TrainState
+from trainer.training.step import STOP, Outcome
 
 DERIVED = (
     "generator",
@@ -57,7 +57,7 @@ class Reading:
         return [name for name, sign in zip(self._names, self._signs.tolist(), strict=True) if sign]
 
 
-class Guard:
+class NonfiniteGuard:
     """Counts bad steps in the state, and knows when it is enough."""
 
     def __init__(self, config: GuardConfig, *, warn: Callable[[str], None]) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from trainer import telemetry
 from trainer.config.paper import describe_patches, list_deviations, list_patch_deviations
 from trainer.config.schema import Config
 from trainer.device import describe_device, describe_precision, use_bf16
 from trainer.evaluation.validation import validate_bicubic
-from trainer.job import Job
-from trainer.speed import held_up_by
-from trainer.state import COUNTED, TrainState
+from trainer.runs.session import StageSession
+from trainer.training import diagnostics
+from trainer.training.speed_settings import held_up_by
+from trainer.training.state import COUNTED, TrainState
 
 
-def header(job: Job, state: TrainState) -> Iterator[str]:
+def describe_stage(job: StageSession, state: TrainState) -> Iterator[str]:
     """What a stage says before its first step: the network, the data, and each deviation from the paper."""
     config, device, dataset = job.config, job.device, job.dataset
     val = dataset.split("val")
@@ -67,14 +67,14 @@ class EpochLog:
             "patches_seen": state.patches_seen,
             **means,
             **left_out,
-            **telemetry.means(state.telemetry),
+            **diagnostics.mean_diagnostics(state.telemetry),
             "lr": float(state.optimizer.param_groups[0]["lr"]),  # on a GPU a tensor there
             "patches_per_s": self.steps * config.batch_size / seconds,
             "data_wait": self.waited / seconds,
         }
 
 
-def note_of(row: dict[str, float | int | str]) -> str:
+def summarise_row(row: dict[str, float | int | str]) -> str:
     """A row in a few words."""
     shown = {"loss_pixel": "L1", "loss_adversarial": "adv", "loss_discriminator": "D"}
     parts = [f"{short} {row[name]:.4f}" for name, short in shown.items() if name in row]

@@ -7,22 +7,22 @@ from pathlib import Path
 from shards.errors import WriteFailed
 from shards.format.png import RGB8
 from shards.version import __version__
-from trainer.checkpoint import best_file, final_file, save_last, save_weights
 from trainer.config.settings import flatten
-from trainer.job import Job
-from trainer.report import LiveReport
+from trainer.reporting.report import LiveReport
 from trainer.reporting.run_folder import append_metrics, read_metrics, write_sample
-from trainer.state import TrainState, networks
+from trainer.runs.checkpoint import best_file, final_file, save_last, save_weights
+from trainer.runs.session import StageSession
+from trainer.training.state import TrainState, network_tensors
 
 FAILURES = 3
 """Checkpoints in a row that cannot be saved before the run is given up."""
 Row = dict[str, float | int | str]
 
 
-class Keeper:
+class RunWriter:
     """Writes into the run folder; on other ranks than the first it does nothing."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: StageSession) -> None:
         self._job = job
         self._failures = 0
         self._rows: list[Row] = []
@@ -36,7 +36,7 @@ class Keeper:
             UsrganError: the ranks do not hold the same networks.
         """
         job = self._job
-        job.ranks.check_equal(networks(state), what=str(job.run))
+        job.ranks.check_equal(network_tensors(state), what=str(job.run))
         if not job.ranks.is_main:
             return True
         try:
@@ -119,7 +119,7 @@ class Keeper:
         return True
 
 
-def metadata(job: Job, state: TrainState, found: dict[str, float]) -> dict[str, str]:
+def metadata(job: StageSession, state: TrainState, found: dict[str, float]) -> dict[str, str]:
     """What weights say of themselves."""
     settings, adversary = flatten(job.config), state.adversary
     return {

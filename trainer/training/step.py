@@ -2,7 +2,7 @@
 
 A step counts as bad if a loss or a gradient of any rank is not finite. That shows on every rank alike
 in what the ranks reduce anyway, so nobody has to be asked; and the decision stays on the device, where
-it turns the update into nothing, so that no rank waits for it (`trainer.guard` reads it later).
+it turns the update into nothing, so that no rank waits for it (`trainer.training.nonfinite` reads it later).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from trainer import telemetry
 from trainer.config.schema import Config
 from trainer.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from trainer.flat import SPARE, Gradients, changed
-from trainer.optim import copy_buffers, take_step, update_average
-from trainer.state import COUNTED, TrainState, optimizers, trained
-from trainer.steps import GRADIENTS, Images
+from trainer.training import diagnostics
+from trainer.training.flat_buffers import SPARE, Gradients, changed
+from trainer.training.objectives import STAGE_OBJECTIVES, Images
+from trainer.training.optim import copy_buffers, take_step, update_average
+from trainer.training.state import COUNTED, TrainState, optimizers, trained
 
 STOP = "stop"
 """Stands among the signs of a step for the wish of a rank to stop."""
@@ -66,7 +66,7 @@ def train_step(
     for each in gradients.values():
         each.flat.zero_()
     seen: dict[str, Tensor] | None = {} if looking(state, config) else None
-    losses = GRADIENTS[state.stage](state, config, lr, hr, bf16, ranks=ranks, seen=seen)
+    losses = STAGE_OBJECTIVES[state.stage](state, config, lr, hr, bf16, ranks=ranks, seen=seen)
 
     # the mean over the ranks, losses and the wish to stop along with the gradients
     names = list(losses)
@@ -84,7 +84,7 @@ def train_step(
             state.scaler.unscale_(optimizer)
     if seen is not None:
         norms = {f"grad_norm_{name}": each.norm() for name, each in gradients.items()}
-        telemetry.note(state.telemetry, seen | norms)
+        diagnostics.add_diagnostics(state.telemetry, seen | norms)
 
     # all of it or nothing
     signs = torch.stack(
@@ -128,7 +128,7 @@ def count_step(state: TrainState, config: Config, outcome: Outcome) -> None:
 
 def looking(state: TrainState, config: Config) -> bool:
     """Whether telemetry looks into the step that comes next."""
-    return telemetry.due(
+    return diagnostics.is_due(
         patches_seen=state.patches_seen,
         batch_size=config.batch_size,
         epoch=config.iterations_per_epoch * config.batch_size,

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from shards.format.png import RGB8
-from trainer.charts import GRID, INK, PAPER
+from trainer.reporting.charts import GRID, INK, PAPER
 
 STYLE = f"""
 :root {{ color-scheme: light dark; --line: #8884; --soft: #8881; --quiet: #666b73; }}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainer.update import Outcome
+from trainer.training.step import Outcome
 
 WARM_UP = 3
 """Steps that run one operation at a time on a side stream, as capturing wants: libraries choose their

@@ -21,7 +21,7 @@ TOO_MUCH, TOO_LITTLE = 0.95, 0.001
 Row = Mapping[str, float | int | str]
 
 
-def due(*, patches_seen: int, batch_size: int, epoch: int, every: int) -> bool:
+def is_due(*, patches_seen: int, batch_size: int, epoch: int, every: int) -> bool:
     """Whether the step that begins at `patches_seen` is looked into; `epoch` is in patches."""
     after = patches_seen + batch_size
     return after % epoch == 0 or (every > 0 and after // every > patches_seen // every)
@@ -60,14 +60,14 @@ def largest_singular_value(discriminator: nn.Module) -> Float[Tensor, ""]:
     return torch.stack(found).max().float() if found else torch.zeros(())
 
 
-def note(sums: dict[str, Tensor], seen: Mapping[str, Tensor]) -> None:
+def add_diagnostics(sums: dict[str, Tensor], seen: Mapping[str, Tensor]) -> None:
     """Add one look to the sums of the epoch."""
     for name, value in {**seen, LOOKS: torch.ones(())}.items():
         value = value.detach()
         sums[name] = sums[name] + value if name in sums else value
 
 
-def means(sums: Mapping[str, Tensor]) -> dict[str, float]:
+def mean_diagnostics(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """The epoch's means over its looks, read from the device.
 
     What is not finite is left out: fp16 skips a step whose gradients overflow, and goes on.
@@ -77,7 +77,7 @@ def means(sums: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def imbalances(row: Row, told: set[str]) -> Iterator[str]:
+def find_imbalances(row: Row, told: set[str]) -> Iterator[str]:
     """What to say about a row of the log whose terms are out of balance, each matter once."""
     shares = {
         name.removeprefix("share_"): float(value)

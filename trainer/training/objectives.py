@@ -2,7 +2,7 @@
 
 Each takes LR [B 3 h w] and HR [B 3 sh sw] in [0, 1] on the device, adds the gradients of its losses to
 those in the state, `config.accumulate` micro-batches one after the other, and returns the losses,
-unweighted, as tensors on the device. `trainer.update` makes a step of them.
+unweighted, as tensors on the device. `trainer.training.step` makes a step of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainer import telemetry
 from trainer.config.schema import AdversarialKind, Config, Stage
 from trainer.distributed.process_group import ProcessGroup
 from trainer.losses.adversarial import (
@@ -27,7 +26,8 @@ from trainer.losses.adversarial import (
 from trainer.losses.content import content_loss, parse_layers
 from trainer.losses.pixel import pixel_loss
 from trainer.networks.discriminator import normalised
-from trainer.state import TrainState
+from trainer.training import diagnostics
+from trainer.training.state import TrainState
 
 Images = Float[Tensor, "b 3 h w"]
 Losses = dict[str, Tensor]
@@ -119,7 +119,7 @@ def gan_gradients(
         total = weighted["pixel"] + weighted["content"] + weighted["adversarial"]
         if seen is not None and not made:
             scaled = {name: _scaled(state, loss) for name, loss in weighted.items()}
-            seen |= telemetry.gradient_shares(scaled, sr)
+            seen |= diagnostics.gradient_shares(scaled, sr)
             seen |= {f"weighted_{name}": loss for name, loss in weighted.items()}
         _backward(state, total * share)
         judgements.append(terms | {"generator": total})
@@ -137,7 +137,7 @@ def gan_gradients(
             judged, believed = discriminator_loss(kind, real, fake), beliefs(kind, real, fake)
             penalty = _penalty(state, config, discriminator, high)
             if seen is not None and number == 0:
-                seen["sigma_max"] = telemetry.largest_singular_value(discriminator)
+                seen["sigma_max"] = diagnostics.largest_singular_value(discriminator)
         _backward(state, (judged + config.adversarial.r1 * penalty) * share)
         verdicts.append(
             {
@@ -199,4 +199,4 @@ def penalised(state: TrainState, config: Config) -> bool:
     return settings.r1 > 0 and step % settings.r1_every == 0
 
 
-GRADIENTS: dict[Stage, GradientsOf] = {"psnr": psnr_gradients, "gan": gan_gradients}
+STAGE_OBJECTIVES: dict[Stage, GradientsOf] = {"psnr": psnr_gradients, "gan": gan_gradients}

@@ -19,11 +19,11 @@ from torch import Tensor
 from shards.errors import DamagedData, UsageError
 from shards.io import atomic
 from shards.version import __version__
-from trainer.best import forget, handed_on
 from trainer.config.schema import BestBy, Config, Stage
 from trainer.config.settings import flatten, may_change_on_resume
 from trainer.data.sampler import ORDER_VERSION
-from trainer.state import TrainState, state_tensors
+from trainer.runs.best import deliverable_metrics, forget_metric
+from trainer.training.state import TrainState, state_tensors
 from trainer.weights.safetensors_io import load_tensors, save_tensors
 
 
@@ -85,12 +85,12 @@ def final_file(run: Path, stage: Stage) -> Path:
     return run / "checkpoints" / "final" / f"{stage}.safetensors"
 
 
-def weights_of(
+def deliverable_weights(
     run: Path, stage: Stage, *, best_by: BestBy, warn: Callable[[str], None]
 ) -> Path | None:
     """The weights that a stage hands on: the best by a metric, else the final ones; None if there are none."""
     final = final_file(run, stage)
-    best = [best_file(run, metric, stage) for metric in handed_on(best_by, stage)]
+    best = [best_file(run, metric, stage) for metric in deliverable_metrics(best_by, stage)]
     for path in (each for each in best if each.is_file()):
         try:
             load_tensors(path)
@@ -155,7 +155,7 @@ def load_good(
     return found[min(found)] if found else None
 
 
-def forget_after(run: Path, stage: Stage, patches_seen: int) -> None:
+def remove_checkpoints_after(run: Path, stage: Stage, patches_seen: int) -> None:
     """Remove the checkpoints of a stage that lie ahead of where the run goes on."""
     for path in _saved(run, stage):
         if int(path.stem.rpartition("-")[2]) > patches_seen:
@@ -220,7 +220,7 @@ def forget_lost_best(run: Path, state: TrainState, *, warn: Callable[[str], None
             load_tensors(best_file(run, metric, state.stage))
         except (DamagedData, UsageError) as error:
             warn(f"{str(error).partition(';')[0]}; the next validation counts as the best again")
-            forget(state.best, metric)
+            forget_metric(state.best, metric)
 
 
 def _load(path: Path, *, warn: Callable[[str], None]) -> tuple[dict[str, Tensor], Position] | None:

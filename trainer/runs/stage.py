@@ -10,27 +10,27 @@ import torch
 
 from shards.errors import Stopped
 from shards.read.split import SplitReader
-from trainer.best import improvements
-from trainer.checkpoint import final_file
 from trainer.config.schema import Config, SpeedConfig
 from trainer.data.batches import to_float_images
 from trainer.data.loader import PatchLoader
 from trainer.device import use_bf16
 from trainer.evaluation.validation import make_sample_strip, validate
-from trainer.guard import Guard
-from trainer.job import Job
-from trainer.keeper import Keeper
-from trainer.log import EpochLog, header, note_of
-from trainer.optim import learning_rate, set_learning_rate
 from trainer.reporting.run_folder import write_run_header
-from trainer.speed import build_step, prepare
-from trainer.start import begin, begin_again
-from trainer.state import TrainState
-from trainer.telemetry import imbalances
-from trainer.update import count_step
+from trainer.runs.best import find_improvements
+from trainer.runs.checkpoint import final_file
+from trainer.runs.log import EpochLog, describe_stage, summarise_row
+from trainer.runs.resume import resume_or_start, roll_back
+from trainer.runs.session import StageSession
+from trainer.runs.writer import RunWriter
+from trainer.training.diagnostics import find_imbalances
+from trainer.training.nonfinite import NonfiniteGuard
+from trainer.training.optim import learning_rate, set_learning_rate
+from trainer.training.speed_settings import build_step, prepare
+from trainer.training.state import TrainState
+from trainer.training.step import count_step
 
 
-def train_stage(job: Job) -> TrainState:
+def train_stage(job: StageSession) -> TrainState:
     """Train one stage to its end; a run that was stopped or killed goes on where its checkpoint stands.
 
     Raises:
@@ -39,8 +39,8 @@ def train_stage(job: Job) -> TrainState:
         WriteFailed: the run folder cannot be written to.
         UsrganError: losses are not finite any more, or the ranks do not hold the same networks.
     """
-    keeper, guard = Keeper(job), Guard(job.config.guard, warn=job.warn)
-    state = begin(job)
+    keeper, guard = RunWriter(job), NonfiniteGuard(job.config.guard, warn=job.warn)
+    state = resume_or_start(job)
     if state.patches_seen >= job.config.total_patches:
         job.say(f"stage {job.stage}: done before ({state.patches_seen:,} patches)")
         if not final_file(job.run, job.stage).exists():
@@ -54,7 +54,7 @@ def train_stage(job: Job) -> TrainState:
         speed = state.speed
         del state  # two of them may not fit
         torch.cuda.empty_cache()  # nor a cache of patches beside memory that torch keeps
-        state = begin_again(job, suspect=guard.suspect, reached=reached, speed=speed)
+        state = roll_back(job, suspect=guard.suspect, reached=reached, speed=speed)
         guard.suspect, state.rollbacks = state.patches_seen, rollbacks
         job.warn(
             f"{job.run}: rolled back to {state.patches_seen:,} patches of stage {job.stage}"
@@ -64,7 +64,9 @@ def train_stage(job: Job) -> TrainState:
     return state
 
 
-def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool:
+def _train_on(
+    job: StageSession, state: TrainState, guard: NonfiniteGuard, keeper: RunWriter
+) -> bool:
     """Train to the end of the stage; False: to where it is time to roll back."""
     config, device, ranks = job.config, job.device, job.ranks
     train, val = job.dataset.split("train"), job.dataset.split("val")
@@ -122,12 +124,12 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
             if ending:
                 row = log.row(state, config)
                 state.losses, state.telemetry = {}, {}
-                for warning in imbalances(row, told):
+                for warning in find_imbalances(row, told):
                     job.warn(warning)
                 if _validation_due(state.patches_seen // epoch, config, val, done=done):
                     row |= _validate_and_keep_best(job, state, val, keeper)
                 keeper.log(row)
-                note = note_of(row)
+                note = summarise_row(row)
                 log = EpochLog()
 
             # checkpoint, but not from within a row of bad steps
@@ -143,7 +145,7 @@ def _train_on(job: Job, state: TrainState, guard: Guard, keeper: Keeper) -> bool
     return True
 
 
-def _introduce(job: Job, state: TrainState) -> None:
+def _introduce(job: StageSession, state: TrainState) -> None:
     """Say what is trained on what, and write it into the run folder."""
     write_run_header(
         job.run,
@@ -154,7 +156,7 @@ def _introduce(job: Job, state: TrainState) -> None:
         device=job.device,
         speed=state.speed,
     )
-    for line in header(job, state):
+    for line in describe_stage(job, state):
         job.say(line)
     if job.stage == "gan" and job.config.content.features == "random":
         job.warn("content.features is random: the content loss compares untrained features")
@@ -183,7 +185,7 @@ def _validation_due(epoch: int, config: Config, val: SplitReader, *, done: bool)
 
 
 def _validate_and_keep_best(
-    job: Job, state: TrainState, val: SplitReader, keeper: Keeper
+    job: StageSession, state: TrainState, val: SplitReader, keeper: RunWriter
 ) -> dict[str, float]:
     """Score the generator on all ranks; rank 0 keeps what is better than before."""
     found = validate(
@@ -196,7 +198,7 @@ def _validate_and_keep_best(
     )
     if job.ranks.is_main:
         rule = job.config.validation
-        won = improvements(
+        won = find_improvements(
             found,
             state.best,
             best_by=rule.best_by,

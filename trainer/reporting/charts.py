@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from trainer.figures import RAW, Figure
+from trainer.reporting.figures import RAW, Figure
 
 WIDTH, HEIGHT = 290, 190
 """Of the inner part, CSS pixels: three of these fit a desktop's page, one a phone's."""

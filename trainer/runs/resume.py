@@ -8,22 +8,22 @@ from pathlib import Path
 import msgspec
 from torch import Tensor
 
-from trainer.best import forget
-from trainer.checkpoint import (
+from trainer.config.schema import Config, Stage
+from trainer.config.settings import flatten
+from trainer.reporting.run_folder import rewind_metrics
+from trainer.runs.best import forget_metric
+from trainer.runs.checkpoint import (
     Position,
     best_file,
     check_same_run,
-    forget_after,
     forget_lost_best,
     load_good,
     load_last,
+    remove_checkpoints_after,
 )
-from trainer.config.schema import Config, Stage
-from trainer.config.settings import flatten
-from trainer.job import Job
-from trainer.reporting.run_folder import rewind_metrics
-from trainer.speed import settle
-from trainer.state import TrainState, build_state, restore, start_from, state_tensors
+from trainer.runs.session import StageSession
+from trainer.training.speed_settings import settle
+from trainer.training.state import TrainState, build_state, load_initial, restore, state_tensors
 from trainer.weights.generators import load_initial_weights
 from trainer.weights.safetensors_io import load_tensors
 
@@ -51,7 +51,7 @@ def load_same_run(
     return saved
 
 
-def begin(job: Job) -> TrainState:
+def resume_or_start(job: StageSession) -> TrainState:
     """The newest checkpoint, or a fresh state.
 
     Raises:
@@ -68,8 +68,8 @@ def begin(job: Job) -> TrainState:
     return state
 
 
-def begin_again(
-    job: Job, *, suspect: int | None, reached: int, speed: dict[str, str]
+def roll_back(
+    job: StageSession, *, suspect: int | None, reached: int, speed: dict[str, str]
 ) -> TrainState:
     """The last good checkpoint, or a fresh state, with the order going on at `reached` patches."""
     saved = None
@@ -78,13 +78,13 @@ def begin_again(
     state = _at(job, saved)
     if job.ranks.is_main:
         state.speed = speed
-        forget_after(job.run, job.stage, state.patches_seen)
+        remove_checkpoints_after(job.run, job.stage, state.patches_seen)
     _share(job, state)
     state.passed_over = reached - state.patches_seen
     return state
 
 
-def _at(job: Job, saved: Saved | None) -> TrainState:
+def _at(job: StageSession, saved: Saved | None) -> TrainState:
     """What was saved, or else what the seed or the weights of an earlier stage give."""
     scale = job.dataset.manifest.scale
     state = build_state(
@@ -98,7 +98,7 @@ def _at(job: Job, saved: Saved | None) -> TrainState:
     if saved is not None:
         _go_on(job, state, *saved)
     elif job.init is not None:
-        start_from(state, load_initial_weights(job.init, job.config.generator, scale=scale))
+        load_initial(state, load_initial_weights(job.init, job.config.generator, scale=scale))
         state.start_psnr_y = _told_psnr_y(job.init, job.dataset.manifest.dataset_sha256)
     return state
 
@@ -111,7 +111,9 @@ def _told_psnr_y(weights: Path, dataset_sha256: str) -> float:
     )
 
 
-def _go_on(job: Job, state: TrainState, tensors: dict[str, Tensor], position: Position) -> None:
+def _go_on(
+    job: StageSession, state: TrainState, tensors: dict[str, Tensor], position: Position
+) -> None:
     """Bring a state to where a checkpoint stands; what was best of other patches is no more to be beaten."""
     restore(state, tensors)
     _place(state, position)
@@ -126,7 +128,7 @@ def _go_on(job: Job, state: TrainState, tensors: dict[str, Tensor], position: Po
         state.best.clear()
 
 
-def _forget_other_lpips(job: Job, state: TrainState) -> None:
+def _forget_other_lpips(job: StageSession, state: TrainState) -> None:
     """An LPIPS that another network measured is no more to be beaten."""
     if job.lpips is None or "lpips" not in state.best:
         return
@@ -137,7 +139,7 @@ def _forget_other_lpips(job: Job, state: TrainState) -> None:
             f"--lpips: is {job.lpips.protocol} and was {before}, whose values do not compare;"
             " the next validation counts as the best again"
         )
-        forget(state.best, "lpips")
+        forget_metric(state.best, "lpips")
 
 
 def _place(state: TrainState, position: Position) -> None:
@@ -147,7 +149,7 @@ def _place(state: TrainState, position: Position) -> None:
     state.speed = dict(position.speed)
 
 
-def _share(job: Job, state: TrainState) -> None:
+def _share(job: StageSession, state: TrainState) -> None:
     """Give every rank what rank 0 has, and bring the run folder to where the state stands."""
     if job.ranks.is_main:
         settled = settle(

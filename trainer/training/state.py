@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config.schema import Config, Stage
-from trainer.flat import Gradients, as_one, gather_gradients, pack, views
 from trainer.losses.content import build_content_features
 from trainer.models import build_discriminator, build_generator
 from trainer.networks.synced import synchronise
 from trainer.networks.vgg import VGGFeatures
-from trainer.optim import build_adam
+from trainer.training.flat_buffers import Gradients, as_one, gather_gradients, pack, views
+from trainer.training.optim import build_adam
 
 M = TypeVar("M", bound=nn.Module)
 COUNTED = "steps"
@@ -91,18 +91,20 @@ def build_state(
 ) -> TrainState:
     """A fresh state; the same seed gives the same weights. `synced`: one of several ranks."""
     torch.manual_seed(config.seed)
-    generator = place(build_generator(config.generator, scale=scale), device)
+    generator = place_on_device(build_generator(config.generator, scale=scale), device)
     average = None
     if config.ema.halflife_patches > 0:
         average = copy.deepcopy(generator).eval().requires_grad_(False)
     adversary = None
     if stage == "gan":
-        discriminator = place(build_discriminator(config.discriminator), device)
+        discriminator = place_on_device(build_discriminator(config.discriminator), device)
         judged = gather_gradients(discriminator.parameters())
         adversary = Adversary(
             discriminator=discriminator,
             optimizer=build_adam(config.optim, [as_one(_flat(discriminator), judged)]),
-            content=place(build_content_features(config.content, weights=content_weights), device),
+            content=place_on_device(
+                build_content_features(config.content, weights=content_weights), device
+            ),
             gradients=judged,
         )
     trained = [generator] if adversary is None else [generator, adversary.discriminator]
@@ -124,7 +126,7 @@ def build_state(
     )
 
 
-def place(module: M, device: torch.device) -> M:
+def place_on_device(module: M, device: torch.device) -> M:
     """Move a network to the device; weights channels last on a GPU, where convolutions want them so."""
     module.to(device)
     if device.type != "cpu":
@@ -132,14 +134,14 @@ def place(module: M, device: torch.device) -> M:
     return module
 
 
-def start_from(state: TrainState, weights: Mapping[str, Tensor]) -> None:
+def load_initial(state: TrainState, weights: Mapping[str, Tensor]) -> None:
     """Give the generator and its average the weights of an earlier stage."""
     state.generator.load_state_dict(weights)
     if state.average is not None:
         state.average.load_state_dict(weights)
 
 
-def networks(state: TrainState) -> dict[str, Tensor]:
+def network_tensors(state: TrainState) -> dict[str, Tensor]:
     """Weights and buffers of everything that is trained, by name."""
     tensors = {f"generator.{name}": value for name, value in state.generator.state_dict().items()}
     if state.average is not None:
@@ -152,7 +154,7 @@ def networks(state: TrainState) -> dict[str, Tensor]:
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
     """All tensors that must survive, by name."""
-    tensors = networks(state)
+    tensors = network_tensors(state)
     for prefix, optimizer in optimizers(state).items():
         parameters = list(trained(state)[prefix].parameters())
         for name, value in optimizer.state.get(_only(optimizer), {}).items():

@@ -21,8 +21,8 @@ from trainer.distributed.process_group import ProcessGroup
 from trainer.networks import fused
 from trainer.networks.convolution import Conv3x3, Conv4x4
 from trainer.networks.rrdb import RRDB, DenseBlock
-from trainer.state import TrainState
-from trainer.update import Outcome
+from trainer.training.state import TrainState
+from trainer.training.step import Outcome
 
 Step = Callable[[Tensor, Tensor, bool], Outcome]
 """LR [B 3 h w], HR [B 3 sh sw] and whether this rank wants to stop => what the step found."""
@@ -152,9 +152,9 @@ def build_step(
     state: TrainState, config: Config, bf16: bool, *, ranks: ProcessGroup, speed: SpeedConfig
 ) -> Step:
     """The step of a state that was prepared by the same settings."""
-    from trainer.graph import capture_later
-    from trainer.steps import penalised
-    from trainer.update import looking, train_step
+    from trainer.training.cuda_graph import capture_later
+    from trainer.training.objectives import penalised
+    from trainer.training.step import looking, train_step
 
     def step(lr: Tensor, hr: Tensor, stop: bool | Tensor) -> Outcome:
         with fused.explained() if speed.dense == "fused" else contextlib.nullcontext():

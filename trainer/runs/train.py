@@ -14,7 +14,6 @@ from shards.errors import DamagedData, UsageError
 from shards.io import atomic
 from shards.io.remote import Location
 from shards.read.dataset import open_dataset
-from trainer.checkpoint import best_file, has_last, weights_of
 from trainer.config.load import PAPER_PRESET, load_config
 from trainer.config.schema import SMALLEST_PATCH, Config, Stage
 from trainer.config.settings import SETTINGS, flatten
@@ -22,17 +21,18 @@ from trainer.data.loader import check_data, use_cache_dir
 from trainer.device import choose_device, explain_out_of_memory, use_bf16
 from trainer.distributed.heartbeat import Heartbeat, open_process_group
 from trainer.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from trainer.job import Job
-from trainer.loop import train_stage
 from trainer.losses.content import (
     build_content_features,
     smallest_content_patch,
     unverified_weights_warning,
 )
 from trainer.perceptual.lpips import build_lpips
-from trainer.report import write_report
-from trainer.speed import resolve
-from trainer.start import load_same_run
+from trainer.reporting.report import write_report
+from trainer.runs.checkpoint import best_file, deliverable_weights, has_last
+from trainer.runs.resume import load_same_run
+from trainer.runs.session import StageSession
+from trainer.runs.stage import train_stage
+from trainer.training.speed_settings import resolve
 from trainer.weights.generators import load_initial_weights
 
 
@@ -123,7 +123,7 @@ def train(
             start = init if ranks.is_main else None
             if ranks.is_main and stage == "gan":
                 start = _gan_start_if_needed(run, None if "psnr" in stages else init, warn)
-            job = Job(
+            job = StageSession(
                 run=run,
                 stage=stage,
                 config=config,
@@ -151,7 +151,7 @@ def train(
             torch.cuda.empty_cache()
         report = write_report(run) if ranks.is_main else None
     last, config = list(stages.items())[-1]
-    weights = weights_of(run, last, best_by=config.validation.best_by, warn=warn)
+    weights = deliverable_weights(run, last, best_by=config.validation.best_by, warn=warn)
     return {
         "run": str(run),
         "stages": results,
@@ -210,7 +210,7 @@ def _no_progress(*_: Any, **__: Any) -> AbstractContextManager[Callable[[int, st
 
 def _gan_start(run: Path, init: Path | None, warn: Callable[[str], None]) -> Path:
     """The weights that stage `gan` starts from."""
-    path = init or weights_of(run, "psnr", best_by="psnr_y", warn=warn)
+    path = init or deliverable_weights(run, "psnr", best_by="psnr_y", warn=warn)
     if path is None or not path.is_file():
         raise UsageError(
             f"{path or best_file(run, 'psnr_y', 'psnr')}: stage gan starts from these weights and they are not there;"

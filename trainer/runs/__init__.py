@@ -1,0 +1,11 @@
+"""A run: stages one after the other in one run folder, which a stopped or killed run resumes.
+
+train       a whole `train-sr`
+stage       one stage from its checkpoint to its end
+session     one stage as it was asked for
+resume      state to start or resume from, and rollback
+checkpoint  `last`, best and final weights on disk
+best        which weights are the best
+writer      everything that is written while training
+log         run header, epoch rows, progress notes
+"""
