@@ -59,7 +59,7 @@ PY
 }
 
 tests() { # none of them passing or failing ends the rest; what other versions of libraries warn of is no failure
-  "$python" -m pytest -m gpu -W default --durations 10 -rs tests/trainer/test_gpu.py tests/trainer/test_gpu_speed.py \
+  "$python" -m pytest -m gpu -W default --durations 10 -rs tests/trainer/gpu \
     2>&1 | tee "$work/tests.txt" || true
 }
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,11 +137,11 @@ def train_main(
     run = out or Path("runs") / Path(preset).stem
 
     from trainer.distributed.process_group import ProcessGroup, group_from_environment
+    from trainer.runs.session import RunRequest, Terminal
     from trainer.runs.train import train
 
     ranks = group_from_environment()
-    work = partial(
-        train,
+    request = RunRequest(
         run=run,
         stages=configs,
         preset=console.printable(preset),
@@ -151,29 +150,39 @@ def train_main(
         init=init,
         content_weights=vgg,
         lpips=lpips,
-        say=console.say,
-        warn=console.warn,
-        progress=progress,
     )
+
+    def terminal(stop_requested: Callable[[], bool]) -> Terminal:
+        """Return the user's terminal."""
+        return Terminal(console.say, console.warn, progress, stop_requested)
+
     if gpus > 1 and ranks.world_size == 1:
-        # what is wrong is told once, before there are processes
+        # mistakes are reported once, before there are processes
         asked = ProcessGroup(world_size=gpus, local_world_size=gpus)
-        result = work(dry_run=True, stop_requested=bool, ranks=asked)
+        result = train(request, terminal(bool), dry_run=True, ranks=asked)
         if not dry_run:
             from trainer.distributed.launcher import launch_ranks
 
             sys.exit(launch_ranks(given, count=gpus))
     else:
         with (
-            console.stop_requests(also=(signal.SIGUSR1,), insist=ranks.world_size == 1) as stopping,
-            _together(ranks, debug="--debug" in given) as watch,
+            console.stop_requests(
+                also=(signal.SIGUSR1,), insist=ranks.world_size == 1
+            ) as stop_requested,
+            _together(ranks, debug="--debug" in given) as heartbeat,
         ):
             if ranks.world_size > 1 and gpus not in (1, ranks.local_world_size):
                 raise UsageError(
                     f"--gpus {gpus}: torchrun has started {ranks.local_world_size} processes on this machine;"
                     " leave --gpus out"
                 )
-            result = work(dry_run=dry_run, stop_requested=stopping, ranks=ranks, watch=watch)
+            result = train(
+                request,
+                terminal(stop_requested),
+                dry_run=dry_run,
+                ranks=ranks,
+                heartbeat=heartbeat,
+            )
     if ranks.is_main:
         _tell(result, as_json=as_json, dry_run=dry_run)
     if ranks.world_size > 1:

@@ -1,8 +1,9 @@
 """What a run leaves for people and programs.
 
-run_folder  config.toml, run.json, metrics.jsonl, samples
-report      the run as one page
-page        its HTML
-figures     numbers of its figures
-charts      figures as SVG and PNG
+run_folder     config.toml, run.json, metrics.jsonl, samples
+report         the run as one page, by report.html.j2
+page_tables    its tables
+page_pictures  its pictures
+figures        numbers of its figures
+charts         figures as SVG and PNG
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import torch
 from shards.errors import DamagedData, UsageError
 from shards.images import resize
 from shards.read.dataset import open_dataset
+from tests.trainer.data.support import assert_equal, take
 from trainer.config.schema import DataConfig
 from trainer.data.batches import apply_dihedral, to_float_images
 from trainer.data.loader import PatchLoader, _use_device
@@ -24,18 +24,6 @@ def train(tiny_shards):
     return open_dataset(tiny_shards).split("train")
 
 
-def take(
-    split, count, *, first_step=0, seed=0, batch_size=5, workers=0, rank=0, world_size=1, **settings
-):
-    stream = PatchLoader(
-        split, seed=seed, batch_size=batch_size, first_step=first_step,
-        config=DataConfig(workers=workers, **settings), rank=rank, world_size=world_size,
-    )  # fmt: skip
-    found = list(islice(stream, count))
-    stream.close()
-    return found
-
-
 def order_of(split, *, seed=0, batch_size=5):
     return EpochSampler(len(split), 0, split.manifest.dataset_sha256, seed, batch_size)
 
@@ -44,15 +32,6 @@ def shown(batch, name):
     """The patches of a batch as the step sees them, uint8 [B h w 3]."""
     floats = to_float_images(getattr(batch, name), torch.device("cpu"), batch.dihedrals)
     return (floats * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-
-
-def assert_equal(found, wanted):
-    assert len(found) == len(wanted)
-    for one, other in zip(found, wanted, strict=True):
-        assert np.array_equal(one.positions, other.positions)
-        assert torch.equal(one.dihedrals, other.dihedrals)
-        assert torch.equal(one.lr, other.lr)
-        assert torch.equal(one.hr, other.hr)
 
 
 # batches

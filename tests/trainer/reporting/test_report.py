@@ -18,8 +18,8 @@ from click.testing import CliRunner
 
 from shards.format import png
 from tests.trainer.conftest import make_patch
-from tests.trainer.test_figures import run_of
-from tests.trainer.test_resume import train
+from tests.trainer.reporting.support import run_of
+from tests.trainer.support import train
 from trainer.cli import train_main
 from trainer.config.load import load_config
 from trainer.config.write import config_to_toml

@@ -13,7 +13,7 @@ import torch
 
 from shards.errors import WriteFailed
 from shards.read.dataset import open_dataset
-from tests.trainer.test_resume import logged, train, weights
+from tests.trainer.support import logged, train, weights
 from trainer.config.schema import DataConfig
 from trainer.data.batches import to_float_images
 from trainer.data.loader import PatchLoader
@@ -219,7 +219,7 @@ def test_a_run_killed_between_bad_steps_ends_with_the_same_bits(
 def test_rollbacks_return_to_no_checkpoint_from_within_a_bad_row(
     tiny_shards, tmp_path, monkeypatch
 ):
-    from tests.trainer.test_checkpoint import config, trained
+    from tests.trainer.runs.support import config, trained
 
     state = trained(1)
     for seen, row in ((8, 0), (16, 0), (24, 1)):
@@ -243,7 +243,7 @@ def test_rollbacks_return_to_no_checkpoint_from_within_a_bad_row(
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("network", ["generator", "discriminator"])
 def test_one_bad_gradient_among_all_is_seen(monkeypatch, bad, network):
-    from tests.trainer.test_checkpoint import config, fresh
+    from tests.trainer.runs.support import config, fresh
 
     state, original = fresh(), objectives.gan_gradients
     before = {name: value.clone() for name, value in state_tensors(state).items()}

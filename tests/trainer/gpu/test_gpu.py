@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.trainer.test_resume import logged, train
+from tests.trainer.support import logged, train
 from trainer.config.load import load_config
 from trainer.training.state import build_state
 from trainer.training.step import train_step

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from shards.errors import UsageError
 from shards.images import resize
-from tests.trainer.test_resume import train
+from tests.trainer.support import train
 from trainer.config.schema import GeneratorConfig
 from trainer.models import build_generator
 from trainer.networks.fold import fold_batch_norm

@@ -11,7 +11,7 @@ import pytest
 
 from shards.read.dataset import open_dataset
 from tests.pipeline.support import URL, Server
-from tests.trainer.test_data_order import take
+from tests.trainer.data.support import take
 
 pytestmark = pytest.mark.storage
 READ = """

@@ -14,7 +14,7 @@ from shards.errors import DamagedData, UsageError, UsrganError
 from shards.io import atomic, remote
 from shards.read import shard_cache
 from shards.read.dataset import open_dataset
-from tests.trainer.test_data_order import assert_equal, take
+from tests.trainer.data.support import assert_equal, take
 from trainer.cli import train_main
 from trainer.config.schema import DataConfig
 from trainer.data.loader import use_cache_dir

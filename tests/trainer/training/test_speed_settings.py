@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from tests.trainer.test_resume import logged, train
+from tests.trainer.support import logged, train
 from trainer.bench.implementations import PLAIN
 from trainer.bench.train import batch_of
 from trainer.config.load import load_config

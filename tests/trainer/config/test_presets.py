@@ -21,7 +21,7 @@ from trainer.training.optim import learning_rate
 from trainer.training.state import build_state
 from trainer.training.step import train_step
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs"
+FOLDER = Path(__file__).resolve().parents[3] / "configs"
 FIVE_LAYERS = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1, "conv4_4": 1, "conv5_4": 1}
 
 

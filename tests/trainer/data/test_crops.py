@@ -3,25 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from shards.format import png
 from shards.format.manifest import load_manifest
-from shards.read.dataset import open_dataset
-from tests.pipeline.support import make, make_photo
-from tests.trainer.test_data_order import take
+from tests.trainer.data.support import take
 from trainer.data.batches import crop_pair
-
-
-@pytest.fixture(scope="module")
-def larger(tmp_path_factory):
-    """Patches of 96 pixels, of which training crops 64."""
-    folder = tmp_path_factory.mktemp("larger")
-    (folder / "photos").mkdir()
-    for number in range(3):
-        (folder / f"photos/{number}.png").write_bytes(png.encode_rgb(make_photo(number)))
-    make(folder / "photos", folder / "out", "--store-larger", 32)
-    return open_dataset(folder / "out").split("train")
 
 
 def test_patches_are_stored_larger_and_the_manifest_says_what_to_crop(larger):

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from tests.trainer.support import logged, train
 from tests.trainer.test_losses import SETTINGS, gan, images
-from tests.trainer.test_resume import logged, train
 from trainer.config.load import load_config
 from trainer.networks.discriminator import normalised
 from trainer.training.diagnostics import (

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from shards.read.dataset import open_dataset
 from tests.trainer.ranked import group_of_one
-from tests.trainer.test_resume import logged, train
+from tests.trainer.support import logged, train
 from trainer.bench.implementations import IMPLEMENTATIONS, PLAIN
 from trainer.bench.train import batch_of
 from trainer.config.load import load_config

@@ -12,9 +12,9 @@ import torch
 
 from shards.errors import DamagedData, UsageError, WriteFailed
 from shards.io import atomic
-from tests.trainer.test_resume import train
+from tests.trainer.runs.support import SETTINGS, config, fresh, trained
+from tests.trainer.support import train
 from trainer.config.load import load_config
-from trainer.config.schema import Config
 from trainer.config.settings import flatten
 from trainer.data.sampler import ORDER_VERSION
 from trainer.networks.fold import fold_batch_norm
@@ -30,30 +30,6 @@ from trainer.training.state import TrainState, build_state, restore, state_tenso
 from trainer.training.step import train_step
 from trainer.weights.generators import load_generator
 from trainer.weights.safetensors_io import save_tensors
-
-SETTINGS = [
-    "generator.features=8", "generator.blocks=1", "generator.growth=4", "discriminator.features=4",
-    "discriminator.dense=8", "content.layer=conv1_2", "ema.halflife_patches=100", "generator.norm=batch",
-]  # fmt: skip
-
-
-def config() -> Config:
-    return load_config("tiny", stage="gan", overrides=SETTINGS)
-
-
-def fresh() -> TrainState:
-    return build_state(
-        config(), stage="gan", scale=4, device=torch.device("cpu"), content_weights=None
-    )
-
-
-def trained(steps: int = 2) -> TrainState:
-    state = fresh()
-    for _ in range(steps):
-        train_step(state, config(), torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32), False)
-    state.patches_seen = 4
-    state.best = {"psnr_y": 30.5}
-    return state
 
 
 def saved(run: Path, *seen: int) -> list[Path]:

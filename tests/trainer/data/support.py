@@ -1,0 +1,47 @@
+"""What several tests share."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from shards.format import png
+from shards.read.dataset import open_dataset
+from tests.pipeline.support import make, make_photo
+from trainer.config.schema import DataConfig
+from trainer.data.loader import PatchLoader
+
+
+def take(
+    split, count, *, first_step=0, seed=0, batch_size=5, workers=0, rank=0, world_size=1, **settings
+):
+    stream = PatchLoader(
+        split, seed=seed, batch_size=batch_size, first_step=first_step,
+        config=DataConfig(workers=workers, **settings), rank=rank, world_size=world_size,
+    )  # fmt: skip
+    found = list(islice(stream, count))
+    stream.close()
+    return found
+
+
+def assert_equal(found, wanted):
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert np.array_equal(one.positions, other.positions)
+        assert torch.equal(one.dihedrals, other.dihedrals)
+        assert torch.equal(one.lr, other.lr)
+        assert torch.equal(one.hr, other.hr)
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """Patches of 96 pixels, of which training crops 64."""
+    folder = tmp_path_factory.mktemp("larger")
+    (folder / "photos").mkdir()
+    for number in range(3):
+        (folder / f"photos/{number}.png").write_bytes(png.encode_rgb(make_photo(number)))
+    make(folder / "photos", folder / "out", "--store-larger", 32)
+    return open_dataset(folder / "out").split("train")
