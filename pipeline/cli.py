@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run
     from shards.io.remote import Location
 
 
-class Share(click.ParamType[float]):
+class Percentage(click.ParamType[float]):
     """`5%` or `0.05`."""
 
     name = "share"
@@ -37,7 +37,7 @@ class Share(click.ParamType[float]):
         return share
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -48,12 +48,12 @@ def cores() -> int:
     "prep-shards --src photos --out shards/ --patches-per-image 50 --val-fraction 0.1",
 )
 @click.option(
-    "--src", "sources", multiple=True, type=console.Place(), metavar="DIR|URL",
+    "--src", "sources", multiple=True, type=console.FolderOrUrl(), metavar="DIR|URL",
     help="Folder of photos, searched in depth, or a URL (s3://bucket/photos); DIV2K, Flickr2K, DF2K and"
     " LSDIR are known by their layout. May be given several times.",
 )  # fmt: skip
 @click.option(
-    "--out", type=console.Place(), metavar="DIR|URL",
+    "--out", type=console.FolderOrUrl(), metavar="DIR|URL",
     help="Folder of the shards, or a URL, which they are sent to when they are whole.",
 )  # fmt: skip
 @click.option(
@@ -102,7 +102,7 @@ def cores() -> int:
     " to write, raw (.npy) is twice as large and needs no decoding.",
 )  # fmt: skip
 @click.option(
-    "--keep-flat", type=Share(), default="5%", show_default=True,
+    "--keep-flat", type=Percentage(), default="5%", show_default=True,
     help="Share of the flat patches (luma deviates by less than 4 grey levels) that is kept.",
 )  # fmt: skip
 @click.option(
@@ -133,7 +133,7 @@ def cores() -> int:
     "--seed", default=0, show_default=True, metavar="N", help="Of positions, order and split.",
 )  # fmt: skip
 @click.option(
-    "--val-fraction", type=Share(), default="5%", show_default=True,
+    "--val-fraction", type=Percentage(), default="5%", show_default=True,
     help="Share of the photos that validate (at least one, unless 0), where the folders do not say.",
 )  # fmt: skip
 @click.option(
@@ -155,7 +155,7 @@ def cores() -> int:
     help="Patch pairs in one tar; about 120 MB of 128x128 PNG. A process holds one tar in memory.",
 )  # fmt: skip
 @click.option(
-    "--max-rejects", type=Share(), default="5%", show_default=True,
+    "--max-rejects", type=Percentage(), default="5%", show_default=True,
     help="Fail if more of the photos cannot be used.",
 )  # fmt: skip
 @click.option(
@@ -217,24 +217,24 @@ def main(
         )
     from pipeline.execution import pool
 
-    workers = cores() if workers is None else workers
-    with pool.one_core_each():
+    workers = count_cores() if workers is None else workers
+    with pool.limit_to_one_core():
         if workers and engine == "local" and not dry_run:
-            pool.start_server()
-        from pipeline.job import Job, Watch
+            pool.start_fork_server()
+        from pipeline.job import Job, RunTerminal
         from pipeline.options import Options
-        from pipeline.photos.walk import plain_name
-        from pipeline.stages.prepare import prepare, rehearse
+        from pipeline.photos.walk import sanitise_name
+        from pipeline.stages.prepare import dry_run_scan, prepare
         from pipeline.stages.upload import local_folder
-        from shards.format.unfilter import missing_kernel
+        from shards.format.unfilter import missing_kernel_reason
         from shards.terminal.progress import progress
 
         if not dry_run:
-            missing_kernel()  # is compiled at first: here, before every worker would
+            missing_kernel_reason()  # is compiled at first: here, before every worker would
 
     settings["patches_per_image"] = 0 if grid else patches_per_image or 200
     settings["grid"] = grid or 0
-    settings["val_list"] = tuple(map(plain_name, _names(val_list))) if val_list else ()
+    settings["val_list"] = tuple(map(sanitise_name, _read_names(val_list))) if val_list else ()
     job = Job(
         sources=sources,
         out=local_folder(out, work_dir) if isinstance(out, str) else out,
@@ -250,11 +250,11 @@ def main(
         repair=repair,
     )
     if dry_run:
-        job, found, val_names = rehearse(job)
+        job, found, val_names = dry_run_scan(job)
         printing.print_forecast(job, found, val_names, as_json=as_json)
         return
     with console.stop_requests() as stopping:
-        report = prepare(job, Watch(say=console.say, progress=progress, stopping=stopping))
+        report = prepare(job, RunTerminal(say=console.say, progress=progress, stopping=stopping))
     report = msgspec.structs.replace(report, out=console.printable(report.out))
     if as_json:
         console.print_json(report)
@@ -262,7 +262,7 @@ def main(
         printing.print_report(report)
 
 
-def _names(given: str) -> tuple[str, ...]:
+def _read_names(given: str) -> tuple[str, ...]:
     path = Path(given)
     if not path.exists() and any(sign in given for sign in "*?["):
         return (given,)

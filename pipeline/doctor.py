@@ -33,12 +33,19 @@ class Check(msgspec.Struct, frozen=True):
     mend: str = ""
 
 
-def examine() -> list[Check]:
+def check_installation() -> list[Check]:
     """All checks, the most basic first."""
-    return [_pil_works(), _pil_alone(), _pil_fast(), _opencv(), _png_fast(), _libraries()]
+    return [
+        _check_pil(),
+        _check_single_pil(),
+        _check_pil_simd(),
+        _check_opencv(),
+        _check_png_kernel(),
+        _check_libraries(),
+    ]
 
 
-def _try(code: str) -> tuple[str, str]:
+def _run_check(code: str) -> tuple[str, str]:
     """What code prints, and why it fails.
 
     In a process of its own: a stale extension module can crash or poison this one.
@@ -49,31 +56,31 @@ def _try(code: str) -> tuple[str, str]:
     return run.stdout.strip(), ""
 
 
-def _pil_works() -> Check:
-    version, reason = _try(
+def _check_pil() -> Check:
+    version, reason = _run_check(
         "import PIL; from PIL import Image; Image.new('RGB', (8, 8)).resize((2, 2), 3); print(PIL.__version__)"
     )
     if reason:
-        return Check("PIL", "broken", f"does not work: {reason}", _reinstall())
+        return Check("PIL", "broken", f"does not work: {reason}", _reinstall_commands())
     flavour = "pillow-simd" if ".post" in version else "Pillow"
     return Check("PIL", "good", f"{flavour} {version}")
 
 
-def _pil_alone() -> Check:
-    found = _installed("pillow", "pillow-simd")
+def _check_single_pil() -> Check:
+    found = _installed_versions("pillow", "pillow-simd")
     if len(found) > 1:
         both = " and ".join(f"{name} {version}" for name, version in found.items())
-        return Check("PIL's owner", "broken", f"{both} share one folder", _reinstall())
+        return Check("PIL's owner", "broken", f"{both} share one folder", _reinstall_commands())
     return Check("PIL's owner", "good", ", ".join(found) or "none")
 
 
-def _pil_fast() -> Check:
+def _check_pil_simd() -> Check:
     """Whether the processor's AVX2 is used: bicubic ×1/4 is 1.6 times as fast with it as with SSE4."""
     if not _has_avx2():
         return Check("AVX2", "good", "this processor has none")
     modules = [
         module
-        for name in _installed("pillow", "pillow-simd")
+        for name in _installed_versions("pillow", "pillow-simd")
         for module in importlib.metadata.files(name) or []
         if module.name.startswith("_imaging.") and module.suffix in (".so", ".pyd")
     ]
@@ -81,52 +88,57 @@ def _pil_fast() -> Check:
         content = b"".join([Path(str(module.locate())).read_bytes() for module in modules][:1])
     except OSError as error:  # what removing one of two distributions leaves of the other
         return Check(
-            "AVX2", "broken", f"{error.filename}: cannot be read ({error.strerror})", _reinstall()
+            "AVX2",
+            "broken",
+            f"{error.filename}: cannot be read ({error.strerror})",
+            _reinstall_commands(),
         )
     if all(content.count(start) > 20 for start in _AVX2_INSTRUCTIONS):
         return Check("AVX2", "good", "PIL uses it")
-    return Check("AVX2", "slow", "this processor has it and PIL does not use it", _reinstall())
+    return Check(
+        "AVX2", "slow", "this processor has it and PIL does not use it", _reinstall_commands()
+    )
 
 
-def _opencv() -> Check:
-    found = _installed("opencv-python", "opencv-python-headless", "opencv-contrib-python")
+def _check_opencv() -> Check:
+    found = _installed_versions("opencv-python", "opencv-python-headless", "opencv-contrib-python")
     remove = f"pip uninstall -y {' '.join(found)} && " if found else ""
     mend = f"{remove}pip install opencv-python-headless"
     if len(found) > 1:
         return Check("OpenCV", "broken", f"{' and '.join(found)} share one folder", mend)
-    _, reason = _try("import cv2; cv2.resize")
+    _, reason = _run_check("import cv2; cv2.resize")
     if reason:
         return Check("OpenCV", "broken", f"does not work: {reason}", mend)
     return Check("OpenCV", "good", ", ".join(f"{n} {v}" for n, v in found.items()) or "none")
 
 
-def _png_fast() -> Check:
+def _check_png_kernel() -> Check:
     """Decoding PNG photos takes half the time with a kernel in C, and training reads patches faster."""
     try:
-        from shards.format.unfilter import missing_kernel
+        from shards.format.unfilter import missing_kernel_reason
     except ImportError as error:
         return Check(
             "NumPy", "broken", f"does not work: {error}", "pip install --force-reinstall numpy"
         )
-    reason = missing_kernel()
+    reason = missing_kernel_reason()
     if reason:
         return Check("PNG", "slow", reason, "install gcc 9 or newer, or name a C compiler in $CC")
     return Check("PNG", "good", "its kernel is compiled")
 
 
-def _libraries() -> Check:
+def _check_libraries() -> Check:
     what = "what the bytes depend on"
     trials = {"numpy": "import numpy", "simplejpeg": "import simplejpeg",
               "isal": "from isal import isal_zlib"}  # fmt: skip
-    reasons = {name: reason for name, code in trials.items() if (reason := _try(code)[1])}
+    reasons = {name: reason for name, code in trials.items() if (reason := _run_check(code)[1])}
     if reasons:
         found = "; ".join(f"{name} does not work: {reason}" for name, reason in reasons.items())
         return Check(what, "broken", found, f"pip install --force-reinstall {' '.join(reasons)}")
-    versions = _installed(*trials)
+    versions = _installed_versions(*trials)
     return Check(what, "good", ", ".join(f"{n} {v}" for n, v in versions.items()))
 
 
-def _installed(*names: str) -> dict[str, str]:
+def _installed_versions(*names: str) -> dict[str, str]:
     found = {}
     for distribution in importlib.metadata.distributions():
         name = str(distribution.metadata["Name"]).lower().replace("_", "-")
@@ -141,7 +153,7 @@ def _has_avx2() -> bool:
     return "avx2" in Path("/proc/cpuinfo").read_text().split()
 
 
-def _reinstall() -> str:
+def _reinstall_commands() -> str:
     remove = "pip uninstall -y pillow pillow-simd"
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"{remove} && pip install --force-reinstall pillow"

@@ -11,18 +11,18 @@ import msgspec
 import numpy as np
 
 from pipeline.options import Options
-from pipeline.patches.extract import cut_photo, kept, positions
-from pipeline.photos.accept import admit
-from pipeline.photos.scan import Found, Scan
+from pipeline.patches.extract import choose_positions, extract_patches, is_kept
+from pipeline.photos.accept import accept_photo
+from pipeline.photos.scan import FoundPhoto, Scan
 from shards.images.photos import RejectedPhoto
 
-LOOK_AT = 16
+SAMPLE_PHOTOS = 16
 """Photos, evenly spread over the sorted list."""
-ENCODE = 24
+SAMPLE_PATCHES = 24
 """Patches of each of them that are encoded."""
-EDGES = (0, 4, 10, 20, 30, 40, 60, 128)
+_EDGE_BYTES = (0, 4, 10, 20, 30, 40, 60, 128)
 """Of the histogram of luma deviation, grey levels."""
-_AROUND = 3 * 512 + 1.5 * 512 + 512
+_BYTES_PER_SAMPLE = 3 * 512 + 1.5 * 512 + 512
 """Bytes of headers, padding and JSON of a sample in a tar, about."""
 
 
@@ -47,12 +47,12 @@ class Forecast(msgspec.Struct, frozen=True):
     """Share of the patches that is too flat."""
 
 
-def forecast(found: Scan, val_names: set[str], options: Options) -> Forecast:
+def make_forecast(found: Scan, val_names: set[str], options: Options) -> Forecast:
     """Read and cut LOOK_AT photos and extrapolate; nothing is written."""
     total = len(found.photos)
     share = options.val_fraction
     held = len(val_names) or (min(total - 1, max(1, round(share * total))) if share else 0)
-    looks, refused = _look(found.photos, options)
+    looks, refused = _sample_photo(found.photos, options)
     offered = [look.positions for look in looks]
     deviation = np.array([value for look in looks for value in look.deviation])
     used = np.array([flag for look in looks for flag in look.kept], bool)
@@ -60,8 +60,8 @@ def forecast(found: Scan, val_names: set[str], options: Options) -> Forecast:
     usable = total * len(looks) / max(1, len(looks) + sum(refused.values()))
     left_out = 1 - float(used.mean()) if len(used) else 0.0
     pairs = round(usable * float(np.mean(offered)) * (1 - left_out)) if looks else 0
-    bytes_each = float(np.mean(sizes)) + _AROUND if sizes else 0.0
-    counts = np.histogram(deviation, EDGES)[0]
+    bytes_each = float(np.mean(sizes)) + _BYTES_PER_SAMPLE if sizes else 0.0
+    counts = np.histogram(deviation, _EDGE_BYTES)[0]
     return Forecast(
         layout=found.layout,
         photos={"found": total, "train": total - held, "val": held},
@@ -73,13 +73,13 @@ def forecast(found: Scan, val_names: set[str], options: Options) -> Forecast:
         else 0.0,
         looked_at=len(looks) + sum(refused.values()),
         refused=dict(sorted(refused.items())),
-        detail_edges=EDGES,
+        detail_edges=_EDGE_BYTES,
         detail=tuple(np.round(counts / max(1, counts.sum()), 4).tolist()),
         left_out=round(left_out, 4),
     )
 
 
-class _Look(msgspec.Struct):
+class _PhotoSample(msgspec.Struct):
     positions: int
     deviation: list[float]
     kept: list[bool]
@@ -88,32 +88,36 @@ class _Look(msgspec.Struct):
     """What cutting the whole photo would take."""
 
 
-def _look(photos: Sequence[Found], options: Options) -> tuple[list[_Look], Counter[str]]:
-    chosen = np.unique(np.linspace(0, len(photos) - 1, LOOK_AT).round().astype(int))
+def _sample_photo(
+    photos: Sequence[FoundPhoto], options: Options
+) -> tuple[list[_PhotoSample], Counter[str]]:
+    chosen = np.unique(np.linspace(0, len(photos) - 1, SAMPLE_PHOTOS).round().astype(int))
     everything = msgspec.structs.replace(options, keep_flat=1.0, min_detail=0.0)
     few = everything
     if not options.grid:
         few = msgspec.structs.replace(
-            everything, patches_per_image=min(ENCODE, options.patches_per_image)
+            everything, patches_per_image=min(SAMPLE_PATCHES, options.patches_per_image)
         )
     looks = []
     refused: Counter[str] = Counter()
     for number in chosen:
         start = time.process_time()
         try:
-            photo = admit(photos[number], options)
+            photo = accept_photo(photos[number], options)
         except RejectedPhoto as reason:
             refused[reason.code] += 1
             continue
-        cutter = cut_photo(photo, few)
+        cutter = extract_patches(photo, few)
         cuts = [next(cutter)]
         once = time.process_time()
-        cuts += itertools.islice(cutter, ENCODE - 1)
+        cuts += itertools.islice(cutter, SAMPLE_PATCHES - 1)
         each = (time.process_time() - once) / max(1, len(cuts) - 1)
-        count = len(positions(photo.image.shape[1], photo.image.shape[0], photo.pixels, options))
-        flags = [kept(cut.luma_std, cut.rank, options) for cut in cuts]
+        count = len(
+            choose_positions(photo.image.shape[1], photo.image.shape[0], photo.pixels, options)
+        )
+        flags = [is_kept(cut.luma_std, cut.rank, options) for cut in cuts]
         looks.append(
-            _Look(
+            _PhotoSample(
                 positions=count,
                 deviation=[cut.luma_std for cut in cuts],
                 kept=flags,
@@ -124,14 +128,14 @@ def _look(photos: Sequence[Found], options: Options) -> tuple[list[_Look], Count
     return looks, refused
 
 
-def lines(made: Forecast, *, workers: int, out: str) -> list[str]:
+def format_forecast(made: Forecast, *, workers: int, out: str) -> list[str]:
     """The forecast for a person."""
     photos, each = made.photos, max(1, workers)
     text = [
         f"would train on {photos['train']:,} photos and validate on {photos['val']:,},"
         " less those refused or alike",
-        f"about {made.pairs:,} pairs in {made.shards:,} shards, {_size(made.gigabytes)} in {out};"
-        f" about {_duration(made.cpu_seconds / each)} with {each} processes",
+        f"about {made.pairs:,} pairs in {made.shards:,} shards, {_format_bytes(made.gigabytes)} in {out};"
+        f" about {_format_duration(made.cpu_seconds / each)} with {each} processes",
     ]
     if made.refused:
         reasons = ", ".join(f"{count} {code}" for code, count in made.refused.items())
@@ -147,11 +151,11 @@ def lines(made: Forecast, *, workers: int, out: str) -> list[str]:
     return text
 
 
-def _size(gigabytes: float) -> str:
+def _format_bytes(gigabytes: float) -> str:
     return f"{gigabytes:,.1f} GB" if gigabytes >= 1 else f"{1000 * gigabytes:,.1f} MB"
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -37,7 +37,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Read every byte that is there, and make again what is damaged."""
 
 
-class Watch(msgspec.Struct, frozen=True):
+class RunTerminal(msgspec.Struct, frozen=True):
     """How a run tells what it does and is asked to stop."""
 
     say: Callable[[str], None]

@@ -18,9 +18,9 @@ from shards.images import resize
 from shards.images.resize import Kernel
 
 SCALES = (2, 3, 4, 8)
-BLOCKY = 1.3
+MAX_BLOCKINESS = 1.3
 """A photo whose blockiness (`admit.blockiness`) is above this is scaled by `pre_scale` first."""
-FLAT = 4.0
+FLAT_DETAIL = 4.0
 """A patch is flat when the standard deviation of its luma is below this, grey levels."""
 
 
@@ -112,12 +112,12 @@ def check_options(options: Options) -> None:
         )
     if options.max_blockiness and options.max_blockiness < 1:
         raise UsageError(f"--max-blockiness {options.max_blockiness:g}: use a ratio above 1")
-    _check_partners(options)
+    _check_lr_options(options)
     if options.max_megapixels <= 0:
         raise UsageError(f"--max-megapixels {options.max_megapixels:g}: use a number above 0")
 
 
-def _check_partners(options: Options) -> None:
+def _check_lr_options(options: Options) -> None:
     """What cannot be had together with official LR images, or with degraded ones."""
     if options.degrade != "bicubic" and options.kernel != "pillow":
         raise UsageError(
@@ -138,15 +138,15 @@ def _check_partners(options: Options) -> None:
             raise UsageError(f"--lr-dir: brings the LR images, so leave out {name}")
 
 
-def described(options: Options) -> dict[str, Option]:
+def describe_options(options: Options) -> dict[str, Option]:
     """The options as `manifest.json` lists them."""
     fields = msgspec.to_builtins(options)
     return dict(sorted((fields | {"val_list": sorted(options.val_list)}).items()))
 
 
-def libraries() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """The versions that the written bytes depend on."""
-    flavour, version = resize.implementation()
+    flavour, version = resize.describe_implementation()
     found = {
         "isal": isal.__version__,
         "numpy": np.__version__,
@@ -161,12 +161,12 @@ def differences(before: dict[str, Option], now: dict[str, Option]) -> str:
     """Which settings differ, for a person: `--seed 0 then, 1 now`."""
     changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     return "; ".join(
-        f"{name.replace('_', '-')} {_short(before.get(name))} then, {_short(now.get(name))} now"
+        f"{name.replace('_', '-')} {_shorten(before.get(name))} then, {_shorten(now.get(name))} now"
         for name in changed
     )
 
 
-def _short(value: Option) -> str:
+def _shorten(value: Option) -> str:
     if value is None:
         return "none"
     if isinstance(value, list):

@@ -21,9 +21,9 @@ def print_checks(*, as_json: bool) -> None:
     Raises:
         UsrganError: something is broken.
     """
-    from pipeline.doctor import examine
+    from pipeline.doctor import check_installation
 
-    checks = examine()
+    checks = check_installation()
     if as_json:
         console.print_json(checks)
     else:
@@ -38,15 +38,15 @@ def print_checks(*, as_json: bool) -> None:
 
 def print_forecast(job: Job, found: Scan, val_names: set[str], *, as_json: bool) -> None:
     """What a run would make."""
-    from pipeline.forecast import forecast, lines
-    from pipeline.photos.scan import describe
+    from pipeline.forecast import format_forecast, make_forecast
+    from pipeline.photos.scan import describe_layout
 
-    made = forecast(found, val_names, job.options)
+    made = make_forecast(found, val_names, job.options)
     if as_json:
         console.print_json(made)
         return
-    click.echo(describe(found, val_names))
-    for line in lines(made, workers=job.workers, out=job.url or str(job.out)):
+    click.echo(describe_layout(found, val_names))
+    for line in format_forecast(made, workers=job.workers, out=job.url or str(job.out)):
         click.echo(line)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shards.format.manifest import Manifest
     from shards.io.remote import Location
 
-FOLDER = click.argument("shards", type=console.Place())
+FOLDER = click.argument("shards", type=console.FolderOrUrl())
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
 

@@ -72,7 +72,7 @@ def check_shard(folder: Path, shard: ShardEntry) -> list[int]:
     ):
         whole = hashlib.sha256(content).hexdigest() == shard.sha256
         with memoryview(content) as view:
-            members = list(tar.scan(view))
+            members = list(tar.scan_tar(view))
             found = [crc32s(view[m.data_at :][: m.size] for m in sample) for sample in members]
     if not whole:
         raise DamagedData("its SHA-256 is not the manifest's: some byte changed")

@@ -16,7 +16,7 @@ from shards.errors import DamagedData
 from shards.format import index, tar
 from shards.format.checksum import crc32s
 from shards.format.codec import EXTENSIONS
-from shards.format.index import Origin
+from shards.format.index import Origins
 from shards.format.manifest import (
     NAME,
     Manifest,
@@ -31,10 +31,10 @@ from shards.version import __version__
 PART, PARTS = 2**17, 16
 """Bytes of a tar that are digested and written at a time, in the cache of a core, and how many of
 these parts are sent to the disk together."""
-_ROOM = 2**24
+_BUFFER_BYTES = 2**24
 """Memory for a tar is taken in so many bytes, for the next one may be a little longer."""
-_kept = threading.local()
-Pictures = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], npt.NDArray[np.uint32]]
+_thread_buffers = threading.local()
+WritePixels = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], npt.NDArray[np.uint32]]
 """`pictures(content, offsets)` puts the HR and LR of N samples at their offsets [N 2] in the bytes of a
 tar and returns their CRC-32s [N 2]."""
 
@@ -50,8 +50,8 @@ def write_shard(
     keys: npt.NDArray[np.int64],
     metas: Sequence[bytes],
     sizes: npt.NDArray[np.int64],
-    origin: Origin,
-    pictures: Pictures,
+    origin: Origins,
+    pictures: WritePixels,
     *,
     extension: str = "png",
 ) -> ShardEntry:
@@ -73,26 +73,26 @@ def write_shard(
     assert (np.diff(keys) > 0).all(), f"{name}: keys do not ascend"
     stale = index.npz_path(folder, name)
     if stale.exists():  # of another tar, which it would call finished
-        atomic.remove(stale)
+        atomic.remove_file(stale)
         atomic.sync_folder(stale.parent)
     lengths = np.stack([sizes[:, 0], [len(meta) for meta in metas], sizes[:, 1]], axis=1)
-    content = _room(tar.length(lengths))
-    offsets = tar.lay_out(content, keys, tar.parts(extension), lengths)
+    content = _buffer(tar.tar_size(lengths))
+    offsets = tar.build_tar(content, keys, tar.split_name(extension), lengths)
     view = content.data
     for at, meta in zip(offsets[:, 1].tolist(), metas, strict=True):
         view[at : at + len(meta)] = meta
     hr, lr = pictures(content, offsets[:, ::2]).T
     checksums = np.stack([hr, crc32s(metas), lr], axis=1)
     digest = hashlib.sha256()
-    with atomic.replacing(folder / name) as stream:
+    with atomic.open_replacement(folder / name) as stream:
         for at in range(0, len(view), PART):
             part = view[at : at + PART]
             digest.update(part)
             stream.write(part)
             if at // PART % PARTS == PARTS - 1:
-                atomic.write_behind(stream, at + PART - PARTS * PART, at + PART)
+                atomic.start_writeback(stream, at + PART - PARTS * PART, at + PART)
     starts = (offsets[:, 0] - tar.BLOCK).tolist()
-    end = int(offsets[-1, 2]) + tar.padded(int(lengths[-1, 2]))
+    end = int(offsets[-1, 2]) + tar.padded_size(int(lengths[-1, 2]))
     atomic.write_file(index.idx_path(folder, name), index.encode_idx(starts, end))
     atomic.make_folder(folder / "index")
     entry = ShardEntry(name, len(keys), len(content), digest.hexdigest())
@@ -101,15 +101,17 @@ def write_shard(
     return entry
 
 
-def _room(length: int) -> npt.NDArray[np.uint8]:
+def _buffer(length: int) -> npt.NDArray[np.uint8]:
     """So many bytes, of any content, which a thread has for one shard after the other: fresh memory has its price."""
-    kept: npt.NDArray[np.uint8] | None = getattr(_kept, "room", None)
+    kept: npt.NDArray[np.uint8] | None = getattr(_thread_buffers, "room", None)
     if kept is None or len(kept) < length:
-        kept = _kept.room = np.empty(-(-length // _ROOM) * _ROOM, np.uint8)
+        kept = _thread_buffers.room = np.empty(
+            -(-length // _BUFFER_BYTES) * _BUFFER_BYTES, np.uint8
+        )
     return kept[:length]
 
 
-def finished_shard(folder: Path, name: str) -> ShardEntry | None:
+def find_finished_shard(folder: Path, name: str) -> ShardEntry | None:
     """The entry of a shard that an earlier run finished, or None if it has to be written.
 
     Trusts names and sizes, which `write_shard` makes durable in order; `inspect-shards verify`
@@ -133,22 +135,24 @@ def publish(folder: Path, manifest: Manifest) -> Manifest:
         created_by=f"usrgan {__version__}",
     )
     atomic.make_folder(folder / ".nv-meta")
-    for name, content in beside(manifest).items():
+    for name, content in companion_files(manifest).items():
         atomic.write_file(folder / name, content)
     atomic.write_file(folder / NAME, encode_manifest(manifest))
     return manifest
 
 
-def beside(manifest: Manifest) -> dict[str, bytes]:
+def companion_files(manifest: Manifest) -> dict[str, bytes]:
     """What other readers look for beside the shards: all of it follows from the manifest."""
     return {
-        **{f"{name}.wids.json": _wids(name, split) for name, split in manifest.splits.items()},
-        **{f".nv-meta/{name}": content for name, content in _energon(manifest).items()},
-        "README.md": _card(manifest),
+        **{
+            f"{name}.wids.json": _wids_index(name, split) for name, split in manifest.splits.items()
+        },
+        **{f".nv-meta/{name}": content for name, content in _energon_files(manifest).items()},
+        "README.md": _dataset_card(manifest),
     }
 
 
-def _wids(name: str, split: Split) -> bytes:
+def _wids_index(name: str, split: Split) -> bytes:
     """The shard list of the `wids` package."""
     shards = [
         {"url": shard.name, "nsamples": shard.samples, "filesize": shard.bytes}
@@ -160,10 +164,10 @@ def _wids(name: str, split: Split) -> bytes:
         "name": name,
         "shardlist": shards,
     }
-    return _json(described)
+    return _encode_json(described)
 
 
-def _energon(manifest: Manifest) -> dict[str, bytes]:
+def _energon_files(manifest: Manifest) -> dict[str, bytes]:
     """What `energon prepare` would write, so that nobody has to run it."""
     counts = {
         shard.name: shard.samples for split in manifest.splits.values() for shard in split.shards
@@ -175,13 +179,13 @@ def _energon(manifest: Manifest) -> dict[str, bytes]:
         for name, split in manifest.splits.items()
     )
     return {
-        ".info.json": _json({"energon_version": "7.0.0", "shard_counts": counts}),
+        ".info.json": _encode_json({"energon_version": "7.0.0", "shard_counts": counts}),
         "split.yaml": f"exclude: []\nsplit_parts:\n{parts}".encode(),
         "dataset.yaml": b"__module__: megatron.energon\n__class__: CrudeWebdataset\nsubflavors: {}\n",
     }
 
 
-def _card(manifest: Manifest) -> bytes:
+def _dataset_card(manifest: Manifest) -> bytes:
     """A data set card; its `configs:` keep Hugging Face `datasets` from reading anything but tars."""
     patterns = {"train": ("train", "train-*.tar"), "val": ("validation", "val-*.tar")}
     listed = "".join(
@@ -225,5 +229,5 @@ Data set `{manifest.dataset_sha256}`, written by {manifest.created_by}.
 """.encode()
 
 
-def _json(content: object) -> bytes:
+def _encode_json(content: object) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

@@ -1,6 +1,6 @@
 """Who runs the units: processes of this machine, a Dask cluster, or a Ray cluster.
 
-All give the same: for each unit, in the order in which they end, `pool.Done` or `pool.Died`. An
+All give the same: for each unit, in the order in which they end, `pool.Completed` or `pool.Crashed`. An
 engine carries names and numbers; the folders of photos and shards must be the same paths everywhere.
 """
 
@@ -17,42 +17,42 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from pipeline.execution import pool
-from pipeline.execution.pool import Arguments, Died, Done
+from pipeline.execution.pool import Arguments, Completed, Crashed
 from shards.errors import Stopped, UsageError, UsrganError
 
 Engine = Literal["local", "dask", "ray"]
 Result = TypeVar("Result")
-Run = Callable[[Callable[..., Any], Sequence[Arguments]], Iterator[Done[Any] | Died]]
+RunTasks = Callable[[Callable[..., Any], Sequence[Arguments]], Iterator[Completed[Any] | Crashed]]
 """`run(function, units)`: calls `function(*unit)` for every unit."""
-_ASK_EVERY_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 _WAIT_SECONDS = 60
 """So long a cluster may take to show a first worker, or may be without any later on."""
-_NODE_SECONDS = 900
+_WORKER_TIMEOUT_SECONDS = 900
 """The same for Ray, where nodes come when units wait for them: its autoscaler gives each so long to start."""
 
 
 @contextlib.contextmanager
 def open_engine(
     name: Engine, *, workers: int, scheduler: str, stopping: Callable[[], bool]
-) -> Iterator[Run]:
+) -> Iterator[RunTasks]:
     """Connect to a cluster, or start one of `workers` processes here where none is named.
 
     Raises:
         UsageError: the engine is not installed, or no cluster answers.
     """
     if name == "local":
-        yield functools.partial(pool.run, workers=workers, stopping=stopping)
+        yield functools.partial(pool.run_tasks, workers=workers, stopping=stopping)
     elif name == "dask":
         with _dask_client(workers, scheduler) as client:
-            yield functools.partial(_run_dask, client, stopping)
+            yield functools.partial(_run_on_dask, client, stopping)
     else:
-        with _ray(workers, scheduler) as ray:
-            yield functools.partial(_run_ray, ray, stopping)
+        with _open_ray(workers, scheduler) as ray:
+            yield functools.partial(_run_on_ray, ray, stopping)
 
 
 @contextlib.contextmanager
 def _dask_client(workers: int, scheduler: str) -> Iterator[Any]:
-    address = _address(Path(scheduler)) if scheduler.endswith(".json") else scheduler
+    address = _scheduler_address(Path(scheduler)) if scheduler.endswith(".json") else scheduler
     try:
         import distributed
     except ImportError:
@@ -80,7 +80,7 @@ class _SchedulerFile(msgspec.Struct):
     address: Annotated[str, msgspec.Meta(min_length=1)]
 
 
-def _address(file: Path) -> str:
+def _scheduler_address(file: Path) -> str:
     """Where the scheduler is that wrote this file; Dask itself would wait for one that is not there for ever."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=_SchedulerFile).address
@@ -91,12 +91,12 @@ def _address(file: Path) -> str:
         ) from None
 
 
-def _run_dask(
+def _run_on_dask(
     client: Any,  # noqa: ANN401  Dask ships no types
     stopping: Callable[[], bool],
     function: Callable[..., Result],
     units: Sequence[Arguments],
-) -> Iterator[Done[Result] | Died]:
+) -> Iterator[Completed[Result] | Crashed]:
     """A unit that killed several workers (`distributed.scheduler.allowed-failures`) has died.
 
     Raises:
@@ -104,13 +104,13 @@ def _run_dask(
     """
     import distributed
 
-    asking = functools.partial(_asking_dask, client.scheduler.address)
+    asking = functools.partial(_wait_for_dask, client.scheduler.address)
     waiting = list(reversed(units))
     under_way: dict[Any, Arguments] = {}
     seen = time.monotonic()
     try:
         while waiting or under_way:
-            _ask(stopping)
+            _check_stop(stopping)
             with asking():
                 threads = sum(client.nthreads().values())
             seen = time.monotonic() if threads else seen
@@ -125,7 +125,7 @@ def _run_dask(
                 under_way[client.submit(function, *unit, pure=False)] = unit
             with asking(), contextlib.suppress(TimeoutError):
                 distributed.wait(
-                    list(under_way), timeout=_ASK_EVERY_SECONDS, return_when="FIRST_COMPLETED"
+                    list(under_way), timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED"
                 )
             for future in [each for each in under_way if each.done()]:
                 unit = under_way.pop(future)
@@ -135,16 +135,16 @@ def _run_dask(
                     with contextlib.nullcontext() if failed else asking():
                         result = future.result()
                 except distributed.KilledWorker:
-                    yield Died(unit)
+                    yield Crashed(unit)
                 else:
-                    yield Done(unit, result)
+                    yield Completed(unit, result)
     finally:
         with contextlib.suppress(OSError):  # the scheduler is gone, and its units with it
             client.cancel(list(under_way))
 
 
 @contextlib.contextmanager
-def _asking_dask(address: str) -> Iterator[None]:
+def _wait_for_dask(address: str) -> Iterator[None]:
     """A scheduler that does not answer, or has forgotten its units, in one line."""
     import distributed
 
@@ -159,7 +159,7 @@ def _asking_dask(address: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ray(workers: int, scheduler: str) -> Iterator[Any]:
+def _open_ray(workers: int, scheduler: str) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
@@ -180,12 +180,12 @@ def _ray(workers: int, scheduler: str) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _run_ray(
+def _run_on_ray(
     ray: Any,  # noqa: ANN401  imported where it is used
     stopping: Callable[[], bool],
     function: Callable[..., Result],
     units: Sequence[Arguments],
-) -> Iterator[Done[Result] | Died]:
+) -> Iterator[Completed[Result] | Crashed]:
     """A unit that killed several workers, or the nodes they were on, has died.
 
     Raises:
@@ -196,15 +196,15 @@ def _run_ray(
         ray.exceptions.NodeDiedError,
         ray.exceptions.OutOfMemoryError,
     )
-    remote = ray.remote(max_retries=pool.ALONE)(function)
+    remote = ray.remote(max_retries=pool.TRIES_ALONE)(function)
     waiting = list(reversed(units))
     under_way: dict[Any, Arguments] = {}
     seen = time.monotonic()
     while waiting or under_way:
-        _ask(stopping)
-        places = _ray_places(ray)
+        _check_stop(stopping)
+        places = _count_ray_slots(ray)
         seen = time.monotonic() if places else seen
-        if time.monotonic() - seen > _NODE_SECONDS:
+        if time.monotonic() - seen > _WORKER_TIMEOUT_SECONDS:
             raise UsrganError(
                 "--engine ray: no node of the cluster has a CPU for units (did their job reach its time limit?);"
                 " add some and run the same command again to go on"
@@ -213,22 +213,22 @@ def _run_ray(
         while waiting and len(under_way) < width:
             unit = waiting.pop()
             under_way[remote.remote(*unit)] = unit
-        ended, _ = ray.wait(list(under_way), timeout=_ASK_EVERY_SECONDS)
+        ended, _ = ray.wait(list(under_way), timeout=_POLL_SECONDS)
         for reference in ended:
             unit = under_way.pop(reference)
             try:
-                yield Done(unit, ray.get(reference))
+                yield Completed(unit, ray.get(reference))
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             except killed:
-                yield Died(unit)
+                yield Crashed(unit)
 
 
-def _ray_places(ray: Any) -> int:  # noqa: ANN401  imported where it is used
+def _count_ray_slots(ray: Any) -> int:  # noqa: ANN401  imported where it is used
     """How many units the living nodes can run at once, each on a CPU of one node, be they free or not."""
     return sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
 
 
-def _ask(stopping: Callable[[], bool]) -> None:
+def _check_stop(stopping: Callable[[], bool]) -> None:
     if stopping():
         raise Stopped("run the same command again to go on")

@@ -26,9 +26,9 @@ from shards.errors import Stopped
 
 Arguments = tuple[object, ...]
 Result = TypeVar("Result")
-ALONE = 2
+TRIES_ALONE = 2
 """So often a unit may kill a process that works on nothing else before it is given up."""
-_ASK_EVERY_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 _ENVIRONMENT = {
     # processes take the cores: where BLAS makes threads as well, they spin against each other
     "OPENBLAS_NUM_THREADS": "1",
@@ -40,26 +40,26 @@ _ENVIRONMENT = {
 }
 
 
-class Done(NamedTuple, Generic[Result]):
+class Completed(NamedTuple, Generic[Result]):
     """A unit that returned."""
 
     unit: Arguments
     result: Result
 
 
-class Died(NamedTuple):
+class Crashed(NamedTuple):
     """A unit that killed every process it ran in."""
 
     unit: Arguments
 
 
-def run(
+def run_tasks(
     function: Callable[..., Result],
     units: Sequence[Arguments],
     *,
     workers: int,
     stopping: Callable[[], bool],
-) -> Iterator[Done[Result] | Died]:
+) -> Iterator[Completed[Result] | Crashed]:
     """Call `function(*unit)` for every unit, in the order in which they end.
 
     Units are idempotent. With 0 workers they run in this process. An exception of the function
@@ -70,44 +70,44 @@ def run(
     """
     if workers == 0:
         for unit in units:
-            _ask(stopping)
-            yield Done(unit, function(*unit))
+            _check_stop(stopping)
+            yield Completed(unit, function(*unit))
         return
     suspects: list[Arguments] = []
     waiting = list(reversed(units))
     while waiting:
-        yield from _until_death(function, waiting, suspects, workers=workers, stopping=stopping)
+        yield from _run_until_crash(function, waiting, suspects, workers=workers, stopping=stopping)
         while suspects:
-            yield _alone(function, suspects.pop(), stopping=stopping)
+            yield _run_alone(function, suspects.pop(), stopping=stopping)
 
 
-def _until_death(
+def _run_until_crash(
     function: Callable[..., Result],
     waiting: list[Arguments],
     suspects: list[Arguments],
     *,
     workers: int,
     stopping: Callable[[], bool],
-) -> Iterator[Done[Result]]:
+) -> Iterator[Completed[Result]]:
     """Work off `waiting` until it is empty or a process died; then `suspects` were under way."""
     under_way: dict[Future[Result], Arguments] = {}
-    with _processes(workers) as pool:
+    with _open_executor(workers) as pool:
         try:
             while waiting or under_way:
-                _ask(stopping)
+                _check_stop(stopping)
                 while waiting and len(under_way) < 2 * workers:
                     under_way[pool.submit(function, *waiting[-1])] = waiting[-1]
                     waiting.pop()
-                ended, _ = wait(under_way, _ASK_EVERY_SECONDS, return_when=FIRST_COMPLETED)
+                ended, _ = wait(under_way, _POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in ended:
                     unit = under_way[future]
                     result = future.result()
                     del under_way[future]
-                    yield Done(unit, result)
+                    yield Completed(unit, result)
         except BrokenProcessPool:
             for future, unit in under_way.items():
                 if future.done() and not future.cancelled() and future.exception() is None:
-                    yield Done(unit, future.result())
+                    yield Completed(unit, future.result())
                 else:
                     suspects.append(unit)
         except BaseException:
@@ -117,25 +117,25 @@ def _until_death(
             raise
 
 
-def _alone(
+def _run_alone(
     function: Callable[..., Result], unit: Arguments, *, stopping: Callable[[], bool]
-) -> Done[Result] | Died:
-    for _ in range(ALONE):
-        _ask(stopping)
-        with _processes(1) as pool:
+) -> Completed[Result] | Crashed:
+    for _ in range(TRIES_ALONE):
+        _check_stop(stopping)
+        with _open_executor(1) as pool:
             try:
-                return Done(unit, pool.submit(function, *unit).result())
+                return Completed(unit, pool.submit(function, *unit).result())
             except BrokenProcessPool:
                 continue
-    return Died(unit)
+    return Crashed(unit)
 
 
-def start_server() -> None:
+def start_fork_server() -> None:
     """Start the process that workers are forked from; it loads its modules while this one goes on."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["pipeline.stages.tasks", "numpy.random"]
     )
-    with one_core_each():
+    with limit_to_one_core():
         # Ctrl-C is the parent's alone; until it is ignored there, it must not reach the imports. The
         # tracker, which the server starts if need be, would let it through again.
         multiprocessing.resource_tracker.ensure_running()
@@ -147,7 +147,7 @@ def start_server() -> None:
 
 
 @contextlib.contextmanager
-def one_core_each() -> Iterator[None]:
+def limit_to_one_core() -> Iterator[None]:
     """What starts or is imported inside makes no threads for BLAS; afterwards the environment is as before."""
     before = dict(os.environ)
     for name, value in _ENVIRONMENT.items():
@@ -160,16 +160,16 @@ def one_core_each() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+def _open_executor(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Idle workers are killed at the end, not asked to go.
 
     One of them holds the lock of the queue while it waits; if it is killed by somebody else then, the
     others wait for that lock, and the pool for them, for ever.
     """
-    start_server()
+    start_fork_server()
     context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
-    with _calling_script_left_alone():
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_initialise_worker)
+    with _hide_calling_script():
         try:
             yield pool
         finally:
@@ -180,7 +180,7 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 @contextlib.contextmanager
-def _calling_script_left_alone() -> Iterator[None]:
+def _hide_calling_script() -> Iterator[None]:
     """Processes that start inside do not run the script that called us.
 
     They would, to find its functions; units are none of them. It costs the import of a whole command
@@ -196,14 +196,14 @@ def _calling_script_left_alone() -> Iterator[None]:
         script.__spec__ = before
 
 
-def _begin() -> None:
+def _initialise_worker() -> None:
     """A worker leaves Ctrl-C to the parent, and dies with it."""
     gc.freeze()  # what the server imported is never garbage
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _die_with_parent() -> None:
+def _exit_with_parent() -> None:
     """Idle workers would wait for work for ever: each holds the pipe open that tells the others."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -211,6 +211,6 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _ask(stopping: Callable[[], bool]) -> None:
+def _check_stop(stopping: Callable[[], bool]) -> None:
     if stopping():
         raise Stopped("run the same command again to go on")

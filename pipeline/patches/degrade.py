@@ -70,7 +70,7 @@ class Recipe(NamedTuple):
     last_mode: str
 
 
-class _Ranges(NamedTuple):
+class _ParameterRanges(NamedTuple):
     blur: float
     """Odds of any."""
     sigma: tuple[float, float]
@@ -81,58 +81,58 @@ class _Ranges(NamedTuple):
     poisson: tuple[float, float]
 
 
-_FIRST = _Ranges(1.0, (0.2, 3.0), (0.2, 0.7, 0.1), (0.15, 1.5), (1, 30), (0.05, 3.0))
-_SECOND = _Ranges(0.8, (0.2, 1.5), (0.3, 0.4, 0.3), (0.3, 1.2), (1, 25), (0.05, 2.5))
-_JPEG = (30, 95)
+_FIRST_ORDER = _ParameterRanges(1.0, (0.2, 3.0), (0.2, 0.7, 0.1), (0.15, 1.5), (1, 30), (0.05, 3.0))
+_SECOND_ORDER = _ParameterRanges(0.8, (0.2, 1.5), (0.3, 0.4, 0.3), (0.3, 1.2), (1, 25), (0.05, 2.5))
+_JPEG_QUALITY = (30, 95)
 
 
 def degrade(region: RGB8, *, scale: int, key: str) -> RGB8:
     """LR [h/scale w/scale 3] of a region [h w 3] whose sides are multiples of the scale."""
     height, width = region.shape[0] // scale, region.shape[1] // scale
-    recipe, stream = _draw(key), np.random.Generator(_stream(f"noise {key}"))
+    recipe, stream = _draw_recipe(key), np.random.Generator(_random_stream(f"noise {key}"))
     image = region.astype(np.float64) / 255
-    image = _round(image, recipe.first, region.shape[0], region.shape[1], stream)
-    image = _jpeg(image, recipe.first.jpeg)
-    image = _round(image, recipe.second, height, width, stream)
+    image = _apply_order(image, recipe.first, region.shape[0], region.shape[1], stream)
+    image = _compress_jpeg(image, recipe.first.jpeg)
+    image = _apply_order(image, recipe.second, height, width, stream)
     if not recipe.jpeg_last:
-        image = _jpeg(image, recipe.second.jpeg)
-    image = _resize(image, height, width, recipe.last_mode)
+        image = _compress_jpeg(image, recipe.second.jpeg)
+    image = _resize_image(image, height, width, recipe.last_mode)
     if recipe.sinc:
-        image = _filter(image, recipe.sinc)
+        image = _apply_filter(image, recipe.sinc)
     if recipe.jpeg_last:
-        image = _jpeg(image, recipe.second.jpeg)
-    return _to_bytes(image)
+        image = _compress_jpeg(image, recipe.second.jpeg)
+    return _to_uint8(image)
 
 
-def describe(key: str) -> str:
+def describe_recipe(key: str) -> str:
     """What `degrade` does to the patch of this key, in a few words for the sample's JSON."""
-    recipe = _draw(key)
-    first = [*_order_words(recipe.first), f"jpeg {recipe.first.jpeg}"]
-    second, last = _order_words(recipe.second), [f"jpeg {recipe.second.jpeg}"]
-    sinc = [_blur_words(recipe.sinc)] if recipe.sinc else []
+    recipe = _draw_recipe(key)
+    first = [*_describe_order(recipe.first), f"jpeg {recipe.first.jpeg}"]
+    second, last = _describe_order(recipe.second), [f"jpeg {recipe.second.jpeg}"]
+    sinc = [_describe_blur(recipe.sinc)] if recipe.sinc else []
     end = [f"to LR {recipe.last_mode}", *sinc]
     second += [*end, *last] if recipe.jpeg_last else [*last, *end]
     return ", ".join(first) + "; " + ", ".join(second)
 
 
-def _order_words(order: Order) -> list[str]:
+def _describe_order(order: Order) -> list[str]:
     noise = order.noise
     grey = " grey" if noise.grey else ""
     return [
-        _blur_words(order.blur) if order.blur else "no blur",
+        _describe_blur(order.blur) if order.blur else "no blur",
         f"resize {order.resize:.3f} {order.mode}",
         f"{noise.kind} {noise.strength:.3f}{grey}",
     ]
 
 
-def _blur_words(blur: Blur) -> str:
+def _describe_blur(blur: Blur) -> str:
     sigma = "x".join(f"{value:.3f}" for value in blur.sigma)
     angle = f" at {blur.angle:.3f}" if len(set(blur.sigma)) > 1 else ""
     power = f" power {blur.power:.3f}" if blur.shape in ("generalized", "plateau") else ""
     return f"{blur.shape} {blur.size} {sigma}{angle}{power}"
 
 
-def _stream(name: str) -> np.random.Philox:
+def _random_stream(name: str) -> np.random.Philox:
     digest = hashlib.blake2b(f"usrgan degrade {name}".encode(), digest_size=16).digest()
     return np.random.Philox(key=np.frombuffer(digest, np.uint64))
 
@@ -141,28 +141,30 @@ def _stream(name: str) -> np.random.Philox:
 
 
 @lru_cache(maxsize=16)
-def _draw(key: str) -> Recipe:
-    stream = np.random.Generator(_stream(f"recipe {key}"))
-    first, second = _draw_order(stream, _FIRST), _draw_order(stream, _SECOND)
-    sinc = _draw_sinc(stream, _size(stream)) if stream.random() < 0.8 else None
-    return Recipe(first, second, sinc, stream.random() < 0.5, _mode(stream))
+def _draw_recipe(key: str) -> Recipe:
+    stream = np.random.Generator(_random_stream(f"recipe {key}"))
+    first, second = _draw_order(stream, _FIRST_ORDER), _draw_order(stream, _SECOND_ORDER)
+    sinc = _draw_sinc(stream, _draw_scale(stream)) if stream.random() < 0.8 else None
+    return Recipe(first, second, sinc, stream.random() < 0.5, _draw_resize(stream))
 
 
-def _draw_order(stream: np.random.Generator, ranges: _Ranges) -> Order:
+def _draw_order(stream: np.random.Generator, ranges: _ParameterRanges) -> Order:
     blur = _draw_blur(stream, ranges.sigma) if stream.random() < ranges.blur else None
     low, high = ranges.resize
     way = stream.choice(3, p=ranges.resize_odds)
     resize = (stream.uniform(1, high), stream.uniform(low, 1), 1.0)[way]
-    mode = _mode(stream)
+    mode = _draw_resize(stream)
     if stream.random() < 0.5:
         noise = Noise("gaussian", stream.uniform(*ranges.gaussian), stream.random() < 0.4)
     else:
         noise = Noise("poisson", stream.uniform(*ranges.poisson), stream.random() < 0.4)
-    return Order(blur, float(resize), mode, noise, int(stream.integers(*_JPEG, endpoint=True)))
+    return Order(
+        blur, float(resize), mode, noise, int(stream.integers(*_JPEG_QUALITY, endpoint=True))
+    )
 
 
 def _draw_blur(stream: np.random.Generator, sigma: tuple[float, float]) -> Blur:
-    size = _size(stream)
+    size = _draw_scale(stream)
     if stream.random() < 0.1:
         return _draw_sinc(stream, size)
     odds = [odd for shape in _SHAPES for odd in _SHAPE_ODDS[shape]]
@@ -184,38 +186,38 @@ def _draw_sinc(stream: np.random.Generator, size: int) -> Blur:
     return Blur("sinc", size, (stream.uniform(np.pi / 3 if size < 13 else np.pi / 5, np.pi),))
 
 
-def _size(stream: np.random.Generator) -> int:
+def _draw_scale(stream: np.random.Generator) -> int:
     return 2 * int(stream.integers(3, 11)) + 1
 
 
-def _mode(stream: np.random.Generator) -> str:
+def _draw_resize(stream: np.random.Generator) -> str:
     return list(_RESIZES)[stream.integers(3)]
 
 
 # doing
 
 
-def _round(
+def _apply_order(
     image: Image, order: Order, height: int, width: int, stream: np.random.Generator
 ) -> Image:
     if order.blur:
-        image = _filter(image, order.blur)
+        image = _apply_filter(image, order.blur)
     rows, columns = max(1, int(height * order.resize)), max(1, int(width * order.resize))
-    image = _resize(image, rows, columns, order.mode)
-    return np.asarray(np.clip(image + _noise(image, order.noise, stream), 0, 1))
+    image = _resize_image(image, rows, columns, order.mode)
+    return np.asarray(np.clip(image + _add_noise(image, order.noise, stream), 0, 1))
 
 
-def _filter(image: Image, blur: Blur) -> Image:
-    filtered = cv2.filter2D(image, -1, kernel(blur), borderType=cv2.BORDER_REFLECT_101)
+def _apply_filter(image: Image, blur: Blur) -> Image:
+    filtered = cv2.filter2D(image, -1, blur_kernel(blur), borderType=cv2.BORDER_REFLECT_101)
     return np.asarray(filtered, np.float64)
 
 
-def kernel(blur: Blur) -> Kernel:
+def blur_kernel(blur: Blur) -> Kernel:
     """The filter [size size] of a blur; it sums to 1."""
     reach = np.arange(blur.size) - blur.size // 2
     x, y = np.meshgrid(reach.astype(np.float64), reach.astype(np.float64))
     if blur.shape == "sinc":
-        found = _jinc(np.hypot(x, y), blur.sigma[0])
+        found = _sinc_kernel(np.hypot(x, y), blur.sigma[0])
     else:
         cosine, sine = np.cos(blur.angle), np.sin(blur.angle)
         along, across = (
@@ -227,7 +229,7 @@ def kernel(blur: Blur) -> Kernel:
     return np.asarray(found / found.sum())
 
 
-def _jinc(radius: npt.NDArray[np.float64], cutoff: float) -> npt.NDArray[np.float64]:
+def _sinc_kernel(radius: npt.NDArray[np.float64], cutoff: float) -> npt.NDArray[np.float64]:
     """The ideal circular low-pass: cutoff J1(cutoff r) / (2 pi r); J1 by Bessel's integral."""
     far = np.maximum(radius, 1e-12)
     turn = (np.arange(128) + 0.5) * np.pi / 128
@@ -235,14 +237,14 @@ def _jinc(radius: npt.NDArray[np.float64], cutoff: float) -> npt.NDArray[np.floa
     return np.where(radius > 0, cutoff * bessel / (2 * np.pi * far), cutoff**2 / (4 * np.pi))
 
 
-def _resize(image: Image, height: int, width: int, mode: str) -> Image:
+def _resize_image(image: Image, height: int, width: int, mode: str) -> Image:
     if image.shape[:2] == (height, width):
         return image
     resized: Any = cv2.resize(image, (width, height), interpolation=_RESIZES[mode])
     return np.asarray(resized, np.float64)
 
 
-def _noise(image: Image, noise: Noise, stream: np.random.Generator) -> Image:
+def _add_noise(image: Image, noise: Noise, stream: np.random.Generator) -> Image:
     if noise.kind == "gaussian":
         shape = (*image.shape[:2], 1 if noise.grey else 3)
         return np.asarray(stream.standard_normal(shape) * (noise.strength / 255))
@@ -250,18 +252,18 @@ def _noise(image: Image, noise: Noise, stream: np.random.Generator) -> Image:
     if noise.grey:
         clean = (clean @ np.array([0.299, 0.587, 0.114]))[..., None]
     # photons per unit of light: as many as the picture has grey levels, rounded up to a power of two
-    levels = len(np.unique(_to_bytes(clean)))
+    levels = len(np.unique(_to_uint8(clean)))
     photons = 2.0 ** int(np.ceil(np.log2(max(levels, 2))))
     return np.asarray((stream.poisson(clean * photons) / photons - clean) * noise.strength)
 
 
-def _jpeg(image: Image, quality: int) -> Image:
-    bgr = np.ascontiguousarray(_to_bytes(image)[..., ::-1])
+def _compress_jpeg(image: Image, quality: int) -> Image:
+    bgr = np.ascontiguousarray(_to_uint8(image)[..., ::-1])
     _, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = cv2.imdecode(content, cv2.IMREAD_COLOR)
     assert decoded is not None
     return np.asarray(decoded[..., ::-1], np.float64) / 255
 
 
-def _to_bytes(image: Image) -> RGB8:
+def _to_uint8(image: Image) -> RGB8:
     return np.asarray(np.clip(np.rint(image * 255), 0, 255), np.uint8)

@@ -10,18 +10,18 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.options import FLAT, Options
+from pipeline.options import FLAT_DETAIL, Options
 from pipeline.patches.degrade import MARGIN, degrade
-from pipeline.photos.accept import Admitted
+from pipeline.photos.accept import AcceptedPhoto
 from shards.format import codec
 from shards.format.png import RGB8
 from shards.images import resize
 
-PER_AREA = 4
+PATCH_AREAS_PER_PHOTO = 4
 """A photo gives at most this many random patches for each HR patch that its area holds."""
 
 
-class Cut(NamedTuple):
+class PhotoPatches(NamedTuple):
     """One encoded patch pair and what the index says of it."""
 
     rank: int
@@ -34,7 +34,7 @@ class Cut(NamedTuple):
     lr: bytes
 
 
-def cut_photo(photo: Admitted, options: Options) -> Iterator[Cut]:
+def extract_patches(photo: AcceptedPhoto, options: Options) -> Iterator[PhotoPatches]:
     """Cut a photo into encoded pairs, in the order of their ranks.
 
     LR is the antialiased bicubic x1/scale of the whole photo (cropped to a multiple of the scale),
@@ -46,20 +46,20 @@ def cut_photo(photo: Admitted, options: Options) -> Iterator[Cut]:
     degraded = options.degrade == "realesrgan"
     if lr is None and options.lr_from == "image" and not degraded:
         lr = resize.downscale(hr, scale=scale, kernel=options.kernel)
-    corners = positions(hr.shape[1], hr.shape[0], pixels, options)
-    for place, x, y in sorted((rank(options.seed, pixels, x, y), x, y) for x, y in corners):
-        spread, gradient = detail(photo.luma[y : y + size, x : x + size])
-        if not kept(spread, place, options):
+    corners = choose_positions(hr.shape[1], hr.shape[0], pixels, options)
+    for place, x, y in sorted((patch_rank(options.seed, pixels, x, y), x, y) for x, y in corners):
+        spread, gradient = measure_detail(photo.luma[y : y + size, x : x + size])
+        if not is_kept(spread, place, options):
             continue
         patch = hr[y : y + size, x : x + size]
         if degraded:
-            small = _degraded(hr, x, y, options, degradation_key(options.seed, pixels, x, y))
+            small = _degrade_patch(hr, x, y, options, degradation_key(options.seed, pixels, x, y))
         elif lr is None:
             small = resize.downscale(patch, scale=scale, kernel=options.kernel)
         else:
             left, top, side = x // scale, y // scale, size // scale
             small = lr[top : top + side, left : left + side]
-        yield Cut(
+        yield PhotoPatches(
             place,
             x,
             y,
@@ -75,7 +75,7 @@ def degradation_key(seed: int, pixels: str, x: int, y: int) -> str:
     return f"{seed} {pixels} {x} {y}"
 
 
-def _degraded(hr: RGB8, x: int, y: int, options: Options, key: str) -> RGB8:
+def _degrade_patch(hr: RGB8, x: int, y: int, options: Options, key: str) -> RGB8:
     """LR of a patch, degraded together with what lies around it."""
     scale, size = options.scale, options.stored_size
     left, top = max(0, x - MARGIN * scale), max(0, y - MARGIN * scale)
@@ -85,17 +85,19 @@ def _degraded(hr: RGB8, x: int, y: int, options: Options, key: str) -> RGB8:
     return np.ascontiguousarray(made[row : row + side, column : column + side])
 
 
-def kept(luma_std: float, place: int, options: Options) -> bool:
+def is_kept(luma_std: float, place: int, options: Options) -> bool:
     """Whether a patch is used: flat ones are thinned by lot, and none is below `min_detail`.
 
     The lot is the low end of the rank, which the order of patches hardly depends on.
     """
     if luma_std < options.min_detail:
         return False
-    return luma_std >= FLAT or place % 2**32 < options.keep_flat * 2**32
+    return luma_std >= FLAT_DETAIL or place % 2**32 < options.keep_flat * 2**32
 
 
-def positions(width: int, height: int, pixels: str, options: Options) -> list[tuple[int, int]]:
+def choose_positions(
+    width: int, height: int, pixels: str, options: Options
+) -> list[tuple[int, int]]:
     """Left and top edges (multiples of the scale) of a photo's patches; no position twice.
 
     Random positions: `patches_per_image`, but at most PER_AREA for each whole patch area, drawn by
@@ -103,23 +105,23 @@ def positions(width: int, height: int, pixels: str, options: Options) -> list[tu
     """
     size, scale = options.stored_size, options.scale
     if options.grid:
-        columns, rows = (_grid(side, size, options.grid) for side in (width, height))
+        columns, rows = (_grid_positions(side, size, options.grid) for side in (width, height))
         return [(x, y) for y in rows for x in columns]
     columns_free, rows_free = (width - size) // scale + 1, (height - size) // scale + 1
     free = columns_free * rows_free
-    allowed = max(1, PER_AREA * width * height // size**2)
+    allowed = max(1, PATCH_AREAS_PER_PHOTO * width * height // size**2)
     wanted = min(options.patches_per_image, allowed, free)
-    drawn = _distinct(free, wanted, f"usrgan positions {options.seed} {pixels}")
+    drawn = _distinct_positions(free, wanted, f"usrgan positions {options.seed} {pixels}")
     return [(scale * int(at % columns_free), scale * int(at // columns_free)) for at in drawn]
 
 
-def rank(seed: int, pixels: str, x: int, y: int) -> int:
+def patch_rank(seed: int, pixels: str, x: int, y: int) -> int:
     """The place of a patch in the global shuffle, a function of seed, photo and position alone."""
     name = f"usrgan rank {seed} {pixels} {x} {y}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
 
 
-def detail(luma: npt.NDArray[np.uint8]) -> tuple[float, float]:
+def measure_detail(luma: npt.NDArray[np.uint8]) -> tuple[float, float]:
     """Standard deviation and mean absolute neighbour difference of luma, grey levels.
 
     Sums of integers, so that every processor gets the same digits; OpenCV gives some as the square of a
@@ -134,13 +136,13 @@ def detail(luma: npt.NDArray[np.uint8]) -> tuple[float, float]:
     return round(spread, 3), round((down + across) / pairs, 3)
 
 
-def _grid(side: int, size: int, stride: int) -> list[int]:
+def _grid_positions(side: int, size: int, stride: int) -> list[int]:
     """Edges every `stride` pixels, and one at the far edge where a strip would be left over."""
     edges = list(range(0, side - size + 1, stride))
     return edges if edges[-1] == side - size else [*edges, side - size]
 
 
-def _distinct(free: int, wanted: int, name: str) -> npt.NDArray[np.int64]:
+def _distinct_positions(free: int, wanted: int, name: str) -> npt.NDArray[np.int64]:
     """The first `wanted` distinct numbers below `free` of a stream keyed by `name`."""
     key = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), np.uint64)
     stream = np.random.Philox(key=key)

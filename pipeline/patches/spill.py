@@ -20,13 +20,13 @@ import numpy.typing as npt
 from isal import isal_zlib
 
 from pipeline.options import Options
-from pipeline.patches.extract import Cut, cut_photo
-from pipeline.photos.accept import admit
-from pipeline.photos.near_duplicates import Look, look_of
-from pipeline.photos.scan import Found
-from pipeline.photos.walk import stamp
+from pipeline.patches.extract import PhotoPatches, extract_patches
+from pipeline.photos.accept import accept_photo
+from pipeline.photos.near_duplicates import PerceptualHash, hash_photo
+from pipeline.photos.scan import FoundPhoto
+from pipeline.photos.walk import stamp_file
 from shards.errors import UsrganError
-from shards.images.photos import FAULT, RejectedPhoto
+from shards.images.photos import READ_FAULT, RejectedPhoto
 from shards.io import atomic
 
 ROW = np.dtype(
@@ -50,11 +50,11 @@ RUN = 2**27
 FEW, PART = 4, 2**20
 """The pairs of so few photos are written so many bytes at a time: what is on its way to the disk while others
 are encoded need not be waited for, and a photo's pairs come in order."""
-_END = struct.Struct("<QI")
+_FOOTER = struct.Struct("<QI")
 """Length of the marker, bytes, and its CRC-32."""
 
 
-Seen = tuple[str, int, int, int, int]
+PhotoStamp = tuple[str, int, int, int, int]
 """Name, size and mtime of a photo, size and mtime of its official LR image."""
 
 
@@ -66,7 +66,7 @@ class Outcome(msgspec.Struct, frozen=True):
     sha256: str = ""
     pixels: str = ""
     area: int = 0
-    look: Look | None = None
+    look: PerceptualHash | None = None
     blockiness: float = 1.0
     pre_scale: float = 1.0
     code: str = ""
@@ -79,7 +79,7 @@ class Marker(msgspec.Struct, frozen=True, array_like=True):
     rows: bytes
     """`ROW`s, sorted by rank."""
     outcomes: list[Outcome]
-    photos: list[Seen]
+    photos: list[PhotoStamp]
     """What the scan knew of the photos."""
     length: int
     """Of all pairs, bytes."""
@@ -91,7 +91,7 @@ def spill_name(chunk: int) -> str:
 
 
 def write_spill(
-    work: Path, chunk: int, photos: Sequence[Found], options: Options, crashed: frozenset[str]
+    work: Path, chunk: int, photos: Sequence[FoundPhoto], options: Options, crashed: frozenset[str]
 ) -> int:
     """Read, cut and spill the photos of one chunk; returns the chunk's number.
 
@@ -107,39 +107,43 @@ def write_spill(
     """
     outcomes: list[Outcome] = []
     runs = [np.zeros(0, ROW)]
-    cuts: list[tuple[int, Cut]] = []
+    cuts: list[tuple[int, PhotoPatches]] = []
     at = held = 0
     most = PART if len(photos) <= FEW else RUN
-    with atomic.replacing(work / spill_name(chunk)) as stream:
+    with atomic.open_replacement(work / spill_name(chunk)) as stream:
         for number, photo in enumerate(photos):
-            outcome, found = _cut(photo, options, crashed=photo.name in crashed)
+            outcome, found = _extract_photo(photo, options, crashed=photo.name in crashed)
             outcomes.append(outcome)
             for cut in found:
                 cuts.append((number, cut))
                 held += len(cut.hr) + len(cut.lr)
                 if held >= most:
                     runs.append(_write_run(stream, cuts, at))
-                    atomic.write_behind(stream, at, at + held)
+                    atomic.start_writeback(stream, at, at + held)
                     at, held = at + held, 0
                     cuts.clear()
         runs.append(_write_run(stream, cuts, at))
         rows = np.concatenate(runs)
         rows = rows[np.lexsort([rows[name] for name in ("y", "x", "photo", "rank")])]
-        marker = Marker(rows.tobytes(), outcomes, _listing(photos), at + held)
+        marker = Marker(rows.tobytes(), outcomes, _read_marker(photos), at + held)
         stored = msgspec.msgpack.encode(marker)
-        stream.writelines((stored, _END.pack(len(stored), isal_zlib.crc32(stored))))
+        stream.writelines((stored, _FOOTER.pack(len(stored), isal_zlib.crc32(stored))))
     return chunk
 
 
-def _cut(photo: Found, options: Options, *, crashed: bool) -> tuple[Outcome, Iterable[Cut]]:
+def _extract_photo(
+    photo: FoundPhoto, options: Options, *, crashed: bool
+) -> tuple[Outcome, Iterable[PhotoPatches]]:
     """Read one photo; its pairs are cut and encoded as they are asked for."""
     try:
         if crashed:
             raise RejectedPhoto("CRASHED", "made its decoder crash")
-        read = admit(photo, options)
+        read = accept_photo(photo, options)
     except RejectedPhoto as refused:
         _check_unchanged(photo)
-        if refused.code == FAULT:  # left out, the data set would be another one than the next time
+        if (
+            refused.code == READ_FAULT
+        ):  # left out, the data set would be another one than the next time
             raise UsrganError(
                 f"{photo.path}: {refused.reason}; check the disk or the network, and run the same command again"
             ) from None
@@ -151,14 +155,14 @@ def _cut(photo: Found, options: Options, *, crashed: bool) -> tuple[Outcome, Ite
         sha256=read.sha256,
         pixels=read.pixels,
         area=read.image.shape[0] * read.image.shape[1],
-        look=look_of(read.luma),
+        look=hash_photo(read.luma),
         blockiness=read.blockiness,
         pre_scale=read.pre_scale,
     )
-    return outcome, cut_photo(read, options)
+    return outcome, extract_patches(read, options)
 
 
-def _write_run(stream: BinaryIO, cuts: Sequence[tuple[int, Cut]], at: int) -> Rows:
+def _write_run(stream: BinaryIO, cuts: Sequence[tuple[int, PhotoPatches]], at: int) -> Rows:
     """Append pairs, each with the number of its photo, to a spill of so many bytes, sorted; their rows."""
     rows = np.zeros(len(cuts), ROW)
     pieces: list[bytes] = []
@@ -168,18 +172,18 @@ def _write_run(stream: BinaryIO, cuts: Sequence[tuple[int, Cut]], at: int) -> Ro
         rows[row] = (cut.rank, number, *cut[1:5], at, *stored)
         pieces += (hr, lr)
         at += len(hr) + len(lr)
-    atomic.write_pieces(stream, pieces)
+    atomic.write_parts(stream, pieces)
     return rows
 
 
 def load_spill(
-    work: Path, chunk: int, photos: Sequence[Found] | None = None
+    work: Path, chunk: int, photos: Sequence[FoundPhoto] | None = None
 ) -> tuple[Rows, list[Outcome]] | None:
     """The rows and outcomes of a finished chunk, or None if it has to be cut (of these photos)."""
     try:
         with (work / spill_name(chunk)).open("rb", buffering=0) as stream:
-            end = stream.seek(0, os.SEEK_END) - _END.size
-            length, checksum = _END.unpack(os.pread(stream.fileno(), _END.size, end))
+            end = stream.seek(0, os.SEEK_END) - _FOOTER.size
+            length, checksum = _FOOTER.unpack(os.pread(stream.fileno(), _FOOTER.size, end))
             if length > end:
                 return None
             stored = os.pread(stream.fileno(), length, end - length)
@@ -189,27 +193,27 @@ def load_spill(
         return None
     held = int(rows["hr"].sum() + rows["lr"].sum())  # other rows than ours do not add up
     whole = isal_zlib.crc32(stored) == checksum and held == marker.length == end - length
-    same = photos is None or marker.photos == _listing(photos)
+    same = photos is None or marker.photos == _read_marker(photos)
     return (rows, marker.outcomes) if whole and same else None
 
 
-def _listing(photos: Sequence[Found]) -> list[Seen]:
+def _read_marker(photos: Sequence[FoundPhoto]) -> list[PhotoStamp]:
     return [(photo.name, photo.size, photo.mtime_ns, *photo.lr_stamp) for photo in photos]
 
 
-def _check_unchanged(photo: Found) -> None:
+def _check_unchanged(photo: FoundPhoto) -> None:
     """A photo and its official LR image must stay what they were when the run began.
 
     Raises:
         UsrganError: one was changed or taken away.
     """
     for path, seen in (photo.path, (photo.size, photo.mtime_ns)), (photo.lr, photo.lr_stamp):
-        if isinstance(path, Path) and stamp(path) != seen:
+        if isinstance(path, Path) and stamp_file(path) != seen:
             raise UsrganError(f"{path}: was changed during the run; run the same command again")
 
 
-def open_photo(photo: Found, options: Options) -> str:
+def open_photo(photo: FoundPhoto, options: Options) -> str:
     """Read one photo and nothing else: a process of its own finds out which one kills it."""
     with contextlib.suppress(RejectedPhoto):
-        admit(photo, options)
+        accept_photo(photo, options)
     return photo.name

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
-from pipeline.options import BLOCKY, Options
-from pipeline.photos.official import in_srgb, read_partner
-from pipeline.photos.scan import Found
+from pipeline.options import MAX_BLOCKINESS, Options
+from pipeline.photos.official import convert_lr_to_srgb, read_lr
+from pipeline.photos.scan import FoundPhoto
 from shards.errors import UsrganError
 from shards.format.png import RGB8
 from shards.images import resize
@@ -21,11 +21,11 @@ from shards.images.photos import Photo, RejectedPhoto, decode_photo, read_photo
 from shards.io import remote
 
 Luma = npt.NDArray[np.uint8]
-_LOOKED_AT = 1024
+_BLOCKINESS_SIDE = 1024
 """Blocks are looked for in the middle of a photo, at most so many pixels each way."""
 
 
-class Admitted(NamedTuple):
+class AcceptedPhoto(NamedTuple):
     """A photo that is used."""
 
     image: RGB8
@@ -43,35 +43,37 @@ class Admitted(NamedTuple):
     """What `image` was scaled by; 1.0 if it was not."""
 
 
-def admit(photo: Found, options: Options) -> Admitted:
+def accept_photo(photo: FoundPhoto, options: Options) -> AcceptedPhoto:
     """Read a photo and make it ready to cut.
 
     Raises:
         RejectedPhoto: with the reason.
     """
-    read = _read(photo, options)
-    image, blocks, factor = in_srgb(read, options), 1.0, 1
+    read = _read_lr(photo, options)
+    image, blocks, factor = convert_lr_to_srgb(read, options), 1.0, 1
     if options.flags_blocks:
-        blocks = blockiness(image)
+        blocks = measure_blockiness(image)
         if options.max_blockiness and blocks > options.max_blockiness:
             raise RejectedPhoto(
                 "BLOCKY", f"shows the blocks of its JPEG ({blocks:.2f} x the other steps)"
             )
-        if blocks > BLOCKY:
+        if blocks > MAX_BLOCKINESS:
             factor = round(1 / options.pre_scale)
     if factor > 1:
         image = resize.downscale(resize.crop_to_multiple(image, scale=factor), scale=factor)
     _check_size(image, options)
-    partner = read_partner(photo, image, options) if options.lr_dir else None
+    partner = read_lr(photo, image, options) if options.lr_dir else None
     digest = pixel_digest(image)
-    return Admitted(image, luma_of(image), partner, read.sha256, digest, blocks, 1 / factor)
+    return AcceptedPhoto(
+        image, compute_luma(image), partner, read.sha256, digest, blocks, 1 / factor
+    )
 
 
-def _read(photo: Found, options: Options) -> Photo:
+def _read_lr(photo: FoundPhoto, options: Options) -> Photo:
     if isinstance(photo.path, Path):
         return read_photo(photo.path, max_megapixels=options.max_megapixels, alpha=options.alpha)
     try:
-        content = remote.read(photo.path)
+        content = remote.read_file(photo.path)
     except FileNotFoundError:
         content = b""
     if len(content) != photo.size:
@@ -79,7 +81,7 @@ def _read(photo: Found, options: Options) -> Photo:
     return decode_photo(content, max_megapixels=options.max_megapixels, alpha=options.alpha)
 
 
-def luma_of(image: RGB8) -> Luma:
+def compute_luma(image: RGB8) -> Luma:
     """BT.601 luma [h w] of an image [h w 3], rounded."""
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
 
@@ -95,7 +97,7 @@ def pixel_digest(image: RGB8) -> str:
     return digest.hexdigest()
 
 
-def blockiness(image: RGB8) -> float:
+def measure_blockiness(image: RGB8) -> float:
     """How much larger the steps of luma are on one line of eight than on the others; about 1 if clean.
 
     JPEG codes 8x8 blocks by themselves, so its quantisation shows in steps every 8 pixels, at any
@@ -103,16 +105,18 @@ def blockiness(image: RGB8) -> float:
     mean of both directions. 4:2:0 photos of quality 75 have about 1.3, of quality 50 about 1.6.
     """
     height, width = image.shape[:2]
-    top, left = max(0, (height - _LOOKED_AT) // 2), max(0, (width - _LOOKED_AT) // 2)
-    middle = np.ascontiguousarray(image[top : top + _LOOKED_AT, left : left + _LOOKED_AT])
-    luma = luma_of(middle)
+    top, left = max(0, (height - _BLOCKINESS_SIDE) // 2), max(0, (width - _BLOCKINESS_SIDE) // 2)
+    middle = np.ascontiguousarray(
+        image[top : top + _BLOCKINESS_SIDE, left : left + _BLOCKINESS_SIDE]
+    )
+    luma = compute_luma(middle)
     if min(luma.shape) < 33:
         return 1.0
-    product = _steps_ratio(luma) * _steps_ratio(np.ascontiguousarray(luma.T))
+    product = _edge_step_ratio(luma) * _edge_step_ratio(np.ascontiguousarray(luma.T))
     return round(float(product**0.5), 3)
 
 
-def _steps_ratio(luma: npt.NDArray[np.uint8]) -> float:
+def _edge_step_ratio(luma: npt.NDArray[np.uint8]) -> float:
     steps = cv2.absdiff(luma[1:], luma[:-1]).sum(axis=1, dtype=np.int64)
     whole = len(steps) // 8 * 8
     phases = np.median(steps[:whole].reshape(-1, 8), axis=0)

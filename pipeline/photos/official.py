@@ -15,21 +15,21 @@ import cv2
 import numpy as np
 
 from pipeline.options import Options
-from pipeline.photos.scan import Found, Scan
-from pipeline.photos.walk import plain_name, stamp
+from pipeline.photos.scan import FoundPhoto, Scan
+from pipeline.photos.walk import sanitise_name, stamp_file
 from shards.errors import UsageError
 from shards.format.png import RGB8
 from shards.images import resize
 from shards.images.color import UnknownProfile, to_srgb
 from shards.images.photos import Photo, RejectedPhoto, read_photo
-from shards.images.walk import walk
+from shards.images.walk import walk_photos
 
 _HR = re.compile(r"(?:^|[_-])HR(?:[_-]|$)", re.IGNORECASE)
-FARTHEST = 16.0
+MAX_LR_DIFFERENCE = 16.0
 """Grey levels, mean: an LR image that differs more from the photo's own bicubic shows another picture."""
 
 
-def with_partners(found: Scan, folders: Sequence[Path], scale: int) -> Scan:
+def pair_with_lr(found: Scan, folders: Sequence[Path], scale: int) -> Scan:
     """Give each photo the path of its LR image, where there is one.
 
     Raises:
@@ -39,7 +39,7 @@ def with_partners(found: Scan, folders: Sequence[Path], scale: int) -> Scan:
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"--lr-dir {folder}: there is no such folder")
-        _add_partners(partners, folder, scale)
+        _add_lr_folder(partners, folder, scale)
     taken: dict[str, str] = {}
     photos = []
     for photo in found.photos:
@@ -50,7 +50,7 @@ def with_partners(found: Scan, folders: Sequence[Path], scale: int) -> Scan:
                 " give the photos names of their own"
             )
         lr = partners.get(stem)
-        photos.append(photo._replace(lr=lr, lr_stamp=stamp(lr)) if lr else photo)
+        photos.append(photo._replace(lr=lr, lr_stamp=stamp_file(lr)) if lr else photo)
     for folder in folders:
         if not any(partners[stem].is_relative_to(folder) for stem in taken):
             raise UsageError(
@@ -60,17 +60,17 @@ def with_partners(found: Scan, folders: Sequence[Path], scale: int) -> Scan:
     return found._replace(photos=tuple(photos))
 
 
-def listing_sha256(found: Scan) -> str:
+def lr_listing_sha256(found: Scan) -> str:
     """Digest of the partners' names and sizes."""
     digest = hashlib.sha256()
     for photo in found.photos:
         size = photo.lr_stamp[0] if photo.lr else -1
-        name = plain_name(photo.lr.name) if photo.lr else ""
+        name = sanitise_name(photo.lr.name) if photo.lr else ""
         digest.update(f"{photo.name}\0{name}\0{size}\n".encode())
     return digest.hexdigest()
 
 
-def read_partner(photo: Found, image: RGB8, options: Options) -> RGB8:
+def read_lr(photo: FoundPhoto, image: RGB8, options: Options) -> RGB8:
     """Read a photo's LR image [h/scale w/scale 3] and compare it with the photo [h w 3].
 
     Raises:
@@ -80,7 +80,7 @@ def read_partner(photo: Found, image: RGB8, options: Options) -> RGB8:
         raise RejectedPhoto("NO_LR", "has no partner in --lr-dir")
     try:
         read = read_photo(photo.lr, max_megapixels=options.max_megapixels, alpha=options.alpha)
-        lr = in_srgb(read, options)
+        lr = convert_lr_to_srgb(read, options)
     except RejectedPhoto as refused:
         raise RejectedPhoto(refused.code, f"has an LR image that {refused.reason}") from None
     scale = options.scale
@@ -92,15 +92,15 @@ def read_partner(photo: Found, image: RGB8, options: Options) -> RGB8:
         )
     lr = np.ascontiguousarray(lr[:height, :width])
     own = resize.downscale(resize.crop_to_multiple(image, scale=scale), scale=scale)
-    distance = float(np.abs(_coarse(own) - _coarse(lr)).mean())
-    if distance > FARTHEST:
+    distance = float(np.abs(_shrink_coarsely(own) - _shrink_coarsely(lr)).mean())
+    if distance > MAX_LR_DIFFERENCE:
         raise RejectedPhoto(
             "LR_OTHER", f"and its LR image show different pictures ({distance:.0f} grey levels)"
         )
     return lr
 
 
-def in_srgb(read: Photo, options: Options) -> RGB8:
+def convert_lr_to_srgb(read: Photo, options: Options) -> RGB8:
     """A photo's pixels, converted by its profile if the options say so.
 
     Raises:
@@ -116,22 +116,22 @@ def in_srgb(read: Photo, options: Options) -> RGB8:
         ) from None
 
 
-def _coarse(image: RGB8) -> RGB8:
+def _shrink_coarsely(image: RGB8) -> RGB8:
     """A quarter of the size, in float: blur and noise of a degraded LR hardly show."""
     size = max(1, image.shape[1] // 4), max(1, image.shape[0] // 4)
     return np.asarray(cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_AREA))
 
 
-def _add_partners(found: dict[str, Path], folder: Path, scale: int) -> None:
+def _add_lr_folder(found: dict[str, Path], folder: Path, scale: int) -> None:
     """Add the paths of LR images by the stem of the photo that they are of."""
     form = re.compile(
         rf"(.+?)(?:[_-]SRF[_-]{scale})?(?:[_-]?LR)?(?:[_-]?x{scale}[a-z]?\d?)?(?:[_-]LR)?",
         re.DOTALL,  # of a name with a line feed
     )
-    for place, folders, names in walk(folder, "--lr-dir"):
-        folders[:] = [name for name in folders if not _holds_others(name, scale)]
+    for place, folders, names in walk_photos(folder, "--lr-dir"):
+        folders[:] = [name for name in folders if not _has_other_scales(name, scale)]
         for name in names:
-            match = form.fullmatch(os.path.splitext(plain_name(name))[0])  # noqa: PTH122
+            match = form.fullmatch(os.path.splitext(sanitise_name(name))[0])  # noqa: PTH122
             assert match, name
             path = place / name
             if (other := found.setdefault(match[1], path)) != path:
@@ -140,7 +140,7 @@ def _add_partners(found: dict[str, Path], folder: Path, scale: int) -> None:
                 )
 
 
-def _holds_others(folder: str, scale: int) -> bool:
+def _has_other_scales(folder: str, scale: int) -> bool:
     """By its name a folder holds HR photos, or LR images of another scale."""
     scaled = re.fullmatch(r"X(\d)", folder)
     return bool(_HR.search(folder)) or bool(scaled and int(scaled[1]) != scale)

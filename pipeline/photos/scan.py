@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.photos.walk import LR, files_below, plain_name, stamp
+from pipeline.photos.walk import LR_FOLDER, list_photo_files, sanitise_name, stamp_file
 from shards.errors import UsageError
 from shards.io.remote import Location
 
@@ -28,7 +28,7 @@ _LAYOUTS = {
 _VAL = re.compile(r"^(?:DIV2K_valid_HR|val1)$")
 
 
-class Found(NamedTuple):
+class FoundPhoto(NamedTuple):
     """A file that looks like a photo."""
 
     path: Location
@@ -49,12 +49,12 @@ class Scan(NamedTuple):
 
     layout: str
     """`DIV2K`, `DF2K` …, joined by + where several are seen, or `folder`."""
-    photos: tuple[Found, ...]
+    photos: tuple[FoundPhoto, ...]
     skipped: tuple[str, ...]
     """Folders of LR images, left out."""
 
 
-def scan(sources: Sequence[Location]) -> Scan:
+def scan_sources(sources: Sequence[Location]) -> Scan:
     """Look for photos below the source folders or URLs.
 
     Raises:
@@ -62,19 +62,21 @@ def scan(sources: Sequence[Location]) -> Scan:
             or there are no photos at all.
     """
     layouts: set[str] = set()
-    photos: list[Found] = []
+    photos: list[FoundPhoto] = []
     skipped: list[str] = []
-    unique = sorted({_identity(source): source for source in sources}.values(), key=str)
-    for source, prefix in zip(unique, _prefixes(unique), strict=True):
+    unique = sorted({_photo_identity(source): source for source in sources}.values(), key=str)
+    for source, prefix in zip(unique, _source_prefixes(unique), strict=True):
         _check_source(source)
-        for parts, file in files_below(source, skipped):
-            here = [_parts(source)[-1], *parts]
-            layouts.update(_layouts(here))
-            name = plain_name("/".join((*prefix, *parts, file.name)))
-            photos.append(Found(file.path, name, file.size, file.mtime_ns, _is_val(here)))
+        for parts, file in list_photo_files(source, skipped):
+            here = [_split_path(source)[-1], *parts]
+            layouts.update(_known_layouts(here))
+            name = sanitise_name("/".join((*prefix, *parts, file.name)))
+            photos.append(
+                FoundPhoto(file.path, name, file.size, file.mtime_ns, _is_validation(here))
+            )
     if not photos:
-        raise UsageError(_nothing_found(sources, skipped))
-    photos.sort(key=_by_name)
+        raise UsageError(_explain_no_photos(sources, skipped))
+    photos.sort(key=_sort_by_name)
     _check_names(photos)
     if all(
         photo.val for photo in photos
@@ -83,18 +85,18 @@ def scan(sources: Sequence[Location]) -> Scan:
     return Scan("+".join(sorted(layouts)) or "folder", tuple(photos), tuple(skipped))
 
 
-def changed(before: Scan, now: Scan) -> str:
+def find_changed(before: Scan, now: Scan) -> str:
     """The path of a photo or LR image that is not any more what an earlier scan saw, or nothing."""
     seen = {photo.name: (photo.size, photo.mtime_ns) for photo in now.photos}
     for photo in before.photos:
         if seen.get(photo.name) != (photo.size, photo.mtime_ns):
             return str(photo.path)
-        if photo.lr and stamp(photo.lr) != photo.lr_stamp:
+        if photo.lr and stamp_file(photo.lr) != photo.lr_stamp:
             return str(photo.lr)
     return ""
 
 
-def describe(result: Scan, val_names: Collection[str]) -> str:
+def describe_layout(result: Scan, val_names: Collection[str]) -> str:
     """One line for the person: which layout, how many photos, what was left out."""
     val = len(val_names)
     known = f"{result.layout} layout" if result.layout != "folder" else "no known layout"
@@ -112,7 +114,7 @@ def listing_sha256(result: Scan) -> str:
     return digest.hexdigest()
 
 
-def matching(result: Scan, names: Sequence[str]) -> set[str]:
+def match_names(result: Scan, names: Sequence[str]) -> set[str]:
     """The photos that a list names by path, file name or stem, or by a pattern such as `kodim*`.
 
     Raises:
@@ -134,7 +136,7 @@ def matching(result: Scan, names: Sequence[str]) -> set[str]:
     return chosen
 
 
-def _check_names(photos: Sequence[Found]) -> None:
+def _check_names(photos: Sequence[FoundPhoto]) -> None:
     """Every photo, in the order of their names, has one of its own."""
     for one, other in itertools.pairwise(photos):
         if one.name == other.name:
@@ -143,11 +145,11 @@ def _check_names(photos: Sequence[Found]) -> None:
             )
 
 
-def _identity(source: Location) -> Location:
+def _photo_identity(source: Location) -> Location:
     return source.rstrip("/") if isinstance(source, str) else source.resolve()
 
 
-def _parts(source: Location) -> tuple[str, ...]:
+def _split_path(source: Location) -> tuple[str, ...]:
     if isinstance(source, Path):
         return source.resolve().parts[1:] or ("/",)
     store, _, path = source.partition("://")
@@ -159,38 +161,38 @@ def _check_source(source: Location) -> None:
         raise UsageError(f"--src {source}: there is no such folder")
     if isinstance(source, Path) and not source.is_dir():
         raise UsageError(f"--src {source}: is a file; name the folder that holds the photos")
-    if LR.search(_parts(source)[-1]):
+    if LR_FOLDER.search(_split_path(source)[-1]):
         raise UsageError(
             f"--src {source}: holds LR images by its name; name the folder of HR photos"
         )
 
 
-def _prefixes(sources: Sequence[Location]) -> list[tuple[str, ...]]:
+def _source_prefixes(sources: Sequence[Location]) -> list[tuple[str, ...]]:
     """What tells photos of several sources apart: as many last parts of their places as that takes."""
     if len(sources) == 1:
         return [()]
-    parts = [_parts(source) for source in sources]
+    parts = [_split_path(source) for source in sources]
     depth = 1
     while max(Counter(part[-depth:] for part in parts).values()) > 1:
         depth += 1
     return [part[-depth:] for part in parts]
 
 
-def _is_val(here: Sequence[str]) -> bool:
+def _is_validation(here: Sequence[str]) -> bool:
     return any(_VAL.match(part) for part in here)
 
 
-def _layouts(here: Sequence[str]) -> set[str]:
+def _known_layouts(here: Sequence[str]) -> set[str]:
     """The published layouts that a path shows; DF2K is made of two others."""
     seen = {name for name, form in _LAYOUTS.items() if any(form.match(part) for part in here)}
     return {"DF2K"} if "DF2K" in seen else seen
 
 
-def _by_name(photo: Found) -> str:
+def _sort_by_name(photo: FoundPhoto) -> str:
     return photo.name
 
 
-def _nothing_found(sources: Sequence[Location], skipped: Sequence[str]) -> str:
+def _explain_no_photos(sources: Sequence[Location], skipped: Sequence[str]) -> str:
     where = ", ".join(map(str, sources))
     if skipped:
         return f"--src {where}: holds only LR folders ({', '.join(skipped[:3])}); name the folder of HR photos"

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards.images.photos import looks_like_photo
-from shards.images.walk import walk
+from shards.images.walk import walk_photos
 from shards.io import remote
 from shards.io.remote import Location
 
-LR = re.compile(r"(?:^|[_-])LR(?:[_-]|$)", re.IGNORECASE)
+LR_FOLDER = re.compile(r"(?:^|[_-])LR(?:[_-]|$)", re.IGNORECASE)
 """Is found in the names of folders of LR images."""
-_BESIDE_HR = re.compile(r"X\d")
+_LR_SUFFIX = re.compile(r"X\d")
 """Such folders hold LR images where a folder `HR` lies beside them: LSDIR has `val1/HR` and `val1/X4`."""
-_HIDDEN = re.compile(r"\.|lost\+found$")
+_HIDDEN_NAME = re.compile(r"\.|lost\+found$")
 
 
-class File(NamedTuple):
+class PhotoFile(NamedTuple):
     """What looks like a photo by its name."""
 
     path: Location
@@ -30,25 +30,29 @@ class File(NamedTuple):
     mtime_ns: int
 
 
-def files_below(source: Location, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], File]]:
+def list_photo_files(
+    source: Location, skipped: list[str]
+) -> Iterator[tuple[tuple[str, ...], PhotoFile]]:
     """Photo-like files, each with the parts of its folder, in order; folders of LR are `skipped`."""
-    return _walk_store(source, skipped) if isinstance(source, str) else _walk(source, skipped)
+    return (
+        _walk_store(source, skipped) if isinstance(source, str) else _walk_folder(source, skipped)
+    )
 
 
-def _walk(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], File]]:
-    for folder, folders, names in walk(source, "--src"):
-        low = [name for name in folders if _is_low(name, beside_hr="HR" in folders)]
+def _walk_folder(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], PhotoFile]]:
+    for folder, folders, names in walk_photos(source, "--src"):
+        low = [name for name in folders if _is_lr_folder(name, beside_hr="HR" in folders)]
         skipped += low
-        folders[:] = [name for name in folders if name not in low and not _HIDDEN.match(name)]
+        folders[:] = [name for name in folders if name not in low and not _HIDDEN_NAME.match(name)]
         parts = folder.relative_to(source).parts
         for name in names:
             path = folder / name
-            yield parts, File(path, name, *stamp(path))
+            yield parts, PhotoFile(path, name, *stamp_file(path))
 
 
-def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], File]]:
+def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], PhotoFile]]:
     left_out = set()
-    listed = remote.listing(source)
+    listed = remote.list_files(source)
     beside_hr = {f"/{below}".partition("/HR/")[0] for below in listed if "/HR/" in f"/{below}"}
     for below, found in listed.items():
         *parts, name = below.split("/")
@@ -56,22 +60,22 @@ def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ..
         low = [
             part
             for part, folder in zip(parts, above, strict=False)
-            if _is_low(part, beside_hr=folder in beside_hr)
+            if _is_lr_folder(part, beside_hr=folder in beside_hr)
         ]
         if low:
             left_out.add(low[0])
         elif looks_like_photo(name) and not any(part.startswith(".") for part in parts):
             path = f"{source.rstrip('/')}/{below}"
-            yield tuple(parts), File(path, name, found.size, found.changed)
+            yield tuple(parts), PhotoFile(path, name, found.size, found.changed)
     skipped += sorted(left_out)
 
 
-def _is_low(name: str, *, beside_hr: bool) -> bool:
+def _is_lr_folder(name: str, *, beside_hr: bool) -> bool:
     """By its name, and by what lies beside it, a folder holds LR images."""
-    return bool(LR.search(name)) or (beside_hr and bool(_BESIDE_HR.fullmatch(name)))
+    return bool(LR_FOLDER.search(name)) or (beside_hr and bool(_LR_SUFFIX.fullmatch(name)))
 
 
-def stamp(path: Path) -> tuple[int, int]:
+def stamp_file(path: Path) -> tuple[int, int]:
     """Size and time of change of a file, which tell whether it is still the same."""
     try:
         status = path.stat()
@@ -80,7 +84,7 @@ def stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def plain_name(name: str) -> str:
+def sanitise_name(name: str) -> str:
     """A file name in UTF-8: bytes that are not stand as %XX."""
     raw = os.fsencode(name)
     try:

@@ -5,27 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.execution.engines import Run
-from pipeline.execution.pool import Done
-from pipeline.job import Job, Watch
+from pipeline.execution.engines import RunTasks
+from pipeline.execution.pool import Completed
+from pipeline.job import Job, RunTerminal
 from pipeline.patches.spill import FEW, load_spill
-from pipeline.photos.scan import Found
+from pipeline.photos.scan import FoundPhoto
 from pipeline.stages import tasks
 from shards.errors import UsrganError
 
-CHUNKS = 4096
+MAX_CHUNKS = 4096
 """At most so many spills: a shard is merged out of all of them."""
-_BYTES = 4 * 2**20
-_APART = 32
+_CHUNK_BYTES = 4 * 2**20
+_MAX_CHUNK_PHOTOS = 32
 
 
-def cut(job: Job, work: Path, photos: Sequence[Found], run: Run, watch: Watch) -> int:
+def cut_photos(
+    job: Job, work: Path, photos: Sequence[FoundPhoto], run: RunTasks, watch: RunTerminal
+) -> int:
     """Spill all chunks that are not yet; returns how many there are.
 
     A process that dies is tried again; then each photo of its chunk is read by itself, and those
     that kill even such a process are left out.
     """
-    chunks = chunked(photos)
+    chunks = make_chunks(photos)
     missing = [n for n in range(len(chunks)) if load_spill(work, n, chunks[n]) is None]
     missing.sort(
         key=lambda n: -sum(photo.size for photo in chunks[n])
@@ -43,12 +45,14 @@ def cut(job: Job, work: Path, photos: Sequence[Found], run: Run, watch: Watch) -
             break
         with watch.progress("cut", total=len(photos), unit="photos", done=before) as advance:  # type: ignore[attr-defined]
             for ended in run(tasks.cut_chunk, todo):
-                if isinstance(ended, Done):
+                if isinstance(ended, Completed):
                     advance(len(chunks[ended.result]), "")
                 else:
                     missing.append(int(str(ended.unit[2])))
         if missing and attempt == 0:
-            crashed = _crashing(work, name, {number: chunks[number] for number in missing}, run)
+            crashed = _find_crashing(
+                work, name, {number: chunks[number] for number in missing}, run
+            )
     if missing:
         name = chunks[missing[0]][0].name
         raise UsrganError(
@@ -57,19 +61,19 @@ def cut(job: Job, work: Path, photos: Sequence[Found], run: Run, watch: Watch) -
     return len(chunks)
 
 
-def chunked(photos: Sequence[Found]) -> list[list[Found]]:
+def make_chunks(photos: Sequence[FoundPhoto]) -> list[list[FoundPhoto]]:
     """The photos that are cut together, whatever runs them.
 
     Up to four small ones of 4 MiB in all, as a durable file costs as much as ten patches; fewer where
     there are few photos, so that there are many chunks for the processes to share; more, of
     any size, where there would be too many chunks.
     """
-    least = -(-len(photos) // CHUNKS)
-    most = max(least, min(FEW, len(photos) // _APART), 1)
-    chunks: list[list[Found]] = []
+    least = -(-len(photos) // MAX_CHUNKS)
+    most = max(least, min(FEW, len(photos) // _MAX_CHUNK_PHOTOS), 1)
+    chunks: list[list[FoundPhoto]] = []
     held = 0
     for photo in photos:
-        full = not chunks or len(chunks[-1]) >= most or held + photo.size > _BYTES
+        full = not chunks or len(chunks[-1]) >= most or held + photo.size > _CHUNK_BYTES
         if full and not (chunks and len(chunks[-1]) < least):
             chunks.append([])
             held = 0
@@ -78,8 +82,8 @@ def chunked(photos: Sequence[Found]) -> list[list[Found]]:
     return chunks
 
 
-def _crashing(
-    work: Path, name: str, chunks: dict[int, Sequence[Found]], run: Run
+def _find_crashing(
+    work: Path, name: str, chunks: dict[int, Sequence[FoundPhoto]], run: RunTasks
 ) -> frozenset[str]:
     """The photos that kill a process which does nothing but read them."""
     todo = [
@@ -87,6 +91,8 @@ def _crashing(
         for number, chunk in chunks.items()
         for place in range(len(chunk))
     ]
-    survived = {ended.result for ended in run(tasks.try_photo, todo) if isinstance(ended, Done)}
+    survived = {
+        ended.result for ended in run(tasks.probe_photo, todo) if isinstance(ended, Completed)
+    }
     photos = (photo for chunk in chunks.values() for photo in chunk)
     return frozenset(photo.name for photo in photos if photo.name not in survived)

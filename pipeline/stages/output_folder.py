@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.options import Options, described, differences, libraries
+from pipeline.options import Options, describe_options, differences, library_versions
 from pipeline.photos.scan import Scan, listing_sha256
 from shards import writer
 from shards.errors import DamagedData, UsageError
@@ -18,13 +18,13 @@ from shards.version import __version__
 
 _STEM = "*-[0-9][0-9][0-9][0-9][0-9][0-9]"
 SHARDS = f"{_STEM}.tar"
-PROMISE = "promise.json"
+BUILD_SPEC = "promise.json"
 """In the scratch folder: what the run was asked for."""
 VERSION = "usrgan"
 """In a promise: which usrgan; one run is of one version, a finished data set may be of any."""
 
 
-def check_folder(out: Path) -> None:
+def check_output_folder(out: Path) -> None:
     """Refuse a folder that cannot be written to, or whose own files a data set would replace.
 
     Raises:
@@ -41,17 +41,17 @@ def check_folder(out: Path) -> None:
             )
 
 
-def promise_of(options: Options, found: Scan) -> dict[str, Option]:
+def build_spec(options: Options, found: Scan) -> dict[str, Option]:
     """All that the bytes depend on, flat, to compare a folder with this call."""
     return {
-        **described(options),
-        **{f"library {name}": version for name, version in libraries().items()},
+        **describe_options(options),
+        **{f"library {name}": version for name, version in library_versions().items()},
         VERSION: __version__,
         "photos": listing_sha256(found),
     }
 
 
-def parse_promise(content: bytes) -> dict[str, Option]:
+def parse_build_spec(content: bytes) -> dict[str, Option]:
     """What a stored promise says; nothing if it is damaged."""
     try:
         return msgspec.json.decode(content, type=dict[str, Option])
@@ -59,7 +59,7 @@ def parse_promise(content: bytes) -> dict[str, Option]:
         return {}
 
 
-def check_promise(out: Path, promise: dict[str, Option]) -> Manifest | None:
+def check_build_spec(out: Path, promise: dict[str, Option]) -> Manifest | None:
     """The manifest of a finished data set, None where there is none; nothing is written.
 
     Raises:
@@ -69,11 +69,11 @@ def check_promise(out: Path, promise: dict[str, Option]) -> Manifest | None:
         _check_unfinished(out / "_work", promise)
         return None
     manifest = load_manifest(out)
-    check_same(str(out), manifest, promise)
+    check_same_spec(str(out), manifest, promise)
     return manifest
 
 
-def check_same(out: str, manifest: Manifest, promise: dict[str, Option]) -> None:
+def check_same_spec(out: str, manifest: Manifest, promise: dict[str, Option]) -> None:
     """A finished data set is the one that is asked for; whichever version has made it, it is whole.
 
     Raises:
@@ -93,10 +93,10 @@ def check_same(out: str, manifest: Manifest, promise: dict[str, Option]) -> None
 
 def _check_unfinished(work: Path, promise: dict[str, Option]) -> None:
     """Photos may have changed since: what was cut of them is then cut again."""
-    path = work / PROMISE
+    path = work / BUILD_SPEC
     if not path.exists():
         return
-    before = parse_promise(path.read_bytes())
+    before = parse_build_spec(path.read_bytes())
     if changed := differences({**before, "photos": promise["photos"]}, promise):
         raise UsageError(
             f"--out {work.parent}: an unfinished run differs ({changed});"
@@ -111,10 +111,10 @@ def finished_dataset(out: Path, promise: dict[str, Option]) -> Manifest | None:
         UsageError: it is another data set.
         DamagedData: a shard is missing or cut off.
     """
-    manifest = check_promise(out, promise)
+    manifest = check_build_spec(out, promise)
     for split in manifest.splits.values() if manifest else ():
         for shard in split.shards:
-            if writer.finished_shard(out, shard.name) != shard:
+            if writer.find_finished_shard(out, shard.name) != shard:
                 raise DamagedData(
                     f"{out / shard.name}: it or its index is missing or cut off; run the same command with --repair"
                 )
@@ -128,21 +128,21 @@ def begin_work(work: Path, promise: dict[str, Option]) -> None:
         UsageError: it is of another one.
     """
     _check_unfinished(work, promise)
-    sweep(work.parent)
-    if not (work / PROMISE).exists():  # what lies there is of nobody
-        drop_shards(work.parent)
+    sweep_work(work.parent)
+    if not (work / BUILD_SPEC).exists():  # what lies there is of nobody
+        remove_shards(work.parent)
         for path in sorted(work.glob("*")):
-            atomic.remove(path)
-        write_promise(work, promise)
+            atomic.remove_file(path)
+        write_build_spec(work, promise)
 
 
-def write_promise(work: Path, promise: dict[str, Option]) -> None:
+def write_build_spec(work: Path, promise: dict[str, Option]) -> None:
     """Say what the scratch folder and the shards beside it are of."""
     atomic.make_folder(work)
-    atomic.write_file(work / PROMISE, json.dumps(promise, indent=2, sort_keys=True).encode())
+    atomic.write_file(work / BUILD_SPEC, json.dumps(promise, indent=2, sort_keys=True).encode())
 
 
-def sweep(out: Path) -> None:
+def sweep_work(out: Path) -> None:
     """Remove the temporaries of processes that were killed."""
     for folder in (out / "_work", out, out / "index", out / ".nv-meta"):
         atomic.sweep_temps(folder)
@@ -154,31 +154,31 @@ def clear_dataset(out: Path) -> None:
     As long as that is there the folder is known as ours, so that a killed call can be repeated.
     """
     atomic.make_folder(out / "_work")
-    atomic.remove(out / NAME)
-    drop_shards(out)
+    atomic.remove_file(out / NAME)
+    remove_shards(out)
     for path in sorted(out.glob("*.wids.json")):
-        atomic.remove(path)
+        atomic.remove_file(path)
     for name in ("index", ".nv-meta", "rejects.jsonl", "README.md", "_work"):
-        atomic.remove(out / name)
+        atomic.remove_file(out / name)
 
 
-def drop_shards(out: Path) -> None:
+def remove_shards(out: Path) -> None:
     """Remove all shards of an unfinished data set, and what is left of any."""
     patterns = (SHARDS, f"{SHARDS}.idx", f"index/{_STEM}.npz")
     found = [path.name for pattern in patterns for path in out.glob(pattern)]
     stems = {name.removesuffix(".idx").removesuffix(".tar").removesuffix(".npz") for name in found}
     for stem in sorted(stems):
-        drop_shard(out, f"{stem}.tar")
+        remove_shard(out, f"{stem}.tar")
 
 
-def drop_shard(out: Path, name: str) -> None:
+def remove_shard(out: Path, name: str) -> None:
     """Remove a shard; what says that it was sent or that it is finished goes first, for good."""
     for path in (sent_marker(out, name), index.npz_path(out, name)):
         if path.exists():
-            atomic.remove(path)
+            atomic.remove_file(path)
             atomic.sync_folder(path.parent)
     for path in (index.idx_path(out, name), out / name):
-        atomic.remove(path)
+        atomic.remove_file(path)
 
 
 def sent_marker(out: Path, name: str) -> Path:

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.options import Options
-from pipeline.patches.degrade import describe
+from pipeline.patches.degrade import describe_recipe
 from pipeline.patches.extract import degradation_key
 from pipeline.patches.spill import Rows, spill_name
 from pipeline.stages import upload
-from pipeline.stages.output_folder import drop_shards
+from pipeline.stages.output_folder import remove_shards
 from pipeline.stages.plan import Plan, Shard, Source
 from shards import writer
 from shards.errors import DamagedData
@@ -29,7 +29,7 @@ from shards.io import atomic
 
 _PHOTOS, _STARTS = "plan-photos.bin", "plan-starts.bin"
 """The photos of a plan, and where each begins in that file, and the end: uint64."""
-_PAIRS_AT_ONCE = 512
+_PAIRS_PER_READ = 512
 """Linux reads into at most 1 024 places at once (IOV_MAX)."""
 
 
@@ -46,22 +46,24 @@ def save_plan(work: Path, plan: Plan) -> None:
         "plan-shards.json": msgspec.json.encode(plan.shards),
     }
     rows = work / "plan-rows.npy"
-    others = [name for name in named if _differs(work / name, named[name])]
-    if others or (rows.exists() and not _holds(rows, plan.rows)):
-        drop_shards(work.parent)
+    others = [name for name in named if _is_different(work / name, named[name])]
+    if others or (rows.exists() and not _has_content(rows, plan.rows)):
+        remove_shards(work.parent)
     for name, content in named.items():
         atomic.write_file(work / name, content)
-    with atomic.replacing(rows) as stream:  # np.save goes past Python, and a full disk is not told
+    with atomic.open_replacement(
+        rows
+    ) as stream:  # np.save goes past Python, and a full disk is not told
         header = np.lib.format.header_data_from_array_1_0(plan.rows)
         np.lib.format.write_array_header_1_0(stream, header)
         stream.write(plan.rows.view(np.uint8).data)
 
 
-def _differs(path: Path, content: bytes) -> bool:
+def _is_different(path: Path, content: bytes) -> bool:
     return path.exists() and path.read_bytes() != content
 
 
-def _holds(path: Path, rows: Rows) -> bool:
+def _has_content(path: Path, rows: Rows) -> bool:
     try:
         return np.array_equal(np.load(path, mmap_mode="r"), rows)
     except (OSError, ValueError):
@@ -71,11 +73,11 @@ def _holds(path: Path, rows: Rows) -> bool:
 def load_shards(work: Path) -> list[Shard]:
     """The shards of a saved plan."""
     path = work / "plan-shards.json"
-    return _shards(path, path.stat().st_mtime_ns)
+    return _load_shard_rows(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=1)
-def _shards(path: Path, _written: int) -> list[Shard]:
+def _load_shard_rows(path: Path, _written: int) -> list[Shard]:
     return msgspec.json.decode(path.read_bytes(), type=list[Shard])
 
 
@@ -86,7 +88,7 @@ def pack_shard(out: Path, shard: Shard, options: Options, url: str = "") -> Shar
         DamagedData: a spill is not what was written.
         WriteFailed: the disk or the store refused.
     """
-    entry = writer.finished_shard(out, shard.name)
+    entry = writer.find_finished_shard(out, shard.name)
     if entry is None:
         entry = _write_shard(out, shard, options)
     if url:
@@ -97,8 +99,8 @@ def pack_shard(out: Path, shard: Shard, options: Options, url: str = "") -> Shar
 def _write_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
     work = out / "_work"
     rows = np.array(np.load(work / "plan-rows.npy", mmap_mode="r")[shard.first : shard.last])
-    photos = _photos(work, rows["source"].tolist())
-    origin = index.Origin(
+    photos = _photo_names(work, rows["source"].tolist())
+    origin = index.Origins(
         [photos[source].name for source in rows["source"].tolist()],
         *(rows[name] for name in ("x", "y", "luma_std", "gradient")),
     )
@@ -106,7 +108,7 @@ def _write_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
         out,
         shard.name,
         np.arange(shard.first, shard.last),
-        _metas(rows, photos, shard.split, options),
+        _sample_infos(rows, photos, shard.split, options),
         np.stack([rows["hr"], rows["lr"]], axis=1).astype(np.int64),
         origin,
         partial(_read_pairs, work, rows),
@@ -114,7 +116,9 @@ def _write_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
     )
 
 
-def _metas(rows: Rows, photos: Mapping[int, Source], split: str, options: Options) -> list[bytes]:
+def _sample_infos(
+    rows: Rows, photos: Mapping[int, Source], split: str, options: Options
+) -> list[bytes]:
     """The JSON of every row."""
     metas = []
     placed = rows[["source", "x", "y", "luma_std", "gradient"]].tolist()
@@ -124,7 +128,7 @@ def _metas(rows: Rows, photos: Mapping[int, Source], split: str, options: Option
         if options.flags_blocks:
             info.blockiness, info.pre_scale = photo.blockiness, photo.pre_scale
         if options.degrade == "realesrgan":
-            info.degradation = describe(degradation_key(options.seed, photo.pixels, x, y))
+            info.degradation = describe_recipe(degradation_key(options.seed, photo.pixels, x, y))
         metas.append(encode_info(info))
     return metas
 
@@ -142,7 +146,7 @@ def _read_pairs(
     checksums = promised.tolist()
     chunks, starts = rows["chunk"].tolist(), rows["offset"].tolist()
     view = content.data
-    for chunk, runs in itertools.groupby(_runs(rows), key=lambda run: chunks[run[0]]):
+    for chunk, runs in itertools.groupby(_consecutive_runs(rows), key=lambda run: chunks[run[0]]):
         path = work / spill_name(chunk)
         with path.open("rb", buffering=0) as stream:
             for run in runs:
@@ -156,18 +160,18 @@ def _read_pairs(
     return promised
 
 
-def _runs(rows: Rows) -> Iterator[list[int]]:
+def _consecutive_runs(rows: Rows) -> Iterator[list[int]]:
     """The rows in the order in which spills hold them, those together whose pairs lie behind one another."""
     order = np.lexsort([rows["offset"], rows["chunk"]])
     chunks, starts = rows["chunk"][order], rows["offset"][order]
     ends = starts + rows["hr"][order] + rows["lr"][order]
     apart = (chunks[1:] != chunks[:-1]) | (starts[1:] != ends[:-1])
     for run in np.split(order, np.flatnonzero(apart) + 1):
-        for at in range(0, len(run), _PAIRS_AT_ONCE):
-            yield run[at : at + _PAIRS_AT_ONCE].tolist()
+        for at in range(0, len(run), _PAIRS_PER_READ):
+            yield run[at : at + _PAIRS_PER_READ].tolist()
 
 
-def _photos(work: Path, numbers: Iterable[int]) -> dict[int, Source]:
+def _photo_names(work: Path, numbers: Iterable[int]) -> dict[int, Source]:
     """The photos of these numbers alone: a plan may have millions, of which a shard has thousands."""
     starts = np.memmap(work / _STARTS, "<u8", "r")
     photos = {}

@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from pipeline.job import Watch
-from pipeline.photos.scan import Found
+from pipeline.job import RunTerminal
+from pipeline.photos.scan import FoundPhoto
 from pipeline.stages.output_folder import (
     SHARDS,
-    check_promise,
+    check_build_spec,
     clear_dataset,
-    drop_shard,
-    write_promise,
+    remove_shard,
+    write_build_spec,
 )
 from shards import writer
 from shards.errors import DamagedData, UsageError, UsrganError, remedy
@@ -27,13 +27,13 @@ from shards.read.dataset import open_dataset
 from shards.read.split import SplitReader
 from shards.verify import check_shard, verify
 
-_AT_ONCE = 16
+_PARALLEL_READS = 16
 """Photos that are read and compared at a time."""
 _EXPECTED = "expected"
 """In the scratch folder of a repair: the `dataset_sha256` that it has to come to."""
 
 
-def check_same_photos(out: Location, manifest: Manifest, photos: Sequence[Found]) -> None:
+def check_same_photos(out: Location, manifest: Manifest, photos: Sequence[FoundPhoto]) -> None:
     """Photos that are newer than the data set still have the digests that it names.
 
     Where a store does not tell when the data set was written, nothing is looked at.
@@ -41,12 +41,12 @@ def check_same_photos(out: Location, manifest: Manifest, photos: Sequence[Found]
     Raises:
         UsageError: naming a photo that was changed.
     """
-    written = _written_ns(out)
+    written = _write_time_ns(out)
     newer = {photo.name: photo for photo in photos if photo.mtime_ns > written > 0}
     for split in manifest.splits if newer else ():
-        reader, places = _places(out, split, newer)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            same = list(pool.map(partial(_is_same, reader), places))
+        reader, places = _patch_positions(out, split, newer)
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            same = list(pool.map(partial(_is_same_photo, reader), places))
         reader.close()
         for (photo, _), unchanged in zip(places, same, strict=True):
             if not unchanged:
@@ -56,25 +56,25 @@ def check_same_photos(out: Location, manifest: Manifest, photos: Sequence[Found]
                 )
 
 
-def _written_ns(out: Location) -> int:
+def _write_time_ns(out: Location) -> int:
     """When the manifest was written, nanoseconds since 1970; 0 where a store does not tell."""
     if isinstance(out, Path):
         return (out / NAME).stat().st_mtime_ns
-    there = remote.listing(out).get(NAME)
+    there = remote.list_files(out).get(NAME)
     return there.changed if there else 0
 
 
-def _is_same(reader: SplitReader, place: tuple[Found, int]) -> bool:
+def _is_same_photo(reader: SplitReader, place: tuple[FoundPhoto, int]) -> bool:
     """Whether a photo has the digest that a pair of it names."""
     photo, position = place
     path = photo.path
-    content = remote.read(path) if isinstance(path, str) else path.read_bytes()
+    content = remote.read_file(path) if isinstance(path, str) else path.read_bytes()
     return hashlib.sha256(content).hexdigest() == reader[position].info.src_sha256
 
 
-def _places(
-    out: Location, split: str, photos: dict[str, Found]
-) -> tuple[SplitReader, list[tuple[Found, int]]]:
+def _patch_positions(
+    out: Location, split: str, photos: dict[str, FoundPhoto]
+) -> tuple[SplitReader, list[tuple[FoundPhoto, int]]]:
     """A split, and a pair in it of each of the photos that it has patches of."""
     dataset = open_dataset(out)
     reader, first = dataset.split(split), 0
@@ -87,26 +87,26 @@ def _places(
     return reader, [(photos[src], position) for src, position in found.items()]
 
 
-def past_mending(out: Path, error: DamagedData) -> str:
+def describe_irreparable(out: Path, error: DamagedData) -> str:
     """What a repair does about a damaged manifest, which is all that tells what the shards were."""
     problem = str(error).removesuffix(f"; {remedy(str(out / NAME))}")
     return f"{problem}; a repair makes all of it again"
 
 
-def take_away_damaged(out: Path, promise: dict[str, Option], watch: Watch) -> None:
+def remove_damaged(out: Path, promise: dict[str, Option], watch: RunTerminal) -> None:
     """Read every byte; what is not as promised is removed, so that the run makes it again.
 
     Raises:
         UsageError: the folder holds another data set.
     """
     try:
-        manifest = check_promise(out, promise)
+        manifest = check_build_spec(out, promise)
     except DamagedData as error:
-        watch.say(past_mending(out, error))
+        watch.say(describe_irreparable(out, error))
         clear_dataset(out)
         return
     if manifest is None:
-        _take_away_unfinished(out, watch)
+        _remove_unfinished(out, watch)
         return
     total = sum(len(split.shards) for split in manifest.splits.values())
     with watch.progress("verify", total=total, unit="shards") as advance:  # type: ignore[attr-defined]
@@ -119,20 +119,20 @@ def take_away_damaged(out: Path, promise: dict[str, Option], watch: Watch) -> No
         watch.say(f"{out / finding.file}: {finding.problem}{fix}")
     damaged = {finding.file for finding in findings} & (ours | listed)
     if damaged & listed:
-        write_promise(out / "_work", promise)
+        write_build_spec(out / "_work", promise)
         atomic.write_file(out / "_work" / _EXPECTED, manifest.dataset_sha256.encode())
     for name in sorted(damaged):
-        drop_shard(out, name)
+        remove_shard(out, name)
     if damaged & listed:
-        atomic.remove(out / NAME)
+        atomic.remove_file(out / NAME)
     else:
         _write_missing(out, manifest, watch)
 
 
-def _write_missing(out: Path, manifest: Manifest, watch: Watch) -> None:
+def _write_missing(out: Path, manifest: Manifest, watch: RunTerminal) -> None:
     """Put back what lies beside the shards; what is there stays, for people do edit it."""
     rejects = {"rejects.jsonl": b""} if manifest.photos.rejected == 0 else {}
-    for name, content in {**writer.beside(manifest), **rejects}.items():
+    for name, content in {**writer.companion_files(manifest), **rejects}.items():
         path = out / name
         if not path.exists() or path.stat().st_size < min(1, len(content)):
             watch.say(f"{path}: is missing or empty; it is written again")
@@ -145,7 +145,7 @@ def _write_missing(out: Path, manifest: Manifest, watch: Watch) -> None:
         )
 
 
-def _take_away_unfinished(out: Path, watch: Watch) -> None:
+def _remove_unfinished(out: Path, watch: RunTerminal) -> None:
     """Shards that are not what their index says, and all spills."""
     for path in sorted(out.glob(SHARDS)):
         try:
@@ -153,9 +153,9 @@ def _take_away_unfinished(out: Path, watch: Watch) -> None:
         except (UsrganError, OSError) as error:
             problem = str(error).removeprefix(f"{path}: ")
             watch.say(f"{path}: {problem}; it is made again")
-            drop_shard(out, path.name)
+            remove_shard(out, path.name)
     for path in sorted((out / "_work").glob("chunk-*")):
-        atomic.remove(path)
+        atomic.remove_file(path)
 
 
 def is_as_expected(work: Path, manifest: Manifest) -> bool:

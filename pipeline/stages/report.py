@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from pipeline.job import Job
-from pipeline.options import described, libraries
+from pipeline.options import describe_options, library_versions
 from pipeline.photos.scan import Scan
 from pipeline.stages.plan import Plan
 from shards.errors import TooManyRejects, UsrganError
@@ -18,7 +18,7 @@ from shards.images import resize
 from shards.io import atomic, remote
 from shards.io.remote import Location
 
-NO_FAULT = ("DUPLICATE", "SIMILAR", "EXCLUDED")
+EXPECTED_REJECTS = ("DUPLICATE", "SIMILAR", "EXCLUDED")
 """Reasons to leave a photo out that say nothing against it."""
 
 
@@ -46,7 +46,7 @@ def write_rejects(out: Path, plan: Plan) -> None:
 
 def check_rejects(job: Job, found: Scan, plan: Plan) -> None:
     """Copies and the like are left out too, but they are no fault of a photo."""
-    refused = [reject for reject in plan.rejects if reject.code not in NO_FAULT]
+    refused = [reject for reject in plan.rejects if reject.code not in EXPECTED_REJECTS]
     total = len(found.photos)
     if refused and len(refused) > job.max_rejects * total:
         first = refused[0]
@@ -70,7 +70,7 @@ def check_rejects(job: Job, found: Scan, plan: Plan) -> None:
         )
 
 
-def manifest_of(
+def build_manifest(
     job: Job, found: Scan, plan: Plan, promise: dict[str, Option], entries: dict[str, ShardEntry]
 ) -> Manifest:
     """The manifest of what was made, but for its digest."""
@@ -84,9 +84,9 @@ def manifest_of(
         hr_size=job.options.stored_size,
         crop_size=job.options.hr_size if job.options.store_larger else 0,
         codec=job.options.codec,
-        resize=Resize(job.options.kernel, *resize.implementation(job.options.kernel)),
-        options=described(job.options),
-        libraries=libraries(),
+        resize=Resize(job.options.kernel, *resize.describe_implementation(job.options.kernel)),
+        options=describe_options(job.options),
+        libraries=library_versions(),
         photos=Photos(
             layout=found.layout,
             found=len(found.photos),
@@ -99,7 +99,7 @@ def manifest_of(
     )
 
 
-def report_of(job: Job, manifest: Manifest, *, already_done: bool) -> Report:
+def build_report(job: Job, manifest: Manifest, *, already_done: bool) -> Report:
     """The result of a run, from its manifest and its rejects."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     photos = manifest.photos
@@ -113,7 +113,7 @@ def report_of(job: Job, manifest: Manifest, *, already_done: bool) -> Report:
             "val": photos.val,
             "rejected": photos.rejected,
         },
-        rejects=_counted(job.url if already_done and job.url else job.out),
+        rejects=_count_reasons(job.url if already_done and job.url else job.out),
         pairs={name: split.samples for name, split in manifest.splits.items()},
         shards=len(shards),
         bytes=sum(shard.bytes for shard in shards),
@@ -121,14 +121,14 @@ def report_of(job: Job, manifest: Manifest, *, already_done: bool) -> Report:
     )
 
 
-def _counted(out: Location) -> dict[str, int]:
+def _count_reasons(out: Location) -> dict[str, int]:
     """How many photos each reason left out; nothing where the list is gone."""
     name = "rejects.jsonl"
     try:
         content = (
             (out / name).read_bytes()
             if isinstance(out, Path)
-            else remote.read(remote.below(out, name))
+            else remote.read_file(remote.child(out, name))
         )
     except FileNotFoundError:
         return {}

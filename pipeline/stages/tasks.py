@@ -19,10 +19,10 @@ import msgspec
 import numpy as np
 
 from pipeline.execution.engines import Engine
-from pipeline.options import Options, differences, libraries
+from pipeline.options import Options, differences, library_versions
 from pipeline.patches.degrade import degrade
 from pipeline.patches.spill import open_photo, write_spill
-from pipeline.photos.scan import Found
+from pipeline.photos.scan import FoundPhoto
 from pipeline.stages.pack import load_shards, pack_shard
 from shards.errors import UsageError
 from shards.format import codec
@@ -60,9 +60,11 @@ class _Photo(msgspec.Struct, frozen=True, array_like=True):
     lr_stamp: tuple[int, int]
 
 
-def save_chunks(work: Path, chunks: Sequence[Sequence[Found]]) -> tuple[str, tuple[int, ...]]:
+def save_chunks(work: Path, chunks: Sequence[Sequence[FoundPhoto]]) -> tuple[str, tuple[int, ...]]:
     """Write which photos each chunk has; returns the file's name and where each chunk begins."""
-    packed = [msgspec.msgpack.encode([_stored(photo) for photo in chunk]) for chunk in chunks]
+    packed = [
+        msgspec.msgpack.encode([_encode_photos(photo) for photo in chunk]) for chunk in chunks
+    ]
     content = b"".join(packed)
     name = f"photos-{hashlib.sha256(content).hexdigest()[:16]}.bin"
     atomic.write_file(work / name, content)
@@ -85,8 +87,8 @@ def save_task(
         photos=photos[0],
         starts=photos[1],
         crashed=tuple(sorted(crashed)),
-        libraries=libraries(),
-        fingerprint="" if engine == "local" else fingerprint(),
+        libraries=library_versions(),
+        fingerprint="" if engine == "local" else task_fingerprint(),
     )
     content = msgspec.json.encode(task)
     name = f"job-{hashlib.sha256(content).hexdigest()[:16]}.json"
@@ -100,29 +102,29 @@ def cut_chunk(work: str, job: str, chunk: int) -> int:
     Raises:
         UsageError: this process would write other bytes than the one that planned.
     """
-    task = _task(work, job)
-    photos = _photos(Path(work), task, chunk)
+    task = _load_task(work, job)
+    photos = _load_photos(Path(work), task, chunk)
     return write_spill(Path(work), chunk, photos, task.options, frozenset(task.crashed))
 
 
-def try_photo(work: str, job: str, chunk: int, place: int) -> str:
+def probe_photo(work: str, job: str, chunk: int, place: int) -> str:
     """Read one photo of a chunk and nothing else; returns its name."""
-    task = _task(work, job)
-    return open_photo(_photos(Path(work), task, chunk)[place], task.options)
+    task = _load_task(work, job)
+    return open_photo(_load_photos(Path(work), task, chunk)[place], task.options)
 
 
-def pack(work: str, job: str, number: int) -> ShardEntry:
+def pack_task(work: str, job: str, number: int) -> ShardEntry:
     """Write the shard of this number in the plan.
 
     Raises:
         UsageError: this process would write other bytes than the one that planned.
     """
-    task = _task(work, job)
+    task = _load_task(work, job)
     return pack_shard(Path(work).parent, load_shards(Path(work))[number], task.options, task.url)
 
 
 @functools.lru_cache(maxsize=1)
-def fingerprint() -> str:
+def task_fingerprint() -> str:
     """Digest of what this process makes of a small picture: the same on all machines of a run."""
     probe = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     digest = hashlib.sha256(__version__.encode())
@@ -135,11 +137,11 @@ def fingerprint() -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def _task(work: str, job: str) -> Task:
+def _load_task(work: str, job: str) -> Task:
     cv2.setNumThreads(1)  # every engine runs as many units as there are cores
     task = msgspec.json.decode((Path(work) / job).read_bytes(), type=Task)
-    here = libraries()
-    if here != task.libraries or (task.fingerprint and fingerprint() != task.fingerprint):
+    here = library_versions()
+    if here != task.libraries or (task.fingerprint and task_fingerprint() != task.fingerprint):
         changed = (
             differences(dict(task.libraries), dict(here)) or "the same versions, other results"
         )
@@ -150,15 +152,15 @@ def _task(work: str, job: str) -> Task:
     return task
 
 
-def _photos(work: Path, task: Task, chunk: int) -> list[Found]:
+def _load_photos(work: Path, task: Task, chunk: int) -> list[FoundPhoto]:
     start, end = task.starts[chunk], task.starts[chunk + 1]
     with (work / task.photos).open("rb") as stream:
         stream.seek(start)
         packed = msgspec.msgpack.decode(stream.read(end - start), type=list[_Photo])
-    return [_found(photo) for photo in packed]
+    return [_decode_photo(photo) for photo in packed]
 
 
-def _stored(photo: Found) -> _Photo:
+def _encode_photos(photo: FoundPhoto) -> _Photo:
     url = isinstance(photo.path, str)
     place = photo.path if isinstance(photo.path, str) else photo.path.absolute()
     lr = os.fsencode(photo.lr.absolute()) if photo.lr else b""
@@ -174,8 +176,8 @@ def _stored(photo: Found) -> _Photo:
     )
 
 
-def _found(photo: _Photo) -> Found:
+def _decode_photo(photo: _Photo) -> FoundPhoto:
     place = os.fsdecode(photo.place)
     lr = Path(os.fsdecode(photo.lr)) if photo.lr else None
     path = place if photo.url else Path(place)
-    return Found(path, photo.name, photo.size, photo.mtime_ns, photo.val, lr, photo.lr_stamp)
+    return FoundPhoto(path, photo.name, photo.size, photo.mtime_ns, photo.val, lr, photo.lr_stamp)

@@ -26,7 +26,7 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-class Origin(NamedTuple):
+class Origins(NamedTuple):
     """What the index says of N samples beside their places: where each was cut and how detailed it is."""
 
     src: Sequence[str]
@@ -78,7 +78,7 @@ def encode_npz(
     offsets: npt.NDArray[np.int64],
     sizes: npt.NDArray[np.int64],
     crc32: npt.NDArray[np.uint32],
-    origin: Origin,
+    origin: Origins,
     entry: ShardEntry,
 ) -> bytes:
     """The bytes of an `index/*.npz`, with the fields of `ShardIndex`; the same for the same shard."""

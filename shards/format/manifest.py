@@ -134,7 +134,7 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(_why_no_manifest(folder)) from None
+        raise UsageError(_explain_missing(folder)) from None
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be read ({error.strerror}); check its permissions"
@@ -167,7 +167,7 @@ def parse_manifest(content: bytes, path: str) -> Manifest:
     return manifest
 
 
-def _why_no_manifest(folder: Path) -> str:
+def _explain_missing(folder: Path) -> str:
     if not folder.exists():
         return f"{folder}: there is no such folder; make one with prep-shards --src PHOTOS --out {folder}"
     if not folder.is_dir():

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from isal import isal_zlib
 
 from shards.errors import DamagedData
-from shards.format.unfilter import UP, missing_kernel, unfilter
+from shards.format.unfilter import UP, missing_kernel_reason, unfilter
 
 RGB8 = npt.NDArray[np.uint8]
 """An image: uint8, HWC, RGB, sRGB values 0..255, C-contiguous."""
@@ -29,15 +29,15 @@ Buffer = bytes | memoryview
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _IHDR_AT = 8
 _IDAT_AT = 8 + 25  # signature, then IHDR with its 13 bytes and 12 of framing
-_TOGETHER = 8
+_BATCH = 8
 """Images: two arrays of so many of 128 pixels fit into the second cache."""
-_LONGEST = 1_000_000
+_LARGEST_PATCH_BYTES = 1_000_000
 """Pixels of a side that libpng takes (PNG_USER_WIDTH_MAX)."""
-_LONGEST_CHUNK = 2**31 - 1
+_LARGEST_CHUNK = 2**31 - 1
 """Bytes that a chunk may hold (§5.3): a picture of a gigapixel takes two."""
-_WINDOW = b"\x78"
+_ZLIB_HEADER = b"\x78"
 """How zlib's format begins where matches may reach back 32 KiB: RFC 1950 §2.2."""
-_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_IEND = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 def encode_rgb(image: RGB8, *, level: int = 1) -> bytes:
@@ -50,10 +50,10 @@ def encode_rgb(image: RGB8, *, level: int = 1) -> bytes:
     filtered[:, 0] = UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    deflated = _deflate(filtered.reshape(-1).data, level)
-    starts = range(0, len(deflated), _LONGEST_CHUNK)
-    idats = [_chunk(b"IDAT", deflated[at : at + _LONGEST_CHUNK]) for at in starts]
-    return b"".join((_head(height, width), *idats, _END))
+    deflated = _deflate_rows(filtered.reshape(-1).data, level)
+    starts = range(0, len(deflated), _LARGEST_CHUNK)
+    idats = [_png_chunk(b"IDAT", deflated[at : at + _LARGEST_CHUNK]) for at in starts]
+    return b"".join((_png_header(height, width), *idats, _IEND))
 
 
 def decode_rgb(content: Buffer) -> RGB8:
@@ -64,7 +64,7 @@ def decode_rgb(content: Buffer) -> RGB8:
     """
     if len(content) > _IDAT_AT and content[:_IHDR_AT] == SIGNATURE:
         width, height = struct.unpack_from(">II", content, _IHDR_AT + 8)
-        raw = _inflate(content, height, width)
+        raw = _inflate_rows(content, height, width)
         if raw is not None:
             made: RGB8 = np.empty((height, width, 3), np.uint8)
             if unfilter([raw], made[None]):
@@ -85,18 +85,18 @@ def decode_plain(content: bytes, *, height: int, width: int) -> RGB8 | None:
         a stream that is damaged, of another length or of a smaller window than deflate's, which ISA-L does
         not hold it to; IDATs apart; sides that are longer than libpng allows.
     """
-    if missing_kernel() or max(height, width) > _LONGEST:
+    if missing_kernel_reason() or max(height, width) > _LARGEST_PATCH_BYTES:
         return None
     parts: list[bytes] = []
     behind = b""
-    for kind, start, stop in chunks(content):
+    for kind, start, stop in read_chunks(content):
         if kind == b"IDAT":
             if parts and behind != kind:
                 return None
             parts.append(content[start + 8 : stop - 4])
         behind = kind
     expected, deflated = height * (1 + 3 * width), b"".join(parts)
-    if deflated[:1] != _WINDOW:
+    if deflated[:1] != _ZLIB_HEADER:
         return None
     stream = isal_zlib.decompressobj()
     try:
@@ -109,7 +109,7 @@ def decode_plain(content: bytes, *, height: int, width: int) -> RGB8 | None:
     return made if unfilter([filtered], made[None]) else None
 
 
-def chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+def read_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Kind, start and end of each chunk, its framing included, up to IEND or where the file is cut off.
 
     Nothing is checked: `headers.read_header` does that.
@@ -133,9 +133,9 @@ def decode_many(contents: Sequence[Buffer], out: npt.NDArray[np.uint8]) -> None:
         DamagedData: as `decode_rgb`, or one is of another size.
     """
     _, height, width, _ = out.shape
-    for first in range(0, len(contents), _TOGETHER):
-        group, targets = contents[first : first + _TOGETHER], out[first : first + _TOGETHER]
-        raws = [_inflate(content, height, width) for content in group]
+    for first in range(0, len(contents), _BATCH):
+        group, targets = contents[first : first + _BATCH], out[first : first + _BATCH]
+        raws = [_inflate_rows(content, height, width) for content in group]
         plain = [raw for raw in raws if raw is not None]
         if len(plain) == len(group) and unfilter(plain, targets[: len(group)]):
             continue
@@ -147,19 +147,19 @@ def decode_many(contents: Sequence[Buffer], out: npt.NDArray[np.uint8]) -> None:
             target[...] = image
 
 
-def _inflate(content: Buffer, height: int, width: int) -> bytes | None:
+def _inflate_rows(content: Buffer, height: int, width: int) -> bytes | None:
     """The filtered rows [h 1+3w] of a PNG of 8-bit RGB with one IDAT; None for any other PNG or size."""
-    if not height * width or content[:_IDAT_AT] != _head(height, width):
+    if not height * width or content[:_IDAT_AT] != _png_header(height, width):
         return None
     if len(content) < _IDAT_AT + 24:
         return None
     length, kind = struct.unpack_from(">I4s", content, _IDAT_AT)
-    if kind != b"IDAT" or _IDAT_AT + 12 + length + len(_END) != len(content):
+    if kind != b"IDAT" or _IDAT_AT + 12 + length + len(_IEND) != len(content):
         return None
-    if content[-len(_END) :] != _END:
+    if content[-len(_IEND) :] != _IEND:
         return None
     data = memoryview(content)[_IDAT_AT + 4 : _IDAT_AT + 8 + length]
-    if isal_zlib.crc32(data).to_bytes(4, "big") != content[-len(_END) - 4 : -len(_END)]:
+    if isal_zlib.crc32(data).to_bytes(4, "big") != content[-len(_IEND) - 4 : -len(_IEND)]:
         raise DamagedData("PNG checksum of IDAT is wrong")
     expected = height * (1 + width * 3)
     try:
@@ -173,13 +173,13 @@ def _inflate(content: Buffer, height: int, width: int) -> bytes | None:
 
 
 @lru_cache(maxsize=64)
-def _head(height: int, width: int) -> bytes:
+def _png_header(height: int, width: int) -> bytes:
     """Signature and IHDR: 8 bits, RGB, not interlaced."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return SIGNATURE + _chunk(b"IHDR", header)
+    return SIGNATURE + _png_chunk(b"IHDR", header)
 
 
-def _deflate(data: memoryview, level: int) -> bytes:
+def _deflate_rows(data: memoryview, level: int) -> bytes:
     """Compress, with the first bytes flushed into a block of their own.
 
     ISA-L (seen in 2.32) looks up position 2 of a longer first block under a hash taken from a register
@@ -191,6 +191,6 @@ def _deflate(data: memoryview, level: int) -> bytes:
     return head + stream.compress(data[16:]) + stream.flush()
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
     crc = isal_zlib.crc32(data, isal_zlib.crc32(kind))
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)

@@ -50,20 +50,20 @@ class Member(NamedTuple):
     @property
     def end(self) -> int:
         """Offset of the next header."""
-        return self.data_at + padded(self.size)
+        return self.data_at + padded_size(self.size)
 
 
-def parts(extension: str) -> tuple[str, str, str]:
+def split_name(extension: str) -> tuple[str, str, str]:
     """The members of a sample, in this order, contiguous: `hr.png`, `json`, `lr.png`."""
     return f"hr.{extension}", "json", f"lr.{extension}"
 
 
-def padded(size: int) -> int:
+def padded_size(size: int) -> int:
     """`size` rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
-def header(key: int, part: str, size: int) -> bytes:
+def build_header(key: int, part: str, size: int) -> bytes:
     """The block before a member: mode 444, no owner, no time."""
     name, length = f"{key:012d}.{part}".encode(), b"%011o" % size
     block = bytearray(_BLANK)
@@ -73,7 +73,7 @@ def header(key: int, part: str, size: int) -> bytes:
     return bytes(block)
 
 
-def headers(
+def build_headers(
     keys: npt.NDArray[np.int64],
     names: tuple[str, str, str],
     sizes: npt.NDArray[np.int64],
@@ -88,8 +88,8 @@ def headers(
         sizes: [N 3], of their data.
         behind: what follows each header in every sample.
     """
-    blank, starts, blank_sums = _blanks(names, behind)
-    key_digits, size_digits = _decimal(keys, 12), _octal_digits(sizes, 11)
+    blank, starts, blank_sums = _blank_headers(names, behind)
+    key_digits, size_digits = _decimal_digits(keys, 12), _octal_digits(sizes, 11)
     sums = key_digits.sum(axis=1)[:, None] + size_digits.sum(axis=2) + blank_sums
     sum_digits = _octal_digits(sums, 6)
     made = np.repeat(blank[None], len(keys), axis=0)
@@ -100,13 +100,13 @@ def headers(
     return made
 
 
-def length(sizes: npt.NDArray[np.int64]) -> int:
+def tar_size(sizes: npt.NDArray[np.int64]) -> int:
     """Bytes of a tar whose members are of these sizes [N 3], up to a whole record."""
-    end = int((BLOCK + _padded(sizes)).sum()) + 2 * BLOCK
+    end = int((BLOCK + _padding(sizes)).sum()) + 2 * BLOCK
     return -(-end // RECORD) * RECORD
 
 
-def lay_out(
+def build_tar(
     content: npt.NDArray[np.uint8],
     keys: npt.NDArray[np.int64],
     names: tuple[str, str, str],
@@ -120,30 +120,30 @@ def lay_out(
         names: of the parts.
         sizes: [N 3], of the data.
     """
-    places = offsets(sizes)
+    places = member_offsets(sizes)
     blocks = content.reshape(-1, BLOCK)
     blocks[(places + sizes - 1) // BLOCK] = 0  # where data ends, zeros follow
     blocks[(places[-1, 2] + sizes[-1, 2] - 1) // BLOCK :] = 0
-    blocks[places // BLOCK - 1] = headers(keys, names, sizes).reshape(-1, 3, BLOCK)
+    blocks[places // BLOCK - 1] = build_headers(keys, names, sizes).reshape(-1, 3, BLOCK)
     return places
 
 
-def offsets(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def member_offsets(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Where the data [N 3] of a shard's members begins, if it is of these sizes [N 3]."""
-    whole = _padded(sizes)
+    whole = _padding(sizes)
     return np.cumsum(BLOCK + whole).reshape(sizes.shape) - whole
 
 
-def _padded(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _padding(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return -(-sizes // BLOCK) * BLOCK
 
 
 @lru_cache(maxsize=8)
-def _blanks(
+def _blank_headers(
     names: tuple[str, str, str], behind: tuple[bytes, bytes, bytes]
 ) -> tuple[npt.NDArray[np.uint8], list[int], npt.NDArray[np.int64]]:
     """A sample's headers of key 0 and size 0, where each starts, and what its bytes sum up to."""
-    made = [header(0, name, 0) for name in names]
+    made = [build_header(0, name, 0) for name in names]
     sums = [int(block[148:154], 8) for block in made]
     framed = b"".join(block + rest for block, rest in zip(made, behind, strict=True))
     lengths = [0, *(BLOCK + len(rest) for rest in behind[:2])]
@@ -151,7 +151,7 @@ def _blanks(
     return np.frombuffer(framed, np.uint8), starts, np.array(sums, np.int64)
 
 
-def _decimal(values: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+def _decimal_digits(values: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
     """Digits [... count] of numbers, the highest first."""
     return values[..., None] // 10 ** np.arange(count - 1, -1, -1, dtype=np.int64) % 10
 
@@ -171,7 +171,7 @@ def parse_member(content: memoryview, at: int, *, base: int = 0) -> Member:
     block = bytes(content[at : at + BLOCK])
     if len(block) < BLOCK:
         raise DamagedData(f"ends inside the header at byte {here:,}")
-    stored = _octal(block[148:156], f"checksum at byte {here:,}")
+    stored = _parse_octal(block[148:156], f"checksum at byte {here:,}")
     if sum(block[:148]) + sum(block[156:]) + 8 * 0x20 != stored:
         raise DamagedData(f"header checksum is wrong at byte {here:,}")
     if block[156:157] != b"0" or block[257:265] != b"ustar\x0000":
@@ -180,7 +180,7 @@ def parse_member(content: memoryview, at: int, *, base: int = 0) -> Member:
     match = _NAME.fullmatch(name)
     if match is None or block[345:500].strip(b"\0"):
         raise DamagedData(f"member name {name!r} at byte {here:,} is none of ours")
-    size = _octal(block[124:136], f"size at byte {here:,}")
+    size = _parse_octal(block[124:136], f"size at byte {here:,}")
     member = Member(int(match[1]), match[2], here, size)
     if size == 0:
         raise DamagedData(f"member {name} at byte {here:,} is empty")
@@ -196,7 +196,7 @@ def parse_sample(content: memoryview, at: int, *, base: int = 0) -> tuple[Member
     members: list[Member] = []
     for role in range(3):
         member = parse_member(content, at, base=base)
-        part = parts((members or [member])[0].part[3:])[role]
+        part = split_name((members or [member])[0].part[3:])[role]
         if member.part != part or (members and member.key != members[0].key):
             expected = f"{members[0].key:012d}.{part}" if members else f"a {part}"
             raise DamagedData(
@@ -208,7 +208,7 @@ def parse_sample(content: memoryview, at: int, *, base: int = 0) -> tuple[Member
     return members[0], members[1], members[2]
 
 
-def scan(content: memoryview) -> Iterator[tuple[Member, Member, Member]]:
+def scan_tar(content: memoryview) -> Iterator[tuple[Member, Member, Member]]:
     """Walk a whole shard, sample by sample.
 
     Raises:
@@ -238,7 +238,7 @@ def scan(content: memoryview) -> Iterator[tuple[Member, Member, Member]]:
         raise DamagedData("holds no sample")
 
 
-def _octal(field: bytes, what: str) -> int:
+def _parse_octal(field: bytes, what: str) -> int:
     digits = field.rstrip(b"\0 ")
     if not digits or digits.strip(b"01234567"):
         raise DamagedData(f"{what} is not a plain octal number")

@@ -27,30 +27,30 @@ def unfilter(filtered: Sequence[bytes], out: npt.NDArray[np.uint8]) -> bool:
     assert out.flags.c_contiguous
     count, height, width, _ = out.shape
     assert [len(each) for each in filtered] == [height * (1 + 3 * width)] * count
-    library, _ = _kernel()
+    library, _ = _load_kernel()
     if library is None:
         rows = np.frombuffer(b"".join(filtered), np.uint8).reshape(count, height, 1 + 3 * width)
         if not (rows[:, :, 0] == UP).all():
             return False
-        _add_up(rows[:, :, 1:], out.reshape(count, height, 3 * width))
+        _add_rows_above(rows[:, :, 1:], out.reshape(count, height, 3 * width))
         return True
     images = (ctypes.c_char_p * count)(*filtered)
-    done = library.unfilter(images, _nothing(3 * width), out.ctypes.data, count, height, width)
+    done = library.unfilter(images, _keep_rows(3 * width), out.ctypes.data, count, height, width)
     return bool(done == count * height)
 
 
-def missing_kernel() -> str:
+def missing_kernel_reason() -> str:
     """Why only filter Up can be undone here; nothing where all can."""
-    return _kernel()[1]
+    return _load_kernel()[1]
 
 
 @cache
-def _kernel() -> tuple[ctypes.CDLL | None, str]:
+def _load_kernel() -> tuple[ctypes.CDLL | None, str]:
     """The function of `unfilter.c`, or why it cannot be had."""
     try:
         library = compile_c.load(Path(__file__).with_suffix(".c"))
         library.unfilter  # noqa: B018  # a compiler of C++ gives it another name
-    except compile_c.NotHere as reason:
+    except compile_c.KernelUnavailable as reason:
         return None, str(reason)
     except AttributeError:
         return None, "what $CC names is no C compiler"
@@ -60,12 +60,12 @@ def _kernel() -> tuple[ctypes.CDLL | None, str]:
 
 
 @lru_cache(maxsize=4)
-def _nothing(length: int) -> bytes:
+def _keep_rows(length: int) -> bytes:
     """What lies above the first row."""
     return bytes(length)
 
 
-def _add_up(rows: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
+def _add_rows_above(rows: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
     """Sums of rows [n h w] from the first on, modulo 256: each addition doubles how many are in each sum.
 
     Hillis and Steele, "Data parallel algorithms", CACM 29 (1986). `np.add.accumulate` adds row by row and

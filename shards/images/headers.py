@@ -14,15 +14,15 @@ from typing import Literal
 
 from isal import isal_zlib
 
-from shards.format.png import SIGNATURE, chunks
+from shards.format.png import SIGNATURE, read_chunks
 from shards.images import tiff
 
 Kind = Literal["JPEG", "PNG", "WebP", "TIFF", "BMP"]
-_NO_FRAME = {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC lie among the start-of-frame markers
+_NOT_FRAMES = {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC lie among the start-of-frame markers
 _BGR = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)  # where red, green and blue lie in a BMP's pixel
 _RGB = bytes((8, 2, 0, 0, 0))  # bits, colour type, then the methods of a PNG and no interlacing
 _PNG_CRITICAL = {b"PLTE", b"IDAT", b"IEND"}  # besides IHDR, which comes once
-_ALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
+_MARKERS_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
 
 
 class BadHeader(Exception):
@@ -62,39 +62,39 @@ def read_header(content: bytes) -> Header:
     """
     try:
         if content.startswith(b"\xff\xd8\xff"):
-            return _jpeg(content)
+            return _read_jpeg(content)
         if content.startswith(SIGNATURE):
-            return _png(content)
+            return _read_png(content)
         if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-            return _webp(content)
+            return _read_webp(content)
         if content[:4] in (b"II*\0", b"MM\0*"):
-            return _tiff(content)
+            return _read_tiff(content)
         if content[:2] == b"BM" and len(content) >= 30:
-            return _bmp(content)
+            return _read_bmp(content)
     except (struct.error, IndexError):
         raise BadHeader("CUT_OFF", "ends inside its header") from None
-    raise BadHeader("NOT_IMAGE", _what_else(content))
+    raise BadHeader("NOT_IMAGE", _describe_other(content))
 
 
-def _jpeg(content: bytes) -> Header:
+def _read_jpeg(content: bytes) -> Header:
     at, size, orientation, inverted = 2, None, None, False
     profile: dict[int, bytes] = {}
     while at + 4 <= len(content):
         if content[at] != 0xFF:
             raise BadHeader("DAMAGED", "has bytes between its JPEG segments")
         marker = content[at + 1]
-        if marker == 0xFF or marker in _ALONE:
+        if marker == 0xFF or marker in _MARKERS_WITHOUT_LENGTH:
             at += 1 if marker == 0xFF else 2
             continue
         if marker == 0xDA:
             break
         length = int.from_bytes(content[at + 2 : at + 4], "big")
         body = content[at + 4 : at + 2 + length]
-        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
+        if 0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES:
             height, width = struct.unpack_from(">HH", body, 1)
             size = width, height
         elif marker == 0xE1 and body.startswith(b"Exif\0\0") and orientation is None:
-            orientation = tiff.orientation_of(tiff.tags_of(body[6:]))
+            orientation = tiff.find_orientation(tiff.read_tags(body[6:]))
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14:
             profile[body[12]] = body[14:]
         elif marker == 0xEE and body.startswith(b"Adobe"):
@@ -106,10 +106,10 @@ def _jpeg(content: bytes) -> Header:
     return Header("JPEG", *size, orientation or 1, icc, inverted_cmyk=inverted)
 
 
-def _png(content: bytes) -> Header:
+def _read_png(content: bytes) -> Header:
     size, orientation, icc, form, palette = None, 1, b"", b"", 3
     kinds = set()
-    for kind, body in _png_chunks(content):
+    for kind, body in _check_png_chunks(content):
         if size is None:
             if kind != b"IHDR":
                 raise BadHeader("DAMAGED", "does not start with a PNG header")
@@ -117,9 +117,9 @@ def _png(content: bytes) -> Header:
         elif kind[:1].isupper() and kind not in _PNG_CRITICAL:
             raise BadHeader("DAMAGED", f"has a PNG chunk {kind.decode()} that cannot be understood")
         elif kind == b"eXIf":
-            orientation = tiff.orientation_of(tiff.tags_of(body))
+            orientation = tiff.find_orientation(tiff.read_tags(body))
         elif kind == b"iCCP":
-            icc = _inflated(body.partition(b"\0")[2][1:])
+            icc = _inflate_profile(body.partition(b"\0")[2][1:])
         elif kind == b"PLTE":
             palette = len(body)
         kinds.add(kind)
@@ -132,10 +132,10 @@ def _png(content: bytes) -> Header:
     )
 
 
-def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _check_png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     """All chunks up to IEND, each against its checksum."""
     kind = b""
-    for kind, start, stop in chunks(content):
+    for kind, start, stop in read_chunks(content):
         if not kind.isalpha():
             raise BadHeader("DAMAGED", "has a broken chain of PNG chunks")
         if stop > len(content):
@@ -150,17 +150,17 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise BadHeader("CUT_OFF", f"ends after {len(content):,} bytes, before its IEND")
 
 
-def bare_png(content: bytes) -> bytes:
+def strip_png(content: bytes) -> bytes:
     """A PNG with no more than its pixels and what they mean: decoders grumble at the rest, or play it."""
     kept = [
         content[start:stop]
-        for kind, start, stop in chunks(content)
+        for kind, start, stop in read_chunks(content)
         if kind[:1].isupper() or kind == b"tRNS"
     ]
     return b"".join((SIGNATURE, *kept))
 
 
-def _webp(content: bytes) -> Header:
+def _read_webp(content: bytes) -> Header:
     whole = 8 + int.from_bytes(content[4:8], "little")
     if whole > len(content):
         raise BadHeader("CUT_OFF", f"ends after {len(content):,} of {whole:,} bytes")
@@ -170,7 +170,7 @@ def _webp(content: bytes) -> Header:
         kind, length = struct.unpack_from("<4sI", content, at)
         body = content[at + 8 : at + 8 + length]
         if kind == b"VP8X":
-            size = _u24(body[4:7]) + 1, _u24(body[7:10]) + 1
+            size = _read_u24(body[4:7]) + 1, _read_u24(body[7:10]) + 1
         elif kind == b"VP8L" and size is None:
             bits = struct.unpack_from("<I", body, 1)[0]
             size = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
@@ -178,7 +178,7 @@ def _webp(content: bytes) -> Header:
             width, height = struct.unpack_from("<HH", body, 6)
             size = width & 0x3FFF, height & 0x3FFF
         elif kind == b"EXIF":
-            orientation = tiff.orientation_of(tiff.tags_of(body.removeprefix(b"Exif\0\0")))
+            orientation = tiff.find_orientation(tiff.read_tags(body.removeprefix(b"Exif\0\0")))
         elif kind == b"ICCP":
             icc = body
         moving |= kind == b"ANIM"
@@ -188,20 +188,20 @@ def _webp(content: bytes) -> Header:
     return Header("WebP", *size, orientation, icc, moving)
 
 
-def _tiff(content: bytes) -> Header:
-    tags = tiff.tags_of(content)
+def _read_tiff(content: bytes) -> Header:
+    tags = tiff.read_tags(content)
     return Header(
         "TIFF",
         tags.get(256, 0),
         tags.get(257, 0),
-        tiff.orientation_of(tags),
-        tiff.profile_of(content),
+        tiff.find_orientation(tags),
+        tiff.find_profile(content),
         transparent=tags.get(338) in (1, 2),
         turned=tags.get(262) == 0 or (tags.get(284) == 2 and tags.get(277, 1) > 1),
     )
 
 
-def _bmp(content: bytes) -> Header:
+def _read_bmp(content: bytes) -> Header:
     start, header, width, height, _, depth, packing = struct.unpack_from("<IIiiHHI", content, 10)
     if header < 40:
         raise BadHeader("DAMAGED", "is a BMP of a form older than Windows 3")
@@ -213,18 +213,18 @@ def _bmp(content: bytes) -> Header:
     return Header("BMP", abs(width), abs(height))
 
 
-def _inflated(data: bytes) -> bytes:
+def _inflate_profile(data: bytes) -> bytes:
     try:
         return zlib.decompressobj().decompress(data, 2**24)
     except zlib.error:
         return b""
 
 
-def _u24(data: bytes) -> int:
+def _read_u24(data: bytes) -> int:
     return int.from_bytes(data[:3], "little")
 
 
-def _what_else(content: bytes) -> str:
+def _describe_other(content: bytes) -> str:
     head = content[:64].lstrip().lower()
     if content[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif"):
         return "is HEIC or AVIF; convert it to PNG or JPEG first"

@@ -23,18 +23,18 @@ import simplejpeg
 from shards.errors import UsrganError
 from shards.format import png
 from shards.format.png import RGB8
-from shards.images.headers import BadHeader, Header, bare_png, read_header
+from shards.images.headers import BadHeader, Header, read_header, strip_png
 
 Alpha = Literal["refuse", "drop"]
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".webp", ".tif", ".tiff", ".bmp"})
 MAX_FILE_BYTES = 2**31
-_TURNS = {
+_ORIENTATIONS = {
     2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False),
 }  # fmt: skip
 """Exif orientation: quarter turns against the clock, then whether mirrored left to right."""
 
 
-FAULT = "FAULT"
+READ_FAULT = "FAULT"
 """Why a file could not be read may be gone the next time: a fault of a disk, a network, too many open files."""
 
 
@@ -80,7 +80,7 @@ def read_photo(path: Path, *, max_megapixels: float = 200.0, alpha: Alpha = "ref
     Raises:
         RejectedPhoto: it cannot be read, or `decode_photo` refuses it.
     """
-    return decode_photo(_read(path), max_megapixels=max_megapixels, alpha=alpha)
+    return decode_photo(_read_bytes(path), max_megapixels=max_megapixels, alpha=alpha)
 
 
 def decode_photo(
@@ -113,7 +113,7 @@ def decode_photo(
         notes.append("first frame of an animation")
     if header.orientation != 1:
         notes.append(f"EXIF orientation {header.orientation} applied")
-        pixels = upright(pixels, header)
+        pixels = apply_orientation(pixels, header)
     return Photo(
         np.ascontiguousarray(pixels),
         sha256(content).hexdigest(),
@@ -124,14 +124,14 @@ def decode_photo(
     )
 
 
-def _read(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     """The bytes of a regular file; never waits for a pipe or a device."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
             raise RejectedPhoto("NOT_FILE", "is no file that can be read") from None
-        raise _no_access(error) from None
+        raise _explain_access(error) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -141,15 +141,17 @@ def _read(path: Path) -> bytes:
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
             return stream.read()
     except OSError as error:
-        raise _no_access(error) from None
+        raise _explain_access(error) from None
     finally:
         os.close(descriptor)
 
 
-def _no_access(error: OSError) -> RejectedPhoto:
+def _explain_access(error: OSError) -> RejectedPhoto:
     """Whether it will be the same the next time, or the disk, the network or this process is at fault."""
     lasting = error.errno in (errno.EACCES, errno.EPERM)
-    return RejectedPhoto("NO_ACCESS" if lasting else FAULT, f"cannot be read ({error.strerror})")
+    return RejectedPhoto(
+        "NO_ACCESS" if lasting else READ_FAULT, f"cannot be read ({error.strerror})"
+    )
 
 
 def _check_megapixels(header: Header, most: float) -> None:
@@ -193,7 +195,7 @@ def _decode(content: bytes, header: Header) -> npt.NDArray[Any]:
             pixels = png.decode_plain(content, height=header.height, width=header.width)
             if pixels is not None:
                 return pixels
-        content = bare_png(content)
+        content = strip_png(content)
     try:
         decoded: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -237,10 +239,10 @@ def _check_alpha(alpha: Alpha, *, darkened: bool) -> None:
         raise RejectedPhoto("ALPHA", "has transparent pixels; flatten it or use --alpha drop")
 
 
-def upright(pixels: RGB8, header: Header) -> RGB8:
+def apply_orientation(pixels: RGB8, header: Header) -> RGB8:
     """Apply the Exif orientation; OpenCV has turned a TIFF by itself."""
     if header.kind == "TIFF" or header.orientation == 1:
         return pixels
-    quarter_turns, mirrored = _TURNS[header.orientation]
+    quarter_turns, mirrored = _ORIENTATIONS[header.orientation]
     turned = np.rot90(pixels, quarter_turns)
     return turned[:, ::-1] if mirrored else turned

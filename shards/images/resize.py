@@ -22,7 +22,7 @@ from shards.format.png import RGB8
 
 Kernel = Literal["pillow", "matlab"]
 Enlargement = Literal["bicubic", "lanczos", "nearest"]
-_STRIP = 128
+_STRIP_ROWS = 128
 """Pixels across that are shrunk at a time."""
 
 
@@ -35,7 +35,7 @@ def downscale(image: RGB8, *, scale: int, kernel: Kernel = "pillow") -> RGB8:
         rows = _shrink_rows(image, scale)
         columns = _shrink_rows(rows.transpose(1, 0, 2), scale)
         return np.ascontiguousarray(columns.transpose(1, 0, 2))
-    return _resized(
+    return _resize_pillow(
         image, height=height // scale, width=width // scale, by=Image.Resampling.BICUBIC
     )
 
@@ -47,7 +47,7 @@ def upscale(image: RGB8, *, scale: int, kernel: Enlargement = "bicubic") -> RGB8
     """
     if kernel == "nearest":
         return np.ascontiguousarray(image.repeat(scale, 0).repeat(scale, 1))
-    return _resized(
+    return _resize_pillow(
         image,
         height=image.shape[0] * scale,
         width=image.shape[1] * scale,
@@ -61,7 +61,7 @@ def crop_to_multiple(image: RGB8, *, scale: int) -> RGB8:
     return image[: height - height % scale, : width - width % scale]
 
 
-def implementation(kernel: Kernel = "pillow") -> tuple[str, str]:
+def describe_implementation(kernel: Kernel = "pillow") -> tuple[str, str]:
     """What downscales here, by name and version; PILs differ by ±1 in rare values."""
     if kernel == "matlab":
         return "imresize", "R2015b"
@@ -69,7 +69,7 @@ def implementation(kernel: Kernel = "pillow") -> tuple[str, str]:
     return ("pillow-simd" if ".post" in version else "pillow", version)
 
 
-def _resized(image: RGB8, *, height: int, width: int, by: Image.Resampling) -> RGB8:
+def _resize_pillow(image: RGB8, *, height: int, width: int, by: Image.Resampling) -> RGB8:
     """PIL holds RGB in four bytes a pixel: given as such it resizes without a copy of its own."""
     padded = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
     given = Image.frombuffer("RGBX", (image.shape[1], image.shape[0]), padded, "raw", "RGBX", 0, 1)
@@ -80,14 +80,14 @@ def _resized(image: RGB8, *, height: int, width: int, by: Image.Resampling) -> R
 def _shrink_rows(image: RGB8, scale: int) -> RGB8:
     """x1/scale along the first axis, rounded to 8 bits; in strips, as it takes 12 times their memory."""
     made = np.empty((image.shape[0] // scale, *image.shape[1:]), np.uint8)
-    for start in range(0, image.shape[1], _STRIP):
-        strip = slice(start, start + _STRIP)
+    for start in range(0, image.shape[1], _STRIP_ROWS):
+        strip = slice(start, start + _STRIP_ROWS)
         made[:, strip] = _shrink_strip(image[:, strip], scale)
     return made
 
 
 def _shrink_strip(image: RGB8, scale: int) -> RGB8:
-    first, weights = _taps(scale)
+    first, weights = _filter_taps(scale)
     count = image.shape[0] // scale
     after = first + len(weights) + scale * (count - 1) - image.shape[0]
     padded = np.pad(image, ((-first, max(after, 0)), (0, 0), (0, 0)), mode="symmetric")
@@ -104,7 +104,7 @@ def _shrink_strip(image: RGB8, scale: int) -> RGB8:
 
 
 @lru_cache
-def _taps(scale: int) -> tuple[int, npt.NDArray[np.float64]]:
+def _filter_taps(scale: int) -> tuple[int, npt.NDArray[np.float64]]:
     """Where the first output pixel begins to read, and its weights; the others are shifted copies."""
     centre = scale / 2 - 0.5
     reach = np.arange(int(np.floor(centre - 2 * scale)), int(np.ceil(centre + 2 * scale)) + 1)

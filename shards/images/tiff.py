@@ -9,34 +9,34 @@ _SHORT, _LONG = 3, 4
 _ORIENTATION, _PROFILE = 274, 34675
 
 
-def tags_of(content: bytes) -> dict[int, int]:
+def read_tags(content: bytes) -> dict[int, int]:
     """Its whole numbers; none if it is broken."""
-    order = _order(content)
+    order = _byte_order(content)
     return {
         tag: struct.unpack_from(order + ("H" if form == _SHORT else "I"), value)[0]
-        for tag, form, _, value in _entries(content)
+        for tag, form, _, value in _read_entries(content)
         if form in (_SHORT, _LONG)
     }
 
 
-def profile_of(content: bytes) -> bytes:
+def find_profile(content: bytes) -> bytes:
     """Its colour profile, or nothing."""
-    for tag, _, size, value in _entries(content):
+    for tag, _, size, value in _read_entries(content):
         if tag == _PROFILE:
-            (place,) = struct.unpack(_order(content) + "I", value)
+            (place,) = struct.unpack(_byte_order(content) + "I", value)
             return content[place : place + size]
     return b""
 
 
-def orientation_of(tags: dict[int, int]) -> int:
+def find_orientation(tags: dict[int, int]) -> int:
     """Exif's 1 to 8; values outside mean nothing."""
     found = tags.get(_ORIENTATION, 1)
     return found if 1 <= found <= 8 else 1
 
 
-def _entries(content: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+def _read_entries(content: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """Tag, form, count and value, four bytes, of each entry up to where the directory is broken."""
-    order = _order(content)
+    order = _byte_order(content)
     try:
         (at,) = struct.unpack_from(order + "I", content, 4)
         (count,) = struct.unpack_from(order + "H", content, at)
@@ -46,5 +46,5 @@ def _entries(content: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         return
 
 
-def _order(content: bytes) -> str:
+def _byte_order(content: bytes) -> str:
     return "<" if content[:2] == b"II" else ">"

@@ -11,7 +11,7 @@ from shards.errors import UsageError
 from shards.images.photos import looks_like_photo
 
 
-def walk(top: Path, option: str) -> Iterator[tuple[Path, list[str], list[str]]]:
+def walk_photos(top: Path, option: str) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Each folder below `top`, the names of its folders and of its photo-like files, in order.
 
     What is taken out of the names of folders is left out. Links are followed, but no loop.
@@ -20,7 +20,9 @@ def walk(top: Path, option: str) -> Iterator[tuple[Path, list[str], list[str]]]:
         UsageError: naming the option: what cannot be listed is no folder without photos.
     """
     seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(top, onerror=_unreadable(option), followlinks=True):
+    for folder, folders, names in os.walk(
+        top, onerror=_refuse_unreadable(option), followlinks=True
+    ):
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -30,7 +32,7 @@ def walk(top: Path, option: str) -> Iterator[tuple[Path, list[str], list[str]]]:
         yield Path(folder), folders, sorted(filter(looks_like_photo, names))
 
 
-def _unreadable(option: str) -> Callable[[OSError], NoReturn]:
+def _refuse_unreadable(option: str) -> Callable[[OSError], NoReturn]:
     """For `os.walk`, which by itself passes over what it cannot list."""
 
     def refuse(error: OSError) -> NoReturn:

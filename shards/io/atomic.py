@@ -25,7 +25,7 @@ from shards.errors import UsageError, WriteFailed
 TEMP_SUFFIX = ".tmp"
 _BUFFER = 2**16
 """Bytes handed to the kernel at a time: a call costs as much as a few kilobytes."""
-_PIECES = 8
+_PARTS_PER_WRITE = 8
 """Pieces handed to the kernel at a time, about 100 KiB of patches: for more of them it takes larger pages, and
 a virtual machine that gave its free memory back is charged for these."""
 _operations = itertools.count(1)
@@ -33,12 +33,12 @@ _operations = itertools.count(1)
 
 def write_file(path: Path, content: bytes) -> None:
     """Put `content` at `path`, whole and durable, or leave what was there before."""
-    with replacing(path) as stream:
+    with open_replacement(path) as stream:
         stream.write(content)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def open_replacement(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on a clean exit it is durable and takes the name.
 
     Raises:
@@ -47,37 +47,37 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     # no process id: those of two machines that share a folder may be the same
     temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}")
     try:
-        operation("open", temp)
+        count_operation("open", temp)
         with temp.open("wb", buffering=_BUFFER) as stream:
             yield stream
-            operation("write", temp)
+            count_operation("write", temp)
             stream.flush()
-            operation("fsync", temp)
+            count_operation("fsync", temp)
             os.fsync(stream.fileno())
-        operation("rename", path)
+        count_operation("rename", path)
         temp.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temp.unlink(missing_ok=True)
-        raise WriteFailed(_describe(path, error)) from error
+        raise WriteFailed(_describe_error(path, error)) from error
     except BaseException:
         with contextlib.suppress(OSError):
             temp.unlink(missing_ok=True)
         raise
 
 
-def write_pieces(stream: BinaryIO, pieces: Sequence[bytes]) -> None:
+def write_parts(stream: BinaryIO, pieces: Sequence[bytes]) -> None:
     """Write pieces behind one another, not by way of the buffer: a third less time for pairs of patches."""
-    for first in range(0, len(pieces), _PIECES):
+    for first in range(0, len(pieces), _PARTS_PER_WRITE):
         stream.flush()
-        group = pieces[first : first + _PIECES]
+        group = pieces[first : first + _PARTS_PER_WRITE]
         written = os.writev(stream.fileno(), group)
         if written < sum(map(len, group)):
             stream.write(b"".join(group)[written:])  # fails, if the disk is full
 
 
-def write_behind(stream: BinaryIO, start: int, stop: int) -> None:
+def start_writeback(stream: BinaryIO, start: int, stop: int) -> None:
     """Have the kernel send bytes [start, stop) to the disk by and by, so that fsync waits for less.
 
     To be told that pages will not be needed makes Linux write those that are dirty, and keep them.
@@ -94,7 +94,7 @@ def append_line(path: Path, line: str) -> None:
     """Add one line to a log, whole or not at all; a crash can cut the last line (readers skip a cut one)."""
     rest = line.encode() + b"\n"
     try:
-        operation("append", path)
+        count_operation("append", path)
         with path.open("ab", buffering=0) as stream:
             before = stream.seek(0, os.SEEK_END)
             try:
@@ -105,7 +105,7 @@ def append_line(path: Path, line: str) -> None:
                     stream.truncate(before)
                 raise
     except OSError as error:
-        raise WriteFailed(_describe(path, error)) from error
+        raise WriteFailed(_describe_error(path, error)) from error
 
 
 def make_folder(path: Path) -> None:
@@ -114,12 +114,12 @@ def make_folder(path: Path) -> None:
         return
     missing = [each for each in (path, *path.parents) if not each.exists()]
     try:
-        operation("mkdir", path)
+        count_operation("mkdir", path)
         path.mkdir(parents=True, exist_ok=True)
         for each in reversed(missing):
             sync_folder(each.parent)
     except OSError as error:
-        raise WriteFailed(_describe(path, error)) from error
+        raise WriteFailed(_describe_error(path, error)) from error
 
 
 def check_folder(path: Path, *, option: str) -> None:
@@ -136,21 +136,21 @@ def check_folder(path: Path, *, option: str) -> None:
         raise WriteFailed(f"{option} {path}: {nearest} cannot be written to; check its permissions")
 
 
-def remove(path: Path) -> None:
+def remove_file(path: Path) -> None:
     """Delete a file or a folder tree if it is there."""
     try:
-        operation("remove", path)
+        count_operation("remove", path)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise WriteFailed(_describe(path, error)) from error
+        raise WriteFailed(_describe_error(path, error)) from error
 
 
 def sync_folder(path: Path) -> None:
     """Make the names inside a folder durable."""
-    operation("fsync folder", path)
+    count_operation("fsync folder", path)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -161,7 +161,7 @@ def sync_folder(path: Path) -> None:
 def sweep_temps(folder: Path) -> None:
     """Delete the temporaries that a killed run left in `folder`; call under its lock."""
     for temp in folder.glob(f".*{TEMP_SUFFIX}"):
-        remove(temp)
+        remove_file(temp)
 
 
 @contextlib.contextmanager
@@ -176,7 +176,7 @@ def locked(folder: Path, *, holder: str) -> Iterator[None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise WriteFailed(_describe(path, error)) from error
+        raise WriteFailed(_describe_error(path, error)) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,13 +194,13 @@ def locked(folder: Path, *, holder: str) -> Iterator[None]:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{holder} (pid {os.getpid()})".encode(), 0)
         except OSError as error:
-            raise WriteFailed(_describe(path, error)) from error
+            raise WriteFailed(_describe_error(path, error)) from error
         yield
     finally:
         os.close(descriptor)
 
 
-def _describe(path: Path, error: OSError) -> str:
+def _describe_error(path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         folder = next(parent for parent in path.parents if parent.exists())
         free = shutil.disk_usage(folder).free / 2**20
@@ -210,7 +210,7 @@ def _describe(path: Path, error: OSError) -> str:
     return f"{path}: cannot be written ({error.strerror or error}); check the folder and its permissions"
 
 
-def operation(kind: str, path: Path) -> None:
+def count_operation(kind: str, path: Path) -> None:
     """Count one operation and fail it if the tests asked for that."""
     fault = os.environ.get("USRGAN_FAULT")
     if fault is None:

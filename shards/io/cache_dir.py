@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 
-def kept(name: str) -> Path | None:
+def user_cache_path(name: str) -> Path | None:
     """Where it is; None for accounts without a home, as of a container's bare user id."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     with contextlib.suppress(RuntimeError):

@@ -21,17 +21,17 @@ from pathlib import Path
 
 from shards.errors import UsrganError, WriteFailed
 from shards.io import atomic
-from shards.io.cache_dir import kept
+from shards.io.cache_dir import user_cache_path
 
 _FLAGS = ("-O3", "-fPIC")
 
 
-class NotHere(UsrganError):
+class KernelUnavailable(UsrganError):
     """This machine cannot have a kernel; says why."""
 
 
-_one_at_a_time = threading.Lock()
-_SECONDS = 120
+_compile_lock = threading.Lock()
+_TIMEOUT_SECONDS = 120
 """So long a compiler may take."""
 
 
@@ -39,30 +39,30 @@ def load(source: Path, *flags: str) -> ctypes.CDLL:
     """The functions of a C file, which may include the headers beside it.
 
     Raises:
-        NotHere: there is no compiler that makes them.
+        KernelUnavailable: there is no compiler that makes them.
     """
-    with _one_at_a_time:
-        return _load(source, *flags)
+    with _compile_lock:
+        return _load_cached(source, *flags)
 
 
 @cache
-def _load(source: Path, *flags: str) -> ctypes.CDLL:
+def _load_cached(source: Path, *flags: str) -> ctypes.CDLL:
     try:
         compiler = shlex.split(os.environ.get("CC") or "gcc")
     except ValueError as error:
-        raise NotHere(f"$CC cannot be understood ({error})") from None
+        raise KernelUnavailable(f"$CC cannot be understood ({error})") from None
     if not compiler or shutil.which(compiler[0]) is None:
-        raise NotHere("there is no C compiler; install gcc, or name one in $CC")
+        raise KernelUnavailable("there is no C compiler; install gcc, or name one in $CC")
     try:
         content = [each.read_bytes() for each in (source, *sorted(source.parent.glob("*.h")))]
         built_by = (*compiler, platform.machine(), *_FLAGS, *flags)
         key = hashlib.sha256(b"\0".join([*content, *map(os.fsencode, built_by)]))
-        place = kept(f"{source.stem}-{key.hexdigest()[:16]}.so")
-        if place is not None and _whole(place):
+        place = user_cache_path(f"{source.stem}-{key.hexdigest()[:16]}.so")
+        if place is not None and _is_loadable(place):
             with contextlib.suppress(OSError):  # a folder from which nothing may be run
                 return ctypes.CDLL(str(place))
         with tempfile.TemporaryDirectory() as folder:
-            made = _compiled(compiler, source, flags, Path(folder))
+            made = _compile(compiler, source, flags, Path(folder))
             if place is not None:
                 with contextlib.suppress(WriteFailed, OSError):  # then it is compiled in every run
                     atomic.make_folder(place.parent)
@@ -71,10 +71,10 @@ def _load(source: Path, *flags: str) -> ctypes.CDLL:
                     return ctypes.CDLL(str(place))
             return ctypes.CDLL(str(made))
     except (OSError, UnicodeError) as error:  # no place for files, or a library is not there
-        raise NotHere(f"{source.name} cannot be compiled and loaded ({error})") from None
+        raise KernelUnavailable(f"{source.name} cannot be compiled and loaded ({error})") from None
 
 
-def _whole(place: Path) -> bool:
+def _is_loadable(place: Path) -> bool:
     """Whether a kept library ends with its digest: a damaged one would end the process."""
     try:
         content = place.read_bytes()
@@ -83,7 +83,7 @@ def _whole(place: Path) -> bool:
     return hashlib.sha256(content[:-32]).digest() == content[-32:]
 
 
-def _compiled(compiler: list[str], source: Path, flags: tuple[str, ...], folder: Path) -> Path:
+def _compile(compiler: list[str], source: Path, flags: tuple[str, ...], folder: Path) -> Path:
     """The shared library; linked without `flags`, so that a library it needs is the one of this process."""
     parts, whole = folder / "kernels.o", folder / "kernels.so"
     for arguments in (
@@ -93,12 +93,14 @@ def _compiled(compiler: list[str], source: Path, flags: tuple[str, ...], folder:
         try:
             ended = subprocess.run(
                 [*compiler, *arguments], capture_output=True, stdin=subprocess.DEVNULL,
-                text=True, errors="replace", timeout=_SECONDS, check=False,
+                text=True, errors="replace", timeout=_TIMEOUT_SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise NotHere(f"{compiler[0]} does not end on {source.name}") from None
+            raise KernelUnavailable(f"{compiler[0]} does not end on {source.name}") from None
         if ended.returncode:
             lines = ended.stderr.strip().splitlines() or ["no message"]
             reason = next((line for line in lines if "rror" in line), lines[-1])
-            raise NotHere(f"{compiler[0]} cannot compile {source.name} ({reason.strip()})")
+            raise KernelUnavailable(
+                f"{compiler[0]} cannot compile {source.name} ({reason.strip()})"
+            )
     return whole

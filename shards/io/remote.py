@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.errors import UsageError, UsrganError, WriteFailed
-from shards.io.atomic import operation
+from shards.io.atomic import count_operation
 
 Location = Path | str
 """A local folder, or a URL."""
@@ -27,7 +27,7 @@ _EXTRAS = {
 _PART = 2**22
 
 
-class Object(NamedTuple):
+class RemoteFile(NamedTuple):
     """A file below a URL."""
 
     size: int
@@ -40,19 +40,19 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
-def below(url: str, name: str) -> str:
+def child(url: str, name: str) -> str:
     """The URL of a file below a URL."""
     return f"{url.rstrip('/')}/{name}"
 
 
-def listing(url: str) -> dict[str, Object]:
+def list_files(url: str) -> dict[str, RemoteFile]:
     """All files below a URL, by their paths below it.
 
     Raises:
         UsageError: the store is not known, holds nothing there, or a file of this very name.
     """
-    with _telling(url, reading=True):
-        system, root = _open(url)
+    with _wrap_errors(url, reading=True):
+        system, root = _open_filesystem(url)
         # a store's listing may be cached, and photos may have changed since
         system.invalidate_cache()
         try:
@@ -63,20 +63,20 @@ def listing(url: str) -> dict[str, Object]:
     if list(found) == [prefix[:-1]]:
         raise UsageError(f"{url}: is a file; name the folder that it is in")
     return {
-        path.removeprefix(prefix): Object(int(info["size"]), _changed(info))
+        path.removeprefix(prefix): RemoteFile(int(info["size"]), _change_marker(info))
         for path, info in sorted(found.items())
     }
 
 
-def read(url: str) -> bytes:
+def read_file(url: str) -> bytes:
     """The bytes of one file.
 
     Raises:
         FileNotFoundError: there is no such file.
         UsrganError: the store does not answer.
     """
-    with _telling(url, reading=True):
-        system, path = _open(url)
+    with _wrap_errors(url, reading=True):
+        system, path = _open_filesystem(url)
         content: bytes = system.cat_file(path)
         return content
 
@@ -89,8 +89,8 @@ def read_range(url: str, start: int, stop: int) -> bytes:
         UsrganError: the store does not answer.
         UsageError: it sends other bytes than it was asked for.
     """
-    with _telling(url, reading=True):
-        system, path = _open(url)
+    with _wrap_errors(url, reading=True):
+        system, path = _open_filesystem(url)
         content: bytes = system.cat_file(path, start=start, end=stop)
     if len(content) > stop - start:
         raise UsageError(
@@ -106,23 +106,23 @@ def read_parts(url: str) -> Iterator[bytes]:
         FileNotFoundError: there is no such file.
         UsrganError: the store does not answer.
     """
-    with _telling(url, reading=True):
-        system, path = _open(url)
+    with _wrap_errors(url, reading=True):
+        system, path = _open_filesystem(url)
         with system.open(path, "rb") as stream:
             while part := stream.read(_PART):
                 yield part
 
 
-def send(local: Path, url: str) -> None:
+def upload_file(local: Path, url: str) -> None:
     """Put a finished file at a URL, unless it is there already.
 
     Raises:
         UsageError: another file is there.
         WriteFailed: the store refused.
     """
-    with _telling(url, reading=False):
-        system, path = _open(url)
-        operation("put", local)
+    with _wrap_errors(url, reading=False):
+        system, path = _open_filesystem(url)
+        count_operation("put", local)
         if not system.exists(path):
             with contextlib.suppress(FileExistsError):
                 system.put_file(str(local), path, mode="create")
@@ -137,19 +137,19 @@ def send(local: Path, url: str) -> None:
             )
 
 
-def remove(url: str) -> None:
+def remove_file(url: str) -> None:
     """Delete one file if it is there.
 
     Raises:
         WriteFailed: the store refused.
     """
-    with _telling(url, reading=False), contextlib.suppress(FileNotFoundError):
-        system, path = _open(url)
-        operation("delete", Path(path))
+    with _wrap_errors(url, reading=False), contextlib.suppress(FileNotFoundError):
+        system, path = _open_filesystem(url)
+        count_operation("delete", Path(path))
         system.rm_file(path)
 
 
-def _open(url: str) -> tuple[Any, str]:
+def _open_filesystem(url: str) -> tuple[Any, str]:
     import fsspec  # only where a URL is named
 
     protocol = url.partition("://")[0]
@@ -163,7 +163,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _telling(url: str, *, reading: bool) -> Iterator[None]:
+def _wrap_errors(url: str, *, reading: bool) -> Iterator[None]:
     """A store's own errors in one line."""
     try:
         yield
@@ -180,7 +180,7 @@ def _telling(url: str, *, reading: bool) -> Iterator[None]:
         ) from error
 
 
-def _changed(info: dict[str, Any]) -> int:
+def _change_marker(info: dict[str, Any]) -> int:
     """When a file was last written; stores call it differently."""
     for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
         value = info.get(name)

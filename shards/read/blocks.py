@@ -15,10 +15,10 @@ from shards.errors import DamagedData
 from shards.format import tar
 from shards.format.png import Buffer
 from shards.read import raw_fast_path
-from shards.read.byte_ranges import Range
+from shards.read.byte_ranges import ByteRange
 
 
-class Promise(NamedTuple):
+class ExpectedBytes(NamedTuple):
     """What the index says of consecutive pairs of one shard."""
 
     keys: list[int]
@@ -29,28 +29,28 @@ class Promise(NamedTuple):
     crcs: list[list[int]]
 
 
-class Piece(NamedTuple):
+class StoredPair(NamedTuple):
     """Consecutive pairs of one shard and their bytes."""
 
     first: int
     """Position of the first pair."""
-    source: Range
-    promised: Callable[[], Promise]
-    rows: raw_fast_path.Rows | None
+    source: ByteRange
+    promised: Callable[[], ExpectedBytes]
+    rows: raw_fast_path.RowCopies | None
     """Of raw pairs of a local shard, which need no more than this."""
 
 
-Block = tuple[Piece, ...]
+Block = tuple[StoredPair, ...]
 """Consecutive pairs, by the shards that they lie in."""
 
 
-def checked(block: Block, position: int, parts: Sequence[str]) -> tuple[Buffer, Buffer, Buffer]:
+def check_block(block: Block, position: int, parts: Sequence[str]) -> tuple[Buffer, Buffer, Buffer]:
     """HR, JSON and LR of a pair of a block, as stored in members of the names `parts`.
 
     Raises:
         DamagedData: headers, sizes or checksums are not those of the index; names shard and key.
     """
-    piece = piece_of(block, position)
+    piece = stored_pair(block, position)
     promise, row = piece.promised(), position - piece.first
     a, b, c, d, e, f = promise.spans[row]
     content, base = piece.source.part(a - tar.BLOCK, f)
@@ -60,17 +60,17 @@ def checked(block: Block, position: int, parts: Sequence[str]) -> tuple[Buffer, 
     headers = content[a - tar.BLOCK : a] + content[c - tar.BLOCK : c] + content[e - tar.BLOCK : e]
     at = 3 * tar.BLOCK * row
     if headers != promise.headers[at : at + 3 * tar.BLOCK]:
-        _look_closer(piece, position, parts)
+        _explain_mismatch(piece, position, parts)
     if f > len(content) or [crc32(each) for each in found] != promise.crcs[row]:
         for part, data, stop, crc in zip(parts, found, (b, d, f), promise.crcs[row], strict=True):
             if stop > len(content):
-                raise damaged(piece, position, f"{part} is cut off")
+                raise damage_error(piece, position, f"{part} is cut off")
             if crc32(data) != crc:
-                raise damaged(piece, position, f"{part} has a wrong checksum")
+                raise damage_error(piece, position, f"{part} has a wrong checksum")
     return found
 
 
-def _look_closer(piece: Piece, position: int, parts: Sequence[str]) -> None:
+def _explain_mismatch(piece: StoredPair, position: int, parts: Sequence[str]) -> None:
     """Headers that are not those of our writer: say why they will not do, or return if they will."""
     promise, row = piece.promised(), position - piece.first
     key, span = promise.keys[row], promise.spans[row]
@@ -89,17 +89,17 @@ def _look_closer(piece: Piece, position: int, parts: Sequence[str]) -> None:
         if list(found) != expected:
             raise DamagedData("its members are not where the index has them")
     except DamagedData as error:
-        raise damaged(piece, position, str(error)) from None
+        raise damage_error(piece, position, str(error)) from None
 
 
-def piece_of(block: Block, position: int) -> Piece:
+def stored_pair(block: Block, position: int) -> StoredPair:
     """The piece that a pair of a block lies in."""
     if len(block) == 1:
         return block[0]
     return next(each for each in reversed(block) if each.first <= position)
 
 
-def damaged(piece: Piece, position: int, reason: str) -> DamagedData:
+def damage_error(piece: StoredPair, position: int, reason: str) -> DamagedData:
     """The error that names shard and key, and what to do."""
     key = piece.promised().keys[position - piece.first]
     place, fix = piece.source.place, piece.source.fix

@@ -19,11 +19,11 @@ from shards.format.manifest import ShardEntry
 from shards.io import remote
 
 _OPEN_FILES = 64
-_PAUSES = (0.2, 1.0, 4.0)
+_RETRY_SECONDS = (0.2, 1.0, 4.0)
 """Seconds before a range of a URL is asked for again."""
 
 
-class Range(Protocol):
+class ByteRange(Protocol):
     """Bytes of a shard that are on their way."""
 
     def part(self, start: int, stop: int) -> tuple[bytes, int]:
@@ -49,13 +49,13 @@ class Range(Protocol):
         ...
 
 
-class Ranges(Protocol):
+class RangeSource(Protocol):
     """Where the bytes of shards come from; safe to read from several threads."""
 
     bytes_read: int
     """Asked for so far."""
 
-    def range(self, shard: ShardEntry, start: int, stop: int) -> Range:
+    def range(self, shard: ShardEntry, start: int, stop: int) -> ByteRange:
         """Begin to read [start, stop) of a shard.
 
         Raises:
@@ -68,7 +68,7 @@ class Ranges(Protocol):
         ...
 
 
-class Held(NamedTuple):
+class BytesInMemory(NamedTuple):
     """Bytes in memory."""
 
     content: bytes
@@ -103,12 +103,12 @@ OpenFiles = Callable[[str], OpenFile]
 """Opens a file, or has it open: thousands of shards are more than a process may hold at once."""
 
 
-def open_files() -> OpenFiles:
+def keep_files_open() -> OpenFiles:
     """The files of one reader."""
     return lru_cache(maxsize=_OPEN_FILES)(OpenFile)
 
 
-class OnDisk(NamedTuple):
+class BytesOnDisk(NamedTuple):
     """Bytes of a local file."""
 
     path: str
@@ -126,7 +126,7 @@ class OnDisk(NamedTuple):
         """As `Range` says."""
         return f"it is a copy of {self.copy_of}: delete it" if self.copy_of else remedy(self.path)
 
-    def ahead(self, start: int, stop: int) -> OnDisk:
+    def ahead(self, start: int, stop: int) -> BytesOnDisk:
         """Have the kernel read ahead, where it can."""
         try:
             file = self.files(self.path)
@@ -155,46 +155,46 @@ class OnDisk(NamedTuple):
         return DamagedData(f"{self.path}: cannot be read ({error.strerror}); check the disk")
 
 
-class LocalRanges:
+class LocalSource:
     """Shards in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.bytes_read = 0
-        self._files = open_files()
+        self._files = keep_files_open()
 
-    def range(self, shard: ShardEntry, start: int, stop: int) -> Range:
+    def range(self, shard: ShardEntry, start: int, stop: int) -> ByteRange:
         """As `Ranges` says."""
         self.bytes_read += stop - start
-        return OnDisk(str(self.folder / shard.name), self._files).ahead(start, stop)
+        return BytesOnDisk(str(self.folder / shard.name), self._files).ahead(start, stop)
 
     def close(self) -> None:
         """As `Ranges` says; what is read later opens them again."""
-        self._files = open_files()
+        self._files = keep_files_open()
 
 
-class StoreRanges:
+class RemoteSource:
     """Shards at a URL, one request for each range."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.bytes_read = 0
 
-    def range(self, shard: ShardEntry, start: int, stop: int) -> Range:
+    def range(self, shard: ShardEntry, start: int, stop: int) -> ByteRange:
         """As `Ranges` says."""
-        url = remote.below(self.url, shard.name)
-        content = _patiently(url, start, stop)
+        url = remote.child(self.url, shard.name)
+        content = _retry_read(url, start, stop)
         self.bytes_read += len(content)
-        return Held(content, start, url)
+        return BytesInMemory(content, start, url)
 
     def close(self) -> None:
         """Nothing goes on."""
 
 
-def _patiently(url: str, start: int, stop: int) -> bytes:
+def _retry_read(url: str, start: int, stop: int) -> bytes:
     """A range of a URL; a connection that breaks is no reason to end hours of training."""
     try:
-        for pause in _PAUSES:
+        for pause in _RETRY_SECONDS:
             try:
                 return remote.read_range(url, start, stop)
             except UsageError:

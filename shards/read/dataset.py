@@ -13,11 +13,11 @@ from shards.format import index
 from shards.format.manifest import NAME, Manifest, ShardEntry, load_manifest, parse_manifest
 from shards.io import remote
 from shards.io.remote import Location
-from shards.read.byte_ranges import LocalRanges, Ranges, StoreRanges
-from shards.read.shard_cache import FetchedRanges
+from shards.read.byte_ranges import LocalSource, RangeSource, RemoteSource
+from shards.read.shard_cache import CachedSource
 from shards.read.split import SplitReader
 
-_INDICES_AT_ONCE = 16
+_PARALLEL_INDICES = 16
 """Requests for the indices of a data set at a URL."""
 
 
@@ -46,8 +46,8 @@ class Dataset:
                 f"{self.location}: has no split {name!r}; it has {', '.join(self.manifest.splits)}"
             )
         if name not in self.indices:
-            self.indices[name] = _indices(self.location, self.manifest.splits[name].shards)
-        ranges = open_ranges(self.location, self.cache)
+            self.indices[name] = _load_indices(self.location, self.manifest.splits[name].shards)
+        ranges = open_range_source(self.location, self.cache)
         return SplitReader(self.location, self.manifest, name, self.indices[name], ranges)
 
 
@@ -62,30 +62,30 @@ def open_dataset(location: Location) -> Dataset:
     if isinstance(location, Path):
         return Dataset(location, load_manifest(location))
     try:
-        content = remote.read(remote.below(location, NAME))
+        content = remote.read_file(remote.child(location, NAME))
     except FileNotFoundError:
         raise UsageError(
             f"{location}: has no {NAME}, so no finished data set is there; check the URL, or make one"
             f" with prep-shards --src PHOTOS --out {location}"
         ) from None
-    return Dataset(location, parse_manifest(content, remote.below(location, NAME)))
+    return Dataset(location, parse_manifest(content, remote.child(location, NAME)))
 
 
-def open_ranges(location: Location, cache: Path | None) -> Ranges:
+def open_range_source(location: Location, cache: Path | None) -> RangeSource:
     """The shards of a folder or URL; `cache` is where those of a URL are kept whole, if anywhere."""
     if isinstance(location, Path):
-        return LocalRanges(location)
-    return StoreRanges(location) if cache is None else FetchedRanges(location, cache)
+        return LocalSource(location)
+    return RemoteSource(location) if cache is None else CachedSource(location, cache)
 
 
-def _indices(location: Location, shards: Sequence[ShardEntry]) -> list[index.ShardIndex]:
+def _load_indices(location: Location, shards: Sequence[ShardEntry]) -> list[index.ShardIndex]:
     if isinstance(location, Path):
-        return [_local_index(location, entry) for entry in shards]
-    with ThreadPoolExecutor(_INDICES_AT_ONCE) as pool:
-        return list(pool.map(partial(_remote_index, location), shards))
+        return [_load_local_index(location, entry) for entry in shards]
+    with ThreadPoolExecutor(_PARALLEL_INDICES) as pool:
+        return list(pool.map(partial(_load_remote_index, location), shards))
 
 
-def _local_index(folder: Path, entry: ShardEntry) -> index.ShardIndex:
+def _load_local_index(folder: Path, entry: ShardEntry) -> index.ShardIndex:
     path = folder / entry.name
     try:
         length = path.stat().st_size
@@ -96,19 +96,19 @@ def _local_index(folder: Path, entry: ShardEntry) -> index.ShardIndex:
             f"{path}: has {length:,} bytes instead of {entry.bytes:,}; {remedy(str(path))}"
         )
     npz = index.npz_path(folder, entry.name)
-    return _same_shard(index.load_npz(npz), entry, str(npz))
+    return _check_same_shard(index.load_npz(npz), entry, str(npz))
 
 
-def _remote_index(location: str, entry: ShardEntry) -> index.ShardIndex:
-    url = remote.below(location, str(index.npz_path(Path(), entry.name)))
+def _load_remote_index(location: str, entry: ShardEntry) -> index.ShardIndex:
+    url = remote.child(location, str(index.npz_path(Path(), entry.name)))
     try:
-        content = remote.read(url)
+        content = remote.read_file(url)
     except FileNotFoundError:
         raise DamagedData(f"{url}: is missing; {remedy(url)}") from None
-    return _same_shard(index.parse_npz(content, url), entry, url)
+    return _check_same_shard(index.parse_npz(content, url), entry, url)
 
 
-def _same_shard(loaded: index.ShardIndex, entry: ShardEntry, path: str) -> index.ShardIndex:
+def _check_same_shard(loaded: index.ShardIndex, entry: ShardEntry, path: str) -> index.ShardIndex:
     if loaded.entry(entry.name) != entry:
         raise DamagedData(f"{path}: is of another shard; {remedy(path)}")
     return loaded

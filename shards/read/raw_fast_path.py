@@ -16,11 +16,11 @@ from isal.isal_zlib import crc32
 from shards.format import codec, tar
 from shards.format.tar import BLOCK
 
-_ROOM = 16 * BLOCK
+_HEADER_BYTES = 16 * BLOCK
 """Bytes between the pixels of HR and those of LR: two headers, the JSON and some padding; else the slow way."""
 
 
-class Form(NamedTuple):
+class RawLayout(NamedTuple):
     """What the pairs of a data set have in common: what `.npy` puts before square pixels, and their length."""
 
     before_hr: bytes
@@ -32,17 +32,17 @@ class Form(NamedTuple):
     lr_length: int
 
 
-def form_of(hr_size: int, lr_size: int) -> Form:
+def raw_layout(hr_size: int, lr_size: int) -> RawLayout:
     """Of pairs with sides of so many pixels."""
     before_hr, before_lr = codec.raw_header(hr_size, hr_size), codec.raw_header(lr_size, lr_size)
     lengths = 3 * hr_size**2, 3 * lr_size**2
-    return Form(before_hr, before_lr, crc32(before_hr), crc32(before_lr), *lengths)
+    return RawLayout(before_hr, before_lr, crc32(before_hr), crc32(before_lr), *lengths)
 
 
-class Rows(NamedTuple):
+class RowCopies(NamedTuple):
     """Consecutive pairs of one shard, as `read_pair` wants them."""
 
-    form: Form
+    form: RawLayout
     places: list[list[int]]
     """Offset of the first header; bytes from there to the end; bytes between the pixels of HR and those
     of LR; where among these the JSON begins and ends."""
@@ -52,13 +52,13 @@ class Rows(NamedTuple):
     """CRC-32 of HR, JSON and LR."""
 
 
-def rows_of(
-    form: Form,
+def row_copies(
+    form: RawLayout,
     keys: npt.NDArray[np.int64],
     offset: npt.NDArray[np.int64],
     size: npt.NDArray[np.int64],
     crcs: npt.NDArray[np.uint32],
-) -> Rows | None:
+) -> RowCopies | None:
     """What can be said of N pairs before they are read; None if they are not of that form.
 
     Args:
@@ -72,29 +72,29 @@ def rows_of(
     start, hr_end, lr_at = offset[:, 0] - BLOCK, offset[:, 0] + size[:, 0], offset[:, 2]
     gap, json_at = lr_at + before_lr - hr_end, offset[:, 1] - hr_end
     lengths = before_hr + form.hr_length, before_lr + form.lr_length
-    if (size[:, ::2] != lengths).any() or (gap > _ROOM).any():
+    if (size[:, ::2] != lengths).any() or (gap > _HEADER_BYTES).any():
         return None
     length = lr_at + size[:, 2] - start
     places = np.stack((start, length, gap, json_at, json_at + size[:, 1]), axis=1).tolist()
     behind = form.before_hr, b"", form.before_lr
-    frames = tar.headers(keys, tar.parts(codec.EXTENSIONS["raw"]), size, behind=behind)
-    return Rows(form, places, frames.tobytes(), crcs.tolist())
+    frames = tar.build_headers(keys, tar.split_name(codec.EXTENSIONS["raw"]), size, behind=behind)
+    return RowCopies(form, places, frames.tobytes(), crcs.tolist())
 
 
-class Room:
+class HeaderBuffer:
     """Where a thread puts what lies around pixels."""
 
     __slots__ = ("frame", "head", "lr_frame", "middle")
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: RawLayout) -> None:
         self.head = memoryview(bytearray(BLOCK + len(form.before_hr)))
-        self.middle = memoryview(bytearray(_ROOM))
+        self.middle = memoryview(bytearray(_HEADER_BYTES))
         self.lr_frame = BLOCK + len(form.before_lr)
         self.frame = len(self.head) + BLOCK + self.lr_frame
 
 
-def read_pair(
-    descriptor: int, rows: Rows, row: int, room: Room, hr: memoryview, lr: memoryview
+def read_raw_pair(
+    descriptor: int, rows: RowCopies, row: int, room: HeaderBuffer, hr: memoryview, lr: memoryview
 ) -> bool:
     """Read the pixels of a pair into `hr` and `lr`, flat bytes; False if anything is not as promised."""
     form, places, frames, crcs = rows

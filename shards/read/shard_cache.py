@@ -18,15 +18,15 @@ from queue import SimpleQueue
 from shards.errors import DamagedData, UsrganError, WriteFailed, remedy
 from shards.format.manifest import ShardEntry
 from shards.io import atomic, remote
-from shards.read.byte_ranges import OnDisk, Range, StoreRanges, open_files
+from shards.read.byte_ranges import ByteRange, BytesOnDisk, RemoteSource, keep_files_open
 
 
-def place(folder: Path, shard: ShardEntry) -> Path:
+def cached_path(folder: Path, shard: ShardEntry) -> Path:
     """`FOLDER/SHA256.tar`."""
     return folder / f"{shard.sha256}.tar"
 
 
-def is_there(path: Path, shard: ShardEntry) -> bool:
+def is_cached(path: Path, shard: ShardEntry) -> bool:
     """Whether a shard lies at its place, in its full length."""
     try:
         return path.stat().st_size == shard.bytes
@@ -34,7 +34,7 @@ def is_there(path: Path, shard: ShardEntry) -> bool:
         return False
 
 
-def fetch(url: str, shard: ShardEntry, folder: Path) -> Path:
+def fetch_shard(url: str, shard: ShardEntry, folder: Path) -> Path:
     """Copy a shard from its URL into the folder, unless it is there.
 
     Raises:
@@ -43,14 +43,14 @@ def fetch(url: str, shard: ShardEntry, folder: Path) -> Path:
         UsrganError: the store does not answer.
     """
     atomic.make_folder(folder)
-    path = place(folder, shard)
-    with _one_at_a_time(folder / f".{shard.sha256}.lock"):
-        if is_there(path, shard):
+    path = cached_path(folder, shard)
+    with _lock_shard(folder / f".{shard.sha256}.lock"):
+        if is_cached(path, shard):
             return path
         for rest in folder.glob(f".{path.name}.*{atomic.TEMP_SUFFIX}"):  # of a run that was killed
-            atomic.remove(rest)
+            atomic.remove_file(rest)
         digest = hashlib.sha256()
-        with atomic.replacing(path) as stream:
+        with atomic.open_replacement(path) as stream:
             try:
                 for part in remote.read_parts(url):
                     digest.update(part)
@@ -62,7 +62,7 @@ def fetch(url: str, shard: ShardEntry, folder: Path) -> Path:
     return path
 
 
-class FetchedRanges:
+class CachedSource:
     """Shards at a URL that are fetched whole into a folder, one after the other, as they come up.
 
     Until a shard is there its ranges come from the URL, so no step waits for a whole shard; and where
@@ -73,20 +73,20 @@ class FetchedRanges:
         self.url = url
         self.folder = folder
         self.bytes_read = 0
-        self._store = StoreRanges(url)
+        self._store = RemoteSource(url)
         self._wanted: SimpleQueue[ShardEntry | None] = SimpleQueue()
         self._asked: set[str] = set()
         self._over = False
         self._lock = threading.Lock()
-        self._files = open_files()
+        self._files = keep_files_open()
 
-    def range(self, shard: ShardEntry, start: int, stop: int) -> Range:
+    def range(self, shard: ShardEntry, start: int, stop: int) -> ByteRange:
         """As `Ranges` says."""
         self.bytes_read += stop - start
-        path = place(self.folder, shard)
-        if is_there(path, shard):
-            url = remote.below(self.url, shard.name)
-            return OnDisk(str(path), self._files, copy_of=url).ahead(start, stop)
+        path = cached_path(self.folder, shard)
+        if is_cached(path, shard):
+            url = remote.child(self.url, shard.name)
+            return BytesOnDisk(str(path), self._files, copy_of=url).ahead(start, stop)
         if not self._over:
             self._ask(shard)
         return self._store.range(shard, start, stop)
@@ -108,7 +108,7 @@ class FetchedRanges:
     def _fetch(self) -> None:
         while not self._over and (shard := self._wanted.get()) is not None:
             try:
-                fetch(remote.below(self.url, shard.name), shard, self.folder)
+                fetch_shard(remote.child(self.url, shard.name), shard, self.folder)
             except (WriteFailed, OSError) as error:
                 self._tell(f"{error}; no more shards are kept in {self.folder}, reading goes on")
                 self._over = True
@@ -124,7 +124,7 @@ class FetchedRanges:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
+def _lock_shard(lock: Path) -> Iterator[None]:
     """Hold a lock file that is removed at the end."""
     while True:
         try:

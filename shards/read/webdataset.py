@@ -26,7 +26,7 @@ from shards.format.png import RGB8
 from shards.read.dataset import open_dataset
 
 
-class Decoded(TypedDict):
+class DecodedSample(TypedDict):
     """A sample as the pipeline yields it."""
 
     __key__: str
@@ -68,31 +68,31 @@ def webdataset_pipeline(
         handler=webdataset.reraise_exception,
         empty_check=False,  # a node may get no shard
     )
-    read = read.compose(_whole)
+    read = read.compose(_check_sample)
     if shuffle:
         read = read.shuffle(shuffle, seed=seed)
-    return read.map(functools.partial(_decode, name=manifest.codec))
+    return read.map(functools.partial(_decode_sample, name=manifest.codec))
 
 
-def _whole(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _check_sample(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The samples as they come, if all of each shard do: at a damaged header `tarfile` just ends."""
     for url, shard in itertools.groupby(samples, key=itemgetter("__url__")):
         count = 0
         for sample in shard:
             count += 1
             yield sample
-        wanted = len(_index(Path(url)).key)
+        wanted = len(_load_index(Path(url)).key)
         if count != wanted:
             raise DamagedData(
                 f"{url}: a header is damaged behind {count} of its {wanted} samples; {remedy(url)}"
             )
 
 
-def _decode(sample: dict[str, Any], *, name: codec.Codec) -> Decoded:
+def _decode_sample(sample: dict[str, Any], *, name: codec.Codec) -> DecodedSample:
     path = Path(sample["__url__"])
-    stored = _index(path)
+    stored = _load_index(path)
     row = int(np.searchsorted(stored.key, int(sample["__key__"])))
-    parts = tar.parts(codec.EXTENSIONS[name])
+    parts = tar.split_name(codec.EXTENSIONS[name])
     for number, part in enumerate(parts):
         content = sample.get(part, b"")
         if row == len(stored.key) or isal_zlib.crc32(content) != stored.crc32[row, number]:
@@ -107,5 +107,5 @@ def _decode(sample: dict[str, Any], *, name: codec.Codec) -> Decoded:
 
 
 @functools.lru_cache(maxsize=4)
-def _index(path: Path) -> index.ShardIndex:
+def _load_index(path: Path) -> index.ShardIndex:
     return index.load_npz(index.npz_path(path.parent, path.name))

@@ -25,7 +25,7 @@ from shards.errors import Stopped, UsageError, UsrganError
 from shards.version import __version__
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-GIVEN = "usrgan.given"
+ARGUMENTS_KEY = "usrgan.given"
 """Where click's context keeps the arguments as they were typed."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -45,7 +45,7 @@ class FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
-class Place(FilePath):
+class FolderOrUrl(FilePath):
     """A path, or a URL of a store as it was typed."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as click has it
@@ -66,10 +66,10 @@ class _Command(click.Command):
         for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign gets it escaped
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        with _reporting_usage(info_name):
+        with _report_usage(info_name):
             given = tuple(args)
             context = super().make_context(info_name, args, parent, **extra)
-            context.meta[GIVEN] = given
+            context.meta[ARGUMENTS_KEY] = given
             return context
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -78,10 +78,10 @@ class _Command(click.Command):
         return [*params, debug, help_option]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        _write_example(self.example, formatter)
+        _format_example(self.example, formatter)
 
     def invoke(self, ctx: click.Context) -> object:
-        with reporting_errors(debug=ctx.params.pop("debug")):
+        with report_errors(debug=ctx.params.pop("debug")):
             return super().invoke(ctx)
 
 
@@ -95,22 +95,22 @@ class _Group(click.Group):
         **extra: Any,  # noqa: ANN401  as click has it
     ) -> click.Context:  # fmt: skip
         """Wrong usage is told like any other error."""
-        with _reporting_usage(info_name):
+        with _report_usage(info_name):
             return super().make_context(info_name, args, parent, **extra)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """A command that is not there is told like any other error."""
-        with _reporting_usage(ctx.command_path):
+        with _report_usage(ctx.command_path):
             return super().resolve_command(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        _write_example(self.example, formatter)
+        _format_example(self.example, formatter)
 
 
 @contextlib.contextmanager
-def _reporting_usage(name: str | None) -> Iterator[None]:
+def _report_usage(name: str | None) -> Iterator[None]:
     """Print click's complaint about the options as one line and leave with its exit code."""
     try:
         yield
@@ -119,10 +119,10 @@ def _reporting_usage(name: str | None) -> Iterator[None]:
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else name
         said = " ".join(error.format_message().split()).rstrip(".")
-        fail(f"{said}; see {path} --help", code=UsageError.exit_code)
+        exit_with_error(f"{said}; see {path} --help", code=UsageError.exit_code)
 
 
-def _write_example(example: str, formatter: click.HelpFormatter) -> None:
+def _format_example(example: str, formatter: click.HelpFormatter) -> None:
     """Lines as they are typed, never wrapped."""
     with formatter.section("Example"):
         for line in example.splitlines():
@@ -156,37 +156,37 @@ def command(
 
 
 @contextlib.contextmanager
-def reporting_errors(*, debug: bool) -> Iterator[None]:
+def report_errors(*, debug: bool) -> Iterator[None]:
     """Print an error as one line and leave with its exit code."""
     try:
         yield
     except click.ClickException:
         raise
     except UsrganError as error:
-        fail(str(error), code=error.exit_code, debug=debug)
+        exit_with_error(str(error), code=error.exit_code, debug=debug)
     except KeyboardInterrupt:
-        fail("run the same command again to go on", code=Stopped.exit_code, debug=debug)
+        exit_with_error("run the same command again to go on", code=Stopped.exit_code, debug=debug)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:  # of the machine, not of the program
         name = error.filename if isinstance(error.filename, str) else "the output"
-        fail(f"{name}: {error.strerror or error}", code=1, debug=debug)
+        exit_with_error(f"{name}: {error.strerror or error}", code=1, debug=debug)
     except Exception as error:
         kind = type(error).__name__
         message = " ".join(str(error).split()) or "no message"
-        fail(f"{kind}: {message} (a bug: --debug shows where)", code=1, debug=debug)
+        exit_with_error(f"{kind}: {message} (a bug: --debug shows where)", code=1, debug=debug)
 
 
-def fail(message: str, *, code: int, debug: bool = False) -> NoReturn:
+def exit_with_error(message: str, *, code: int, debug: bool = False) -> NoReturn:
     """Print one line and end the process with `code`."""
     if debug:
         err.print(traceback.format_exc(), markup=False, style="dim")
-    complain(message, stopped=code == Stopped.exit_code)
+    print_error(message, stopped=code == Stopped.exit_code)
     sys.exit(code)
 
 
-def complain(message: str, *, stopped: bool = False) -> None:
+def print_error(message: str, *, stopped: bool = False) -> None:
     """Print one line about what went wrong."""
     head = ("stopped:", "yellow") if stopped else ("error:", "red")
     err.print(Text.assemble(head, " ", printable(message)))

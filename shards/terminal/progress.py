@@ -56,10 +56,10 @@ def progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Ad
 
             yield advance
     else:
-        yield _logged_progress(title, total=total, unit=unit, before=done)
+        yield _log_progress(title, total=total, unit=unit, before=done)
 
 
-def _logged_progress(title: str, *, total: int, unit: str, before: int) -> Advance:
+def _log_progress(title: str, *, total: int, unit: str, before: int) -> Advance:
     started = last = time.monotonic()
     done = before
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from pipeline import doctor
 from pipeline.cli import main
-from pipeline.doctor import Check, examine
+from pipeline.doctor import Check, check_installation
 
 
 def states(checks: list[Check]) -> dict[str, str]:
@@ -17,7 +17,7 @@ def states(checks: list[Check]) -> dict[str, str]:
 
 
 def test_this_installation_is_whole():
-    assert "broken" not in states(examine()).values()
+    assert "broken" not in states(check_installation()).values()
     result = CliRunner().invoke(main, ["--doctor", "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout)[0]["what"] == "PIL"
@@ -37,11 +37,13 @@ def test_two_owners_of_pil_are_broken_and_the_repair_is_printed(monkeypatch):
 def test_two_opencvs_are_broken(monkeypatch):
     both = {"opencv-python": "5.0", "opencv-python-headless": "5.0"}
     monkeypatch.setattr(doctor, "_installed", lambda *names: both)
-    assert doctor._opencv().state == "broken"
+    assert doctor._check_opencv().state == "broken"
 
 
 def test_a_machine_without_a_compiler_is_slow_with_png(monkeypatch):
-    monkeypatch.setattr("shards.format.unfilter.missing_kernel", lambda: "there is no C compiler")
+    monkeypatch.setattr(
+        "shards.format.unfilter.missing_kernel_reason", lambda: "there is no C compiler"
+    )
     result = CliRunner().invoke(main, ["--doctor"])
     assert result.exit_code == 0
     assert "slow    PNG: there is no C compiler\n        install gcc 9" in result.stdout
@@ -62,7 +64,7 @@ def test_machine_code_tells_whether_avx2_is_used(monkeypatch, tmp_path, code, st
     monkeypatch.setattr(doctor, "_has_avx2", lambda: True)
     monkeypatch.setattr(doctor, "_installed", lambda *names: {"pillow-simd": "12"})
     monkeypatch.setattr(doctor.importlib.metadata, "files", lambda name: [Module()])
-    found = doctor._pil_fast()
+    found = doctor._check_pil_simd()
     assert found.state == state
     assert ("-mavx2" in found.mend) == (state == "slow")
 
@@ -77,7 +79,7 @@ def test_a_module_that_removing_the_other_pil_took_along_is_a_finding(monkeypatc
     monkeypatch.setattr(doctor, "_has_avx2", lambda: True)
     monkeypatch.setattr(doctor, "_installed", lambda *names: {"pillow-simd": "12"})
     monkeypatch.setattr(doctor.importlib.metadata, "files", lambda name: [Module()])
-    found = doctor._pil_fast()
+    found = doctor._check_pil_simd()
     assert found.state == "broken"
     assert f"{tmp_path}/_imaging.so: cannot be read (No such file" in found.found
     assert "pip uninstall -y pillow pillow-simd" in found.mend
@@ -103,7 +105,7 @@ def test_libraries_that_cannot_be_imported_are_broken(monkeypatch, tmp_path, mod
 
 def test_a_processor_without_avx2_misses_nothing(monkeypatch):
     monkeypatch.setattr(doctor, "_has_avx2", lambda: False)
-    assert doctor._pil_fast().state == "good"
+    assert doctor._check_pil_simd().state == "good"
 
 
 def test_a_pil_that_cannot_be_imported_is_broken(monkeypatch, tmp_path):

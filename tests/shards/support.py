@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from shards import writer
 from shards.format import codec
-from shards.format.index import Origin
+from shards.format.index import Origins
 from shards.format.manifest import (
     Manifest,
     Photos,
@@ -60,7 +60,7 @@ def write_samples(
         np.array([sample.key for sample in listed]),
         [sample.meta for sample in listed],
         np.array([[len(sample.hr), len(sample.lr)] for sample in listed]),
-        Origin(
+        Origins(
             [sample.src for sample in listed],
             [4] * count,
             [8] * count,
@@ -108,7 +108,7 @@ def make_dataset(
         scale=4,
         hr_size=hr_side,
         codec=codec_name,
-        resize=Resize("pillow", *resize.implementation()),
+        resize=Resize("pillow", *resize.describe_implementation()),
         options={"seed": 0},
         libraries={},
         photos=Photos("folder", 3, 0, 2, 1),

@@ -33,7 +33,7 @@ def test_a_stale_index_says_of_no_new_tar_that_it_is_finished(tmp_path, monkeypa
                 _write(folder, 5)
             except (WriteFailed, OSError):
                 came_to.append(operation)
-        found = writer.finished_shard(folder, "train-000000.tar")
+        found = writer.find_finished_shard(folder, "train-000000.tar")
         after = _write(folder, 5)
         assert after.bytes == before.bytes  # so that lengths cannot tell
         assert after.sha256 != before.sha256

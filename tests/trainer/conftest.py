@@ -48,7 +48,7 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             scale=4,
             hr_size=SIDE,
             codec="png",
-            resize=Resize("pillow", *resize.implementation()),
+            resize=Resize("pillow", *resize.describe_implementation()),
             options={},
             libraries={},
             photos=Photos("folder", 5, 0, 4, 1),

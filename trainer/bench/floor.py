@@ -21,7 +21,7 @@ from shards.format.manifest import Manifest
 from shards.format.png import RGB8
 from shards.images import resize
 from shards.images.headers import read_header
-from shards.images.photos import upright
+from shards.images.photos import apply_orientation
 from shards.read.dataset import open_dataset
 
 
@@ -77,16 +77,16 @@ def spend(photos: Path, shards: Path) -> float:
 def _decode(content: bytes) -> RGB8:
     header = read_header(content)  # which way is up, or the patches would lie elsewhere
     if header.kind == "JPEG":
-        return upright(simplejpeg.decode_jpeg(content, "RGB"), header)
+        return apply_orientation(simplejpeg.decode_jpeg(content, "RGB"), header)
     if header.plain:
         plain = png.decode_plain(content, height=header.height, width=header.width)
         if plain is not None:
-            return upright(plain, header)
+            return apply_orientation(plain, header)
     bgr = cv2.imdecode(
         np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     )
     assert bgr is not None
-    return upright(np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8), header)
+    return apply_orientation(np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8), header)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def bench_prep(
         versions={
             "python": platform.python_version(),
             "numpy": np.__version__,
-            "PIL": " ".join(resize.implementation()),
+            "PIL": " ".join(resize.describe_implementation()),
         },
         command=f"bench-sr prep --src {src} --workers {workers} --rounds {rounds}",
         **{name: round(statistics.median(values), 3) for name, values in ratios.items()},

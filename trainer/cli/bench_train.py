@@ -57,7 +57,7 @@ def _split(_context: click.Context, _option: click.Parameter, value: str) -> tup
     help=f"BasicSR's way: all, none, or of {', '.join(PEERS)}.",
 )  # fmt: skip
 @click.option(
-    "--shards", type=console.Place(), metavar="DIR|URL",
+    "--shards", type=console.FolderOrUrl(), metavar="DIR|URL",
     help="Also measure the wait for the batches of this data set.",
 )  # fmt: skip
 @click.option(

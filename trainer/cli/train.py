@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--shards",
-    type=console.Place(),
+    type=console.FolderOrUrl(),
     metavar="DIR|URL",
     help="Folder or URL that prep-shards wrote.",
 )
@@ -114,7 +114,7 @@ def train_main(
     Stage psnr learns to reconstruct, stage gan to look real. A run that was stopped or killed goes
     on when the same command is run again.
     """
-    given = click.get_current_context().meta[console.GIVEN]
+    given = click.get_current_context().meta[console.ARGUMENTS_KEY]
     from trainer.config.load import load_config
     from trainer.config.schema import STAGES
     from trainer.config.write import config_to_toml
@@ -216,12 +216,14 @@ def _together(ranks: Places, *, debug: bool) -> Iterator[Heartbeat | None]:
 
     def tell(error: BaseException) -> int:
         try:
-            with console.reporting_errors(debug=debug):
+            with console.report_errors(debug=debug):
                 raise error
         except SystemExit as left:
             return int(left.code or 0)
 
-    watch = Heartbeat(connect_store(ranks), ranks, silence=silence_seconds(), tell=console.complain)
+    watch = Heartbeat(
+        connect_store(ranks), ranks, silence=silence_seconds(), tell=console.print_error
+    )
     watch.ready()
     with end_all_on_error(ranks, watch, tell=tell):
         yield watch

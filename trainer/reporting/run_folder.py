@@ -72,7 +72,7 @@ def write_run_header(
             "torch": torch.__version__,
             "numpy": np.__version__,
             "opencv": cv2.__version__,
-            "PIL": " ".join(resize.implementation()),
+            "PIL": " ".join(resize.describe_implementation()),
         },
     }
     content = json.dumps(described, indent=2, sort_keys=True) + "\n"

@@ -112,7 +112,7 @@ def save_last(run: Path, state: TrainState, config: Config, *, dataset_sha256: s
     save_tensors(path, state_tensors(state), {"position": msgspec.json.encode(position).decode()})
     saved = _saved(run, state.stage)  # damaged ones that were passed over may stand before `path`
     for old in saved[saved.index(path) + max(config.checkpoint.keep, 1) :]:
-        atomic.remove(old)
+        atomic.remove_file(old)
     return path
 
 
@@ -159,7 +159,7 @@ def remove_checkpoints_after(run: Path, stage: Stage, patches_seen: int) -> None
     """Remove the checkpoints of a stage that lie ahead of where the run goes on."""
     for path in _saved(run, stage):
         if int(path.stem.rpartition("-")[2]) > patches_seen:
-            atomic.remove(path)
+            atomic.remove_file(path)
 
 
 def has_last(run: Path, stage: Stage) -> bool:

@@ -13,7 +13,7 @@ import torch
 from shards.errors import Stopped, UsageError, UsrganError, WriteFailed
 from shards.format.png import RGB8
 from shards.images.photos import RejectedPhoto, looks_like_photo, read_photo
-from shards.images.walk import walk
+from shards.images.walk import walk_photos
 from shards.io import atomic
 from trainer.device import explain_out_of_memory
 from trainer.upscaling.picture_files import encode_picture
@@ -179,7 +179,7 @@ def _expand(text: str, *, recursive: bool, leave_out: Path) -> Iterator[tuple[Pa
 
 
 def _pictures_below(path: Path, *, recursive: bool, leave_out: Path) -> Iterator[Path]:
-    for folder, folders, names in walk(path, "INPUT"):
+    for folder, folders, names in walk_photos(path, "INPUT"):
         if folder.resolve().is_relative_to(leave_out):
             folders.clear()
             continue

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.execution import engines
-from pipeline.execution.pool import Died, Done
+from pipeline.execution.pool import Completed, Crashed
 from shards.errors import UsrganError
 from shards.format import png
 from tests.pipeline.support import make, make_photo, tree
@@ -159,7 +159,7 @@ def test_a_cluster_whose_workers_have_gone_ends_the_run(monkeypatch):
     ):
         client.wait_for_workers(1)
         units = [(0.01,), *[(0.5,)] * 40]
-        ended = engines._run_dask(client, lambda: False, time.sleep, units)
+        ended = engines._run_on_dask(client, lambda: False, time.sleep, units)
         next(ended)
         cluster.scale(0)
         with pytest.raises(UsrganError, match="has no workers any more"):
@@ -229,10 +229,10 @@ def test_a_unit_whose_ray_node_goes_again_and_again_has_died_and_the_rest_is_don
         return False
 
     try:
-        with engines._ray(0, cluster.address) as ray:
-            ended = list(engines._run_ray(ray, take_the_node_of_each_start, unit, [slow, fast]))
+        with engines._open_ray(0, cluster.address) as ray:
+            ended = list(engines._run_on_ray(ray, take_the_node_of_each_start, unit, [slow, fast]))
     finally:
         cluster.shutdown()
-    assert sorted(each.unit for each in ended if isinstance(each, Died)) == [slow]
-    assert sorted(each.unit for each in ended if isinstance(each, Done)) == [fast]
+    assert sorted(each.unit for each in ended if isinstance(each, Crashed)) == [slow]
+    assert sorted(each.unit for each in ended if isinstance(each, Completed)) == [fast]
     assert len(nodes) == 1 + 1 + 2  # the first try and two more

@@ -10,7 +10,7 @@ import types
 import pytest
 
 from pipeline.execution import engines
-from pipeline.execution.pool import Died, Done
+from pipeline.execution.pool import Completed, Crashed
 from shards.errors import UsageError, UsrganError
 
 
@@ -61,13 +61,13 @@ def test_a_cluster_without_workers_ends_the_run(monkeypatch):
     client = Client(1, 0, 0)
     monkeypatch.setattr(Future, "done", lambda self: False)
     with pytest.raises(UsrganError, match="has no workers any more"):
-        list(engines._run_dask(client, lambda: False, abs, [(-1,), (2,), (3,)]))
+        list(engines._run_on_dask(client, lambda: False, abs, [(-1,), (2,), (3,)]))
     assert len(client.cancelled) == 2
 
 
 def test_workers_that_come_back_go_on():
-    ended = engines._run_dask(Client(0, 1, 0, 1), lambda: False, abs, [(-n,) for n in range(5)])
-    assert sorted(each.result for each in ended if isinstance(each, Done)) == list(range(5))
+    ended = engines._run_on_dask(Client(0, 1, 0, 1), lambda: False, abs, [(-n,) for n in range(5)])
+    assert sorted(each.result for each in ended if isinstance(each, Completed)) == list(range(5))
 
 
 def refuse(error: BaseException):
@@ -89,14 +89,14 @@ def test_a_dask_scheduler_that_is_gone_is_told_with_its_address(monkeypatch, own
     monkeypatch.setattr(owner, name, refuse(error))
     monkeypatch.setattr(Client, "cancel", refuse(OSError("closed")))
     with pytest.raises(UsrganError, match="scheduler at tcp://head:8786 is gone; run the same"):
-        list(engines._run_dask(Client(1), lambda: False, abs, NUMBERS))
+        list(engines._run_on_dask(Client(1), lambda: False, abs, NUMBERS))
 
 
 def test_an_error_of_a_unit_is_not_taken_for_that_of_the_dask_scheduler(monkeypatch):
     monkeypatch.setattr(Future, "status", "error")
     monkeypatch.setattr(Future, "result", refuse(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        list(engines._run_dask(Client(1), lambda: False, abs, NUMBERS))
+        list(engines._run_on_dask(Client(1), lambda: False, abs, NUMBERS))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ NUMBERS = [(-n,) for n in range(5)]
 
 
 def numbers(ended) -> list[int]:
-    return sorted(each.result for each in ended if isinstance(each, Done))
+    return sorted(each.result for each in ended if isinstance(each, Completed))
 
 
 @pytest.mark.parametrize(
@@ -168,19 +168,19 @@ def numbers(ended) -> list[int]:
     ids=["none", "head", "dead", "small"],
 )
 def test_a_ray_cluster_without_nodes_for_units_ends_the_run(left):
-    ended = engines._run_ray(Ray([node(CPU=1)], left), lambda: False, abs, NUMBERS)
+    ended = engines._run_on_ray(Ray([node(CPU=1)], left), lambda: False, abs, NUMBERS)
     with pytest.raises(UsrganError, match="no node of the cluster has a CPU"):
         list(ended)
 
 
 def test_a_ray_cluster_that_has_no_nodes_yet_is_given_units_and_goes_on():
     later = [[node()]] * 3 + [[node(), node(CPU=2)], [node()], [node(), node(CPU=1)]]
-    ended = engines._run_ray(Ray(*later), lambda: False, abs, NUMBERS)
+    ended = engines._run_on_ray(Ray(*later), lambda: False, abs, NUMBERS)
     assert numbers(ended) == list(range(5))
 
 
 def test_a_ray_cluster_that_is_busy_with_other_work_is_waited_for():
-    ended = engines._run_ray(Ray([node(CPU=1)], busy=12), lambda: False, abs, NUMBERS)
+    ended = engines._run_on_ray(Ray([node(CPU=1)], busy=12), lambda: False, abs, NUMBERS)
     assert numbers(ended) == list(range(5))
 
 
@@ -191,6 +191,6 @@ def test_a_unit_that_takes_ray_workers_or_nodes_along_has_died(name):
             raise getattr(Ray.exceptions, name)
         return number
 
-    ended = list(engines._run_ray(Ray([node(CPU=1)]), lambda: False, kill, [(1,), (2,), (3,)]))
+    ended = list(engines._run_on_ray(Ray([node(CPU=1)]), lambda: False, kill, [(1,), (2,), (3,)]))
     assert numbers(ended) == [1, 3]
-    assert Died((2,)) in ended
+    assert Crashed((2,)) in ended

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.patches import degrade
-from pipeline.patches.degrade import MARGIN, Blur, Noise, describe, kernel
+from pipeline.patches.degrade import MARGIN, Blur, Noise, blur_kernel, describe_recipe
 from pipeline.patches.extract import degradation_key
 from pipeline.photos.accept import pixel_digest
 from shards.images.resize import downscale
@@ -25,14 +25,14 @@ KEYS = [f"test {number}" for number in range(400)]
 
 
 def test_a_gaussian_is_the_gaussian():
-    found = kernel(Blur("gaussian", 7, (1.3, 1.3)))
+    found = blur_kernel(Blur("gaussian", 7, (1.3, 1.3)))
     line = np.exp(-0.5 * (np.arange(-3, 4) / 1.3) ** 2)
     wanted = np.outer(line, line)
     np.testing.assert_allclose(found, wanted / wanted.sum(), atol=1e-15)
 
 
 def test_two_widths_lie_along_the_angle():
-    found = kernel(Blur("gaussian", 21, (3.0, 0.9), angle=np.pi / 2))
+    found = blur_kernel(Blur("gaussian", 21, (3.0, 0.9), angle=np.pi / 2))
     reach = np.arange(21) - 10
     spread = [float((found.sum(axis) * reach**2).sum()) ** 0.5 for axis in (0, 1)]
     assert spread == pytest.approx([0.9, 3.0], rel=0.02)
@@ -41,31 +41,31 @@ def test_two_widths_lie_along_the_angle():
 def test_bessel_is_that_of_the_tables():
     """J1(1) = 0.4400505857, J1(5) = -0.3275791376, J1(20) = 0.0668331242 (Abramowitz & Stegun 9.1)."""
     for radius, wanted in ((1, 0.4400505857), (5, -0.3275791376), (20, 0.0668331242)):
-        found = float(degrade._jinc(np.array([float(radius)]), 1.0)[0]) * 2 * np.pi * radius
+        found = float(degrade._sinc_kernel(np.array([float(radius)]), 1.0)[0]) * 2 * np.pi * radius
         assert found == pytest.approx(wanted, abs=1e-9)
 
 
 def test_a_low_sinc_rings_at_an_edge_and_leaves_what_is_flat():
     edge = np.zeros((40, 40, 3))
     edge[:, 20:] = 1
-    low = degrade._filter(edge, Blur("sinc", 21, (np.pi / 4,)))
+    low = degrade._apply_filter(edge, Blur("sinc", 21, (np.pi / 4,)))
     assert low.max() > 1.03
     assert low.min() < -0.03
-    flat = degrade._filter(np.full((40, 40, 3), 0.5), Blur("sinc", 21, (1.0,)))
+    flat = degrade._apply_filter(np.full((40, 40, 3), 0.5), Blur("sinc", 21, (1.0,)))
     np.testing.assert_allclose(flat, 0.5, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", ["gaussian", "generalized", "plateau", "sinc"])
 def test_every_kernel_keeps_the_mean(shape):
     sigma = (1.0,) if shape == "sinc" else (2.0, 0.7)
-    assert kernel(Blur(shape, 13, sigma, 0.4, 1.7)).sum() == pytest.approx(1)
+    assert blur_kernel(Blur(shape, 13, sigma, 0.4, 1.7)).sum() == pytest.approx(1)
 
 
 # what is drawn
 
 
 def test_draws_lie_in_the_published_ranges_and_reach_their_ends():
-    recipes = [degrade._draw(key) for key in KEYS]
+    recipes = [degrade._draw_recipe(key) for key in KEYS]
     first = [recipe.first for recipe in recipes]
     second = [recipe.second for recipe in recipes]
     for orders, low, high in ((first, 0.15, 1.5), (second, 0.3, 1.2)):
@@ -92,12 +92,12 @@ def test_draws_lie_in_the_published_ranges_and_reach_their_ends():
 def test_noise_has_the_strength_that_was_drawn():
     grey = np.full((200, 200, 3), 0.5)
     stream = np.random.default_rng(0)
-    noise = degrade._noise(grey, Noise("gaussian", 20.0, grey=False), stream)
+    noise = degrade._add_noise(grey, Noise("gaussian", 20.0, grey=False), stream)
     assert noise.std() * 255 == pytest.approx(20, rel=0.02)
-    one = degrade._noise(grey, Noise("gaussian", 20.0, grey=True), stream)
+    one = degrade._add_noise(grey, Noise("gaussian", 20.0, grey=True), stream)
     assert one.shape == (200, 200, 1)
     # two photons of light: the relative deviation of a Poisson number n is n ** -0.5
-    photons = degrade._noise(grey, Noise("poisson", 1.0, grey=False), stream)
+    photons = degrade._add_noise(grey, Noise("poisson", 1.0, grey=False), stream)
     assert photons.std() == pytest.approx(0.5, rel=0.05)
     assert abs(photons.mean()) < 0.01
 
@@ -120,7 +120,7 @@ def test_lr_has_its_size_and_still_shows_the_picture(scale):
 
 def test_the_same_key_gives_the_same_bytes_and_another_key_others():
     made = [degrade.degrade(PHOTO, scale=4, key=key) for key in ("a", "a", "b")]
-    degrade._draw.cache_clear()
+    degrade._draw_recipe.cache_clear()
     np.testing.assert_array_equal(made[0], made[1])
     np.testing.assert_array_equal(made[0], degrade.degrade(PHOTO, scale=4, key="a"))
     assert not np.array_equal(made[0], made[2])
@@ -155,7 +155,7 @@ def test_a_patch_is_degraded_with_its_surroundings(photos, tmp_path):
     pair = next(split[n] for n in range(len(split)) if split[n].info.src == "a.png")
     hr = cv2.imread(str(photos / "a.png"))[..., ::-1]
     key = degradation_key(0, pixel_digest(hr), pair.info.x, pair.info.y)
-    assert describe(key) == pair.info.degradation
+    assert describe_recipe(key) == pair.info.degradation
     x, y, reach = pair.info.x, pair.info.y, 4 * MARGIN
     left, top = max(0, x - reach), max(0, y - reach)
     whole = hr[: hr.shape[0] // 4 * 4, : hr.shape[1] // 4 * 4]

@@ -5,16 +5,22 @@ import pytest
 from PIL import Image
 
 from pipeline.options import Options, check_options
-from pipeline.patches.extract import PER_AREA, cut_photo, detail, positions, rank
-from pipeline.photos.accept import Admitted, luma_of, pixel_digest
+from pipeline.patches.extract import (
+    PATCH_AREAS_PER_PHOTO,
+    choose_positions,
+    extract_patches,
+    measure_detail,
+    patch_rank,
+)
+from pipeline.photos.accept import AcceptedPhoto, compute_luma, pixel_digest
 from shards.errors import UsageError
 from shards.format import png
 from shards.images import resize
 from tests.pipeline.support import make_photo
 
 
-def admitted(photo: np.ndarray) -> Admitted:
-    return Admitted(photo, luma_of(photo), None, "", pixel_digest(photo), 1.0, 1.0)
+def admitted(photo: np.ndarray) -> AcceptedPhoto:
+    return AcceptedPhoto(photo, compute_luma(photo), None, "", pixel_digest(photo), 1.0, 1.0)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
@@ -26,7 +32,7 @@ def test_lr_is_pillows_antialiased_bicubic_of_the_whole_photo(scale):
     whole = np.asarray(
         Image.fromarray(np.ascontiguousarray(cropped)).resize(size, Image.Resampling.BICUBIC)
     )
-    cuts = list(cut_photo(admitted(photo), options))
+    cuts = list(extract_patches(admitted(photo), options))
     assert len(cuts) == 30 if scale < 8 else cuts
     for cut in cuts:
         assert cut.x % scale == cut.y % scale == 0
@@ -41,7 +47,7 @@ def test_lr_is_pillows_antialiased_bicubic_of_the_whole_photo(scale):
 def test_the_matlab_kernel_is_cut_from_the_whole_photo_too():
     photo = make_photo(5, height=200, width=240)
     whole = resize.downscale(photo, scale=4, kernel="matlab")
-    for cut in cut_photo(admitted(photo), Options(patches_per_image=5, kernel="matlab")):
+    for cut in extract_patches(admitted(photo), Options(patches_per_image=5, kernel="matlab")):
         expected = whole[cut.y // 4 :, cut.x // 4 :][:32, :32]
         np.testing.assert_array_equal(png.decode_rgb(cut.lr), expected)
 
@@ -49,7 +55,7 @@ def test_the_matlab_kernel_is_cut_from_the_whole_photo_too():
 def test_lr_from_patch_sees_nothing_around_the_patch():
     photo = make_photo(2)
     options = Options(patches_per_image=4, lr_from="patch")
-    for cut in cut_photo(admitted(photo), options):
+    for cut in extract_patches(admitted(photo), options):
         patch = Image.fromarray(png.decode_rgb(cut.hr))
         alone = np.asarray(patch.resize((32, 32), Image.Resampling.BICUBIC))
         np.testing.assert_array_equal(png.decode_rgb(cut.lr), alone)
@@ -61,40 +67,47 @@ def test_lr_from_patch_sees_nothing_around_the_patch():
 def test_positions_are_distinct_aligned_and_inside(width, height):
     options = Options()
     width, height = width - width % 4, height - height % 4
-    found = positions(width, height, "photo", options)
+    found = choose_positions(width, height, "photo", options)
     assert len(set(found)) == len(found)
-    assert len(found) <= max(1, PER_AREA * width * height // 128**2)
+    assert len(found) <= max(1, PATCH_AREAS_PER_PHOTO * width * height // 128**2)
     assert all(0 <= x <= width - 128 and 0 <= y <= height - 128 for x, y in found)
     assert all(x % 4 == y % 4 == 0 for x, y in found)
-    assert found == positions(width, height, "photo", options)
+    assert found == choose_positions(width, height, "photo", options)
     if width > 200:
-        assert found != positions(width, height, "other", options)
+        assert found != choose_positions(width, height, "other", options)
         assert {x for x, _ in found} > {0}
 
 
 def test_a_large_photo_gives_the_number_that_was_asked_for():
-    assert len(positions(2040, 1356, "photo", Options())) == 200
+    assert len(choose_positions(2040, 1356, "photo", Options())) == 200
 
 
 def test_random_positions_reach_the_edges():
-    found = positions(144, 144, "photo", Options(patches_per_image=25))
-    everywhere = positions(144, 144, "photo", Options(patches_per_image=25, hr_size=128))
+    found = choose_positions(144, 144, "photo", Options(patches_per_image=25))
+    everywhere = choose_positions(144, 144, "photo", Options(patches_per_image=25, hr_size=128))
     assert found == everywhere
-    all_places = {xy for seed in range(20) for xy in positions(144, 144, f"p{seed}", Options())}
+    all_places = {
+        xy for seed in range(20) for xy in choose_positions(144, 144, f"p{seed}", Options())
+    }
     assert {0, 16} <= {x for x, _ in all_places}
 
 
 def test_a_grid_covers_every_pixel():
     options = Options(patches_per_image=0, grid=96)
     covered = np.zeros((300, 420), bool)
-    for x, y in positions(420, 300, "photo", options):
+    for x, y in choose_positions(420, 300, "photo", options):
         covered[y : y + 128, x : x + 128] = True
     assert covered.all()
 
 
 def test_rank_depends_on_seed_photo_and_place_alone():
-    assert rank(0, "p", 4, 8) == rank(0, "p", 4, 8)
-    others = {rank(1, "p", 4, 8), rank(0, "q", 4, 8), rank(0, "p", 8, 4), rank(0, "p", 4, 8)}
+    assert patch_rank(0, "p", 4, 8) == patch_rank(0, "p", 4, 8)
+    others = {
+        patch_rank(1, "p", 4, 8),
+        patch_rank(0, "q", 4, 8),
+        patch_rank(0, "p", 8, 4),
+        patch_rank(0, "p", 4, 8),
+    }
     assert len(others) == 4
     assert all(0 <= value < 2**64 for value in others)
 
@@ -109,11 +122,11 @@ def test_pixel_digest_tells_shapes_and_pixels_apart():
 
 def test_detail_agrees_with_numpy():
     luma = make_photo(4)[..., 1]
-    spread, gradient = detail(luma)
+    spread, gradient = measure_detail(luma)
     steps = [np.abs(np.diff(luma.astype(float), axis=axis)) for axis in (0, 1)]
     assert spread == pytest.approx(luma.std(), abs=1e-3)
     assert gradient == pytest.approx(np.concatenate([s.ravel() for s in steps]).mean(), abs=1e-3)
-    assert detail(np.full((16, 16), 77, np.uint8)) == (0.0, 0.0)
+    assert measure_detail(np.full((16, 16), 77, np.uint8)) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("odd", [0, 1, 9])
@@ -124,7 +137,7 @@ def test_detail_of_almost_flat_patches_is_of_exact_sums(odd):
         patch[:] = grey
         patch.flat[: 100 * odd : 100] += 1
         variance = odd / patch.size * (1 - odd / patch.size)
-        assert detail(patch)[0] == round(variance**0.5, 3), grey
+        assert measure_detail(patch)[0] == round(variance**0.5, 3), grey
 
 
 def flat_photo() -> np.ndarray:
@@ -139,7 +152,7 @@ def test_flat_patches_are_thinned_and_the_rest_is_untouched():
     cuts = {}
     for share in (1.0, 0.3, 0.0):
         options = Options(hr_size=32, patches_per_image=400, keep_flat=share)
-        cuts[share] = set(cut_photo(admitted(photo), options))
+        cuts[share] = set(extract_patches(admitted(photo), options))
     flat = {cut for cut in cuts[1.0] if cut.luma_std < 4}
     assert len(flat) > 100
     assert cuts[0.0] == cuts[1.0] - flat
@@ -150,7 +163,7 @@ def test_flat_patches_are_thinned_and_the_rest_is_untouched():
 
 def test_patches_below_the_least_detail_are_left_out():
     options = Options(hr_size=32, patches_per_image=400, keep_flat=1.0, min_detail=2.0)
-    cuts = list(cut_photo(admitted(flat_photo()), options))
+    cuts = list(extract_patches(admitted(flat_photo()), options))
     assert cuts
     assert min(cut.luma_std for cut in cuts) >= 2.0
 

@@ -6,14 +6,14 @@ import pytest
 
 from pipeline.options import Options
 from pipeline.patches.spill import load_spill, spill_name, write_spill
-from pipeline.photos.scan import scan
+from pipeline.photos.scan import scan_sources
 
 OPTIONS = Options(hr_size=64, patches_per_image=8)
 
 
 @pytest.fixture
 def spilled(photos, tmp_path):
-    found = scan([photos]).photos
+    found = scan_sources([photos]).photos
     write_spill(tmp_path, 0, found, OPTIONS, frozenset())
     return tmp_path / spill_name(0), found
 
@@ -49,7 +49,7 @@ def test_a_spill_in_runs_holds_the_same_pairs_in_the_same_order(
 
 
 def test_the_pairs_of_a_photo_lie_in_order_however_they_are_written(photos, tmp_path, monkeypatch):
-    found = scan([photos]).photos[:1]
+    found = scan_sources([photos]).photos[:1]
     options = Options(hr_size=32, patches_per_image=200)
     spills = []
     for chunk, size in enumerate((1, 5_000, 2**20)):

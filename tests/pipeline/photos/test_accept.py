@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from pipeline.options import BLOCKY, Options
-from pipeline.photos.accept import admit, blockiness
-from pipeline.photos.scan import scan
+from pipeline.options import MAX_BLOCKINESS, Options
+from pipeline.photos.accept import accept_photo, measure_blockiness
+from pipeline.photos.scan import scan_sources
 from shards.format import png
 from shards.images import resize
 from shards.images.color import to_srgb
@@ -41,7 +41,7 @@ def with_tiff_profile(image: np.ndarray, profile: bytes) -> bytes:
 def admitted(folder: Path, content: bytes, suffix: str = ".png", **options: object):
     folder.mkdir(exist_ok=True)
     (folder / f"one{suffix}").write_bytes(content)
-    return admit(scan([folder]).photos[0], Options(**options))
+    return accept_photo(scan_sources([folder]).photos[0], Options(**options))
 
 
 def jpeg(image: np.ndarray, quality: int) -> bytes:
@@ -78,21 +78,21 @@ def test_a_profile_that_is_not_understood_refuses_the_photo(tmp_path):
 
 def test_blocks_of_a_jpeg_are_measured_wherever_they_lie():
     image = smooth_photo(1)
-    clean = blockiness(image)
+    clean = measure_blockiness(image)
     decoded = {q: simplejpeg.decode_jpeg(jpeg(image, q)) for q in (95, 75, 50)}
     assert 0.9 < clean < 1.1
-    assert clean < blockiness(decoded[95]) < blockiness(decoded[75])
-    assert min(blockiness(decoded[q]) for q in (75, 50)) > BLOCKY
+    assert clean < measure_blockiness(decoded[95]) < measure_blockiness(decoded[75])
+    assert min(measure_blockiness(decoded[q]) for q in (75, 50)) > MAX_BLOCKINESS
     cut = decoded[50][3:, 5:]
-    assert blockiness(cut) == pytest.approx(blockiness(decoded[50]), rel=0.15)
-    assert blockiness(np.zeros((20, 20, 3), np.uint8)) == 1.0
-    assert blockiness(np.zeros((200, 200, 3), np.uint8)) == 1.0
+    assert measure_blockiness(cut) == pytest.approx(measure_blockiness(decoded[50]), rel=0.15)
+    assert measure_blockiness(np.zeros((20, 20, 3), np.uint8)) == 1.0
+    assert measure_blockiness(np.zeros((200, 200, 3), np.uint8)) == 1.0
 
 
 def test_one_long_edge_is_no_block():
     image = smooth_photo(2)
     image[319:] //= 2
-    assert blockiness(image) < 1.1
+    assert measure_blockiness(image) < 1.1
 
 
 def test_blocky_photos_are_refused_or_halved(tmp_path):
@@ -105,7 +105,7 @@ def test_blocky_photos_are_refused_or_halved(tmp_path):
     decoded = simplejpeg.decode_jpeg(content)
     np.testing.assert_array_equal(found.image, resize.downscale(decoded, scale=2))
     assert found.pre_scale == 0.5
-    assert found.blockiness > BLOCKY
+    assert found.blockiness > MAX_BLOCKINESS
     (tmp_path / "p/one.jpg").unlink()
     clean = admitted(tmp_path / "p", png.encode_rgb(image), pre_scale=0.5)
     assert clean.pre_scale == 1.0
@@ -124,7 +124,7 @@ def test_the_flags_stand_in_each_sample_when_asked_for(tmp_path):
     assert {name.startswith("clean") for name in seen} == {True, False}
     for name, (factor, blocks) in seen.items():
         assert factor == (1.0 if name.startswith("clean") else 0.5)
-        assert (blocks > BLOCKY) != name.startswith("clean")
+        assert (blocks > MAX_BLOCKINESS) != name.startswith("clean")
     keys = json.loads(split.members(0)[2]).keys()
     assert {"pre_scale", "blockiness"} <= keys
 

@@ -12,17 +12,17 @@ import simplejpeg
 
 from pipeline.options import Options
 from pipeline.patches.spill import Outcome
-from pipeline.photos.accept import luma_of
+from pipeline.photos.accept import compute_luma
 from pipeline.photos.near_duplicates import (
-    Look,
-    _join,
-    alike,
-    groups,
-    look_of,
-    looks_below,
-    resembling,
+    PerceptualHash,
+    _join_groups,
+    find_resembling,
+    group_near_duplicates,
+    hash_folder,
+    hash_photo,
+    is_near_duplicate,
 )
-from pipeline.stages.plan import _split
+from pipeline.stages.plan import _split_photos
 from shards.errors import UsageError
 from shards.format import png
 from shards.read.dataset import open_dataset
@@ -47,14 +47,17 @@ PHOTOS = [make_photo(seed) for seed in range(30)]
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_copies_look_alike(change):
     found = [
-        alike(look_of(luma_of(CHANGES[change](photo))), look_of(luma_of(photo))) for photo in PHOTOS
+        is_near_duplicate(
+            hash_photo(compute_luma(CHANGES[change](photo))), hash_photo(compute_luma(photo))
+        )
+        for photo in PHOTOS
     ]
     assert sum(found) >= 29
 
 
 def test_different_photos_do_not():
-    looks = [look_of(luma_of(photo)) for photo in PHOTOS]
-    assert not any(alike(a, b) for a, b in itertools.combinations(looks, 2))
+    looks = [hash_photo(compute_luma(photo)) for photo in PHOTOS]
+    assert not any(is_near_duplicate(a, b) for a, b in itertools.combinations(looks, 2))
 
 
 def test_the_hashes_are_their_definitions():
@@ -64,38 +67,40 @@ def test_the_hashes_are_their_definitions():
     dhash = int(
         "".join(str(int(small[r, c + 1] > small[r, c])) for r in range(8) for c in range(8)), 2
     )
-    assert look_of(luma).dhash == dhash
+    assert hash_photo(luma).dhash == dhash
     fine = cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA).astype(float)
     spectrum = cv2.dct(fine)[:8, :8]
     spectrum[0] *= np.sqrt(2)  # cv2's DCT is orthonormal, ours is not
     spectrum[:, 0] *= np.sqrt(2)
     bits = (spectrum > np.median(spectrum.flatten()[1:])).flatten()
     phash = int("".join(str(int(bit)) for bit in bits), 2)
-    assert (look_of(luma).phash ^ phash).bit_count() <= 1
+    assert (hash_photo(luma).phash ^ phash).bit_count() <= 1
 
 
-def flipped(look: Look, bits: tuple[int, int], rng: np.random.Generator) -> Look:
+def flipped(
+    look: PerceptualHash, bits: tuple[int, int], rng: np.random.Generator
+) -> PerceptualHash:
     """Some bits of the dHashes and of the pHashes are others; the mirror image has others than the picture."""
     flips = [
         sum(1 << int(bit) for bit in rng.choice(64, count, replace=False)) for count in bits * 2
     ]
     hashes = look.dhash, look.phash, look.mirrored_dhash, look.mirrored_phash
-    return Look(*(value ^ flip for value, flip in zip(hashes, flips, strict=True)))
+    return PerceptualHash(*(value ^ flip for value, flip in zip(hashes, flips, strict=True)))
 
 
-def mirrored(look: Look) -> Look:
-    return Look(look.mirrored_dhash, look.mirrored_phash, look.dhash, look.phash)
+def mirrored(look: PerceptualHash) -> PerceptualHash:
+    return PerceptualHash(look.mirrored_dhash, look.mirrored_phash, look.dhash, look.phash)
 
 
-def some_looks(seed: int, count: int) -> list[Look]:
+def some_looks(seed: int, count: int) -> list[PerceptualHash]:
     """Strangers, plain ones, and copies of copies: equal, close, just too far, mirrored."""
     rng = np.random.default_rng(seed)
-    looks: list[Look] = []
+    looks: list[PerceptualHash] = []
     while len(looks) < count:
         values = rng.integers(0, 2**64, 4, dtype=np.uint64)
         if rng.random() < 0.3:
             values[::2] &= ~np.uint64(0xFFFF << int(rng.integers(0, 49)))
-        look = Look(*map(int, values))
+        look = PerceptualHash(*map(int, values))
         for _ in range(int(rng.geometric(0.2)) - 1):
             looks.append(look)
             few, many = int(rng.integers(0, 5)), int(rng.integers(0, 12))
@@ -110,11 +115,11 @@ def differ(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return bits[0] > 3 or bits[1] > 10
 
 
-def both(look: Look) -> list[tuple[int, int]]:
+def both(look: PerceptualHash) -> list[tuple[int, int]]:
     return [(look.dhash, look.phash), (look.mirrored_dhash, look.mirrored_phash)]
 
 
-def groups_of_all_pairs(looks: list[Look]) -> list[list[int]]:
+def groups_of_all_pairs(looks: list[PerceptualHash]) -> list[list[int]]:
     group = list(range(len(looks)))
     for (one, a), (other, b) in itertools.permutations(enumerate(looks), 2):
         if not all(differ(shown, both(b)[0]) for shown in both(a)):
@@ -124,8 +129,10 @@ def groups_of_all_pairs(looks: list[Look]) -> list[list[int]]:
     return [members for members in found if len(members) > 1]
 
 
-def resembling_of_all_pairs(looks: list[Look], others: list[Look]) -> dict[int, int]:
-    def turn(look: Look, other: Look) -> tuple[int, int, int]:
+def resembling_of_all_pairs(
+    looks: list[PerceptualHash], others: list[PerceptualHash]
+) -> dict[int, int]:
+    def turn(look: PerceptualHash, other: PerceptualHash) -> tuple[int, int, int]:
         """When these two meet who share 16 bits: of which hash, which quarter, mirrored or not."""
         return min(
             (which, quarter, side)
@@ -153,15 +160,15 @@ def test_what_is_alike_is_that_of_all_pairs(seed, monkeypatch):
     assert any(len(group) > 2 for group in grouped)
     assert len(set(like.values())) > 5
     for at_once in (1, 7, 1 << 18):
-        monkeypatch.setattr("pipeline.photos.near_duplicates._AT_ONCE", at_once)
-        assert groups(looks) == grouped, at_once
-        assert resembling(photos, tests) == like, at_once
+        monkeypatch.setattr("pipeline.photos.near_duplicates._PAIRS_PER_BATCH", at_once)
+        assert group_near_duplicates(looks) == grouped, at_once
+        assert find_resembling(photos, tests) == like, at_once
 
 
 def test_pairs_are_joined_all_at_once():
     leaders = np.arange(100)
     one, other = np.random.default_rng(0).integers(0, 50, (2, 40)) * 2
-    _join(leaders, one, other)
+    _join_groups(leaders, one, other)
     assert np.array_equal(leaders[one], leaders[other])
     assert np.array_equal(leaders[leaders], leaders)
     untouched = np.setdiff1d(np.arange(100), np.concatenate([one, other]))
@@ -170,37 +177,40 @@ def test_pairs_are_joined_all_at_once():
 
 def test_of_no_looks_none_are_alike():
     looks = some_looks(0, 3)
-    assert groups([]) == []
-    assert resembling(looks, []) == resembling([], looks) == {}
+    assert group_near_duplicates([]) == []
+    assert find_resembling(looks, []) == find_resembling([], looks) == {}
 
 
 def test_pictures_with_plain_skies_take_no_time():
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**64, (20_000, 4), dtype=np.uint64)
     hashes[:6000, ::2] &= ~np.uint64(0xFFFF)  # two rows of eight
-    looks = [Look(*map(int, row)) for row in hashes]
+    looks = [PerceptualHash(*map(int, row)) for row in hashes]
     start = time.process_time()
-    assert groups(looks) == []
-    assert len(resembling(looks, looks[:2000])) == 2000
+    assert group_near_duplicates(looks) == []
+    assert len(find_resembling(looks, looks[:2000])) == 2000
     assert time.process_time() - start < 5  # each with each took a minute
 
 
 def test_bands_find_every_close_pair():
     rng = np.random.default_rng(0)
-    base = [Look(*(int(v) for v in rng.integers(0, 2**63, 4))) for _ in range(200)]
+    base = [PerceptualHash(*(int(v) for v in rng.integers(0, 2**63, 4))) for _ in range(200)]
     for bits in range(4):
         flips = sum(1 << int(bit) for bit in rng.choice(64, bits, replace=False))
-        moved = [Look(b.dhash ^ flips, b.phash, b.mirrored_dhash, b.mirrored_phash) for b in base]
-        assert resembling(moved, base) == {n: n for n in range(200)}
+        moved = [
+            PerceptualHash(b.dhash ^ flips, b.phash, b.mirrored_dhash, b.mirrored_phash)
+            for b in base
+        ]
+        assert find_resembling(moved, base) == {n: n for n in range(200)}
 
 
 def test_groups_join_through_a_third_photo():
     far = 0xAAAAAAAAAAAAAAAA
     pairs = [(0, 0), (0b111, 0), (0b111111, 0b111), (1 << 60, (1 << 40) - 1)]
-    a, b, c, d = (Look(dhash, phash, far, far) for dhash, phash in pairs)
-    assert alike(a, b)
-    assert alike(b, c)
-    assert sorted(map(sorted, groups([a, b, c, d]))) == [[0, 1, 2]]
+    a, b, c, d = (PerceptualHash(dhash, phash, far, far) for dhash, phash in pairs)
+    assert is_near_duplicate(a, b)
+    assert is_near_duplicate(b, c)
+    assert sorted(map(sorted, group_near_duplicates([a, b, c, d]))) == [[0, 1, 2]]
 
 
 @pytest.fixture
@@ -269,7 +279,7 @@ def test_links_to_test_pictures_are_followed_but_no_loop(photos, tmp_path):
     (tmp_path / "test").mkdir()
     (tmp_path / "test/Set5").symlink_to(photos)
     (photos / "again").symlink_to(tmp_path / "test")
-    found = [name for name, _ in looks_below([tmp_path / "test"])]
+    found = [name for name, _ in hash_folder([tmp_path / "test"])]
     assert found == [
         f"test/Set5/{name}" for name in ("a.png", "b.png", "d.jpg", "e.webp", "more/c.png")
     ]
@@ -277,16 +287,16 @@ def test_links_to_test_pictures_are_followed_but_no_loop(photos, tmp_path):
 
 def test_a_test_set_that_cannot_be_read_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="holds no pictures"):
-        looks_below([tmp_path])
+        hash_folder([tmp_path])
     (tmp_path / "x.png").write_bytes(b"")
     with pytest.raises(UsageError, match=r"x\.png: is empty"):
-        looks_below([tmp_path])
+        hash_folder([tmp_path])
 
 
 def test_the_split_of_many_photos_takes_no_time():
     photos = [Outcome(str(number), pixels=str(number)) for number in range(60_000)]
     start = time.process_time()
-    splits = _split(photos, [[5, 7, 9]], Options(val_fraction=0.5), set())
+    splits = _split_photos(photos, [[5, 7, 9]], Options(val_fraction=0.5), set())
     assert time.process_time() - start < 5  # counting each anew took 20
     assert abs(sum(split == "val" for split in splits.values()) - 30_000) <= 2
     assert splits["5"] == splits["7"] == splits["9"]

@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.options import Options
 from pipeline.patches.spill import _check_unchanged
-from pipeline.photos.accept import admit
-from pipeline.photos.official import listing_sha256, with_partners
-from pipeline.photos.scan import changed, scan
+from pipeline.photos.accept import accept_photo
+from pipeline.photos.official import lr_listing_sha256, pair_with_lr
+from pipeline.photos.scan import find_changed, scan_sources
 from shards.errors import UsageError, UsrganError
 from shards.format import png
 from shards.images import resize
@@ -60,7 +60,7 @@ def test_known_names_are_found(name, tmp_path):
     for stem in ("0801", "img_001"):
         (tmp_path / "hr" / f"{stem}.png").write_bytes(b"x")
         (tmp_path / "lr" / name.format(stem)).write_bytes(b"x")
-    found = with_partners(scan([tmp_path / "hr"]), [tmp_path / "lr"], 4)
+    found = pair_with_lr(scan_sources([tmp_path / "hr"]), [tmp_path / "lr"], 4)
     assert [photo.lr.name for photo in found.photos] == [
         name.format(stem) for stem in ("0801", "img_001")
     ]
@@ -69,7 +69,7 @@ def test_known_names_are_found(name, tmp_path):
 def test_a_link_loop_gives_no_second_partner(div2k):
     hr, lr = div2k
     (lr / "again").symlink_to(lr)
-    assert all(photo.lr.parent == lr for photo in with_partners(scan([hr]), [lr], 4).photos)
+    assert all(photo.lr.parent == lr for photo in pair_with_lr(scan_sources([hr]), [lr], 4).photos)
 
 
 @pytest.mark.parametrize("stem", [b"caf\xe9", b"two\nlines", "\u3042\u2028".encode()])
@@ -79,9 +79,9 @@ def test_partners_of_any_name_are_found_even_where_they_are_gone(stem, tmp_path)
     (tmp_path / "hr" / os.fsdecode(stem + b".png")).write_bytes(b"x")
     partner = tmp_path / "lr" / os.fsdecode(stem + b"x4.png")
     partner.symlink_to(tmp_path / "nowhere")
-    found = with_partners(scan([tmp_path / "hr"]), [tmp_path / "lr"], 4)
+    found = pair_with_lr(scan_sources([tmp_path / "hr"]), [tmp_path / "lr"], 4)
     assert [photo.lr for photo in found.photos] == [partner]
-    assert listing_sha256(found)
+    assert lr_listing_sha256(found)
 
 
 def test_lr_patches_come_out_of_the_official_images(div2k, tmp_path):
@@ -159,14 +159,14 @@ def test_names_that_mean_two_files_are_refused(div2k, tmp_path):
     hr, lr = div2k
     (lr / "0001x4m.png").write_bytes(b"x")
     with pytest.raises(UsageError, match="are both of 0001"):
-        with_partners(scan([hr]), [lr], 4)
+        pair_with_lr(scan_sources([hr]), [lr], 4)
     (lr / "0001x4m.png").unlink()
     (hr / "more").mkdir()
     (hr / "more/0001.png").write_bytes(b"x")
     with pytest.raises(UsageError, match="could be of"):
-        with_partners(scan([hr]), [lr], 4)
+        pair_with_lr(scan_sources([hr]), [lr], 4)
     with pytest.raises(UsageError, match="no such folder"):
-        with_partners(scan([hr]), [lr / "none"], 4)
+        pair_with_lr(scan_sources([hr]), [lr / "none"], 4)
 
 
 def test_the_whole_folder_of_div2k_serves_for_lr(div2k, tmp_path):
@@ -174,17 +174,17 @@ def test_the_whole_folder_of_div2k_serves_for_lr(div2k, tmp_path):
     other = lr.parent / "X2"
     other.mkdir()
     (other / "0000x2.png").write_bytes(b"x")
-    found = with_partners(scan([hr]), [hr.parent], 4)
+    found = pair_with_lr(scan_sources([hr]), [hr.parent], 4)
     assert [photo.lr for photo in found.photos] == sorted(lr.iterdir())
 
 
 def test_an_lr_image_that_is_replaced_is_noticed(div2k):
     hr, lr = div2k
-    found = with_partners(scan([hr]), [lr], 4)
-    assert not changed(found, scan([hr]))
+    found = pair_with_lr(scan_sources([hr]), [lr], 4)
+    assert not find_changed(found, scan_sources([hr]))
     again = lr / "0002x4.png"
     os.utime(again, ns=(1, 1))  # of the same size
-    assert changed(found, scan([hr])) == str(again)
+    assert find_changed(found, scan_sources([hr])) == str(again)
     with pytest.raises(UsrganError, match=r"0002x4\.png: was changed during the run"):
         _check_unchanged(found.photos[2])
 
@@ -193,12 +193,12 @@ def test_an_lr_image_with_a_profile_is_converted_as_its_photo_is(div2k):
     hr, lr = div2k
     for folder, name in ((hr, "0000.png"), (lr, "0000x4.png")):
         (folder / name).write_bytes(with_profile(read_photo(folder / name).pixels, P3))
-    photo = with_partners(scan([hr]), [lr], 4).photos[0]
+    photo = pair_with_lr(scan_sources([hr]), [lr], 4).photos[0]
     stored = read_photo(lr / "0000x4.png").pixels
-    made = admit(photo, Options(lr_dir="x")).lr
+    made = accept_photo(photo, Options(lr_dir="x")).lr
     assert made is not None
     np.testing.assert_array_equal(made, to_srgb(stored, P3)[:60, :80])
     assert (made != stored[:60, :80]).any()
-    ignored = admit(photo, Options(lr_dir="x", icc="ignore")).lr
+    ignored = accept_photo(photo, Options(lr_dir="x", icc="ignore")).lr
     assert ignored is not None
     np.testing.assert_array_equal(ignored, stored[:60, :80])

@@ -5,9 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.photos.near_duplicates import looks_below
-from pipeline.photos.official import _add_partners
-from pipeline.photos.scan import _prefixes, describe, listing_sha256, matching, scan
+from pipeline.photos.near_duplicates import hash_folder
+from pipeline.photos.official import _add_lr_folder
+from pipeline.photos.scan import (
+    _source_prefixes,
+    describe_layout,
+    listing_sha256,
+    match_names,
+    scan_sources,
+)
 from shards.errors import UsageError
 
 
@@ -29,7 +35,7 @@ def test_div2k_brings_its_split_and_lr_folders_are_never_photos(tmp_path):
         "DIV2K_train_HR/0001.png", "DIV2K_train_HR/0002.png", "DIV2K_valid_HR/0801.png",
         "DIV2K_train_LR_bicubic/X4/0001x4.png", "DIV2K_valid_LR_bicubic/X4/0801x4.png",
     )  # fmt: skip
-    found = scan([root])
+    found = scan_sources([root])
     assert names(found) == [
         "DIV2K_train_HR/0001.png",
         "DIV2K_train_HR/0002.png",
@@ -37,8 +43,8 @@ def test_div2k_brings_its_split_and_lr_folders_are_never_photos(tmp_path):
     ]
     assert [photo.val for photo in found.photos] == [False, False, True]
     assert found.layout == "DIV2K"
-    assert "2 to train, 1 to validate" in describe(found, [p for p in found.photos if p.val])
-    assert "DIV2K_train_LR_bicubic" in describe(found, [p for p in found.photos if p.val])
+    assert "2 to train, 1 to validate" in describe_layout(found, [p for p in found.photos if p.val])
+    assert "DIV2K_train_LR_bicubic" in describe_layout(found, [p for p in found.photos if p.val])
 
 
 @pytest.mark.parametrize(
@@ -52,7 +58,7 @@ def test_div2k_brings_its_split_and_lr_folders_are_never_photos(tmp_path):
     ],
 )  # fmt: skip
 def test_published_layouts_are_known(tmp_path, files, layout, validating):
-    found = scan([touch(tmp_path / "data", *files) / files[0].partition("/")[0]])
+    found = scan_sources([touch(tmp_path / "data", *files) / files[0].partition("/")[0]])
     assert found.layout == layout
     assert sum(photo.val for photo in found.photos) == validating
     assert not any("LR" in name.split("/")[0] for name in names(found))
@@ -60,29 +66,29 @@ def test_published_layouts_are_known(tmp_path, files, layout, validating):
 
 def test_one_folder_of_div2k_is_known_too(tmp_path):
     root = touch(tmp_path / "DIV2K", "DIV2K_train_HR/0001.png")
-    assert scan([root / "DIV2K_train_HR"]).layout == "DIV2K"
+    assert scan_sources([root / "DIV2K_train_HR"]).layout == "DIV2K"
 
 
 def test_hidden_and_foreign_files_are_left_out(tmp_path):
     root = touch(tmp_path, "a.PNG", "._a.png", ".DS_Store", "notes.txt", ".cache/b.png")
-    assert names(scan([root])) == ["a.PNG"]
+    assert names(scan_sources([root])) == ["a.PNG"]
 
 
 def test_two_sources_of_one_name_stay_apart(tmp_path):
     one, two = touch(tmp_path / "one/HR", "a.png"), touch(tmp_path / "two/HR", "a.png")
-    assert names(scan([one, two])) == ["one/HR/a.png", "two/HR/a.png"]
-    assert scan([two, one]) == scan([one, two])
+    assert names(scan_sources([one, two])) == ["one/HR/a.png", "two/HR/a.png"]
+    assert scan_sources([two, one]) == scan_sources([one, two])
 
 
 def test_a_link_loop_ends(tmp_path):
     root = touch(tmp_path / "root", "a.png")
     (root / "again").symlink_to(root)
-    assert names(scan([root])) == ["a.png"]
+    assert names(scan_sources([root])) == ["a.png"]
 
 
 def test_names_that_are_not_utf8_are_escaped(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
-    assert names(scan([tmp_path])) == ["caf%E9.png"]
+    assert names(scan_sources([tmp_path])) == ["caf%E9.png"]
 
 
 @pytest.mark.parametrize("name", ["DIV2K_train_LR_bicubic", "missing"])
@@ -90,48 +96,48 @@ def test_a_source_that_cannot_be_is_refused(tmp_path, name):
     if name != "missing":
         touch(tmp_path / name, "X4/0001x4.png")
     with pytest.raises(UsageError, match="--src"):
-        scan([tmp_path / name])
+        scan_sources([tmp_path / name])
 
 
 def test_no_photos_is_an_error_that_says_where(tmp_path):
     with pytest.raises(UsageError, match="no photos there"):
-        scan([touch(tmp_path, "notes.txt")])
+        scan_sources([touch(tmp_path, "notes.txt")])
 
 
 def test_a_list_names_photos_by_path_file_or_stem(tmp_path):
-    found = scan([touch(tmp_path, "x/a.png", "x/b.png", "y/b.jpg")])
-    assert matching(found, ["x/a.png"]) == {"x/a.png"}
-    assert matching(found, ["b"]) == {"x/b.png", "y/b.jpg"}
+    found = scan_sources([touch(tmp_path, "x/a.png", "x/b.png", "y/b.jpg")])
+    assert match_names(found, ["x/a.png"]) == {"x/a.png"}
+    assert match_names(found, ["b"]) == {"x/b.png", "y/b.jpg"}
     with pytest.raises(UsageError, match="'c' is none of the 3 photos"):
-        matching(found, ["c"])
+        match_names(found, ["c"])
 
 
 def test_a_name_that_is_there_is_no_pattern(tmp_path):
-    found = scan([touch(tmp_path, "a[1].jpg", "a1.jpg", "b[1].jpg")])
-    assert matching(found, ["a[1].jpg"]) == {"a[1].jpg"}
-    assert matching(found, ["a?.jpg"]) == {"a1.jpg"}
+    found = scan_sources([touch(tmp_path, "a[1].jpg", "a1.jpg", "b[1].jpg")])
+    assert match_names(found, ["a[1].jpg"]) == {"a[1].jpg"}
+    assert match_names(found, ["a?.jpg"]) == {"a1.jpg"}
 
 
 def test_the_listing_digest_notices_a_new_photo(tmp_path):
-    before = listing_sha256(scan([touch(tmp_path, "a.png")]))
-    assert listing_sha256(scan([tmp_path])) == before
-    assert listing_sha256(scan([touch(tmp_path, "b.png")])) != before
+    before = listing_sha256(scan_sources([touch(tmp_path, "a.png")]))
+    assert listing_sha256(scan_sources([tmp_path])) == before
+    assert listing_sha256(scan_sources([touch(tmp_path, "b.png")])) != before
 
 
 def test_sources_of_one_path_in_several_stores_stay_apart(tmp_path):
-    assert _prefixes(["gs://data/photos", Path("/data/photos"), "s3://data/photos"]) == [
+    assert _source_prefixes(["gs://data/photos", Path("/data/photos"), "s3://data/photos"]) == [
         ("gs:/", "data", "photos"),
         ("data", "photos"),
         ("s3:/", "data", "photos"),
     ]
-    assert _prefixes(["s3://data/photos", "s3://data/more"]) == [("photos",), ("more",)]
+    assert _source_prefixes(["s3://data/photos", "s3://data/more"]) == [("photos",), ("more",)]
 
 
 def test_two_photos_of_one_name_are_refused(tmp_path):
     (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"x")
     (tmp_path / "%FF.png").write_bytes(b"y")
     with pytest.raises(UsageError, match=r"would both be called %FF\.png; rename one"):
-        scan([tmp_path])
+        scan_sources([tmp_path])
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
@@ -145,13 +151,13 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refusing)
     for option, look in (
-        ("--src", lambda: scan([root])),
-        ("--exclude-like", lambda: looks_below([root])),
-        ("--lr-dir", lambda: _add_partners({}, root, 4)),
+        ("--src", lambda: scan_sources([root])),
+        ("--exclude-like", lambda: hash_folder([root])),
+        ("--lr-dir", lambda: _add_lr_folder({}, root, 4)),
     ):
         told = rf"{option} .*/closed: cannot be listed \(Permission denied\)"
         with pytest.raises(UsageError, match=told):
             look()
     (root / "closed").rename(root / "lost+found")
     monkeypatch.setattr(os, "scandir", lambda path: listed(path))
-    assert names(scan([root])) == ["a.png"]
+    assert names(scan_sources([root])) == ["a.png"]

@@ -113,7 +113,7 @@ def test_what_is_left_of_shards_goes_with_them(tmp_path):
     for name in ("train-000000.tar", "train-000001.tar.idx", "index/train-000002.npz", "a.tar",
                  "index/val-000003.npz", "_work/sent-val-000003.tar"):  # fmt: skip
         (tmp_path / name).write_bytes(b"x")
-    pipeline.stages.output_folder.drop_shards(tmp_path)
+    pipeline.stages.output_folder.remove_shards(tmp_path)
     assert list(tree(tmp_path)) == ["a.tar"]
 
 

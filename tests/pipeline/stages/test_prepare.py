@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.photos.scan import Found
-from pipeline.stages.cut import chunked
+from pipeline.photos.scan import FoundPhoto
+from pipeline.stages.cut import make_chunks
 from shards.format import png
 from shards.format.manifest import load_manifest
-from shards.images.photos import _no_access
+from shards.images.photos import _explain_access
 from shards.read.dataset import open_dataset
 from shards.verify import verify
 from tests.pipeline.support import SMALL, _session, command, make, make_photo, prep, tree
@@ -33,8 +33,8 @@ from tests.pipeline.support import SMALL, _session, command, make, make_photo, p
     ],
 )  # fmt: skip
 def test_photos_are_cut_in_chunks_that_are_neither_few_nor_too_many(photos, size, together):
-    found = [Found(Path(str(n)), str(n), size, 0, False) for n in range(photos)]
-    chunks = chunked(found)
+    found = [FoundPhoto(Path(str(n)), str(n), size, 0, False) for n in range(photos)]
+    chunks = make_chunks(found)
     assert [photo for chunk in chunks for photo in chunk] == found
     assert len(chunks) <= 4096
     assert all(len(chunk) == together for chunk in chunks[:-1])
@@ -56,8 +56,10 @@ def test_any_number_of_workers_gives_the_same_bytes(photos, tmp_path):
 def test_spills_of_many_photos_and_short_reads_give_the_same_bytes(
     photos, whole, tmp_path, monkeypatch, at_once
 ):
-    monkeypatch.setattr("pipeline.stages.cut.CHUNKS", 2)  # training and held-out pairs in one spill
-    monkeypatch.setattr("pipeline.stages.pack._PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr(
+        "pipeline.stages.cut.MAX_CHUNKS", 2
+    )  # training and held-out pairs in one spill
+    monkeypatch.setattr("pipeline.stages.pack._PAIRS_PER_READ", at_once)
     make(photos, tmp_path / "other", "--workers", 0)
     assert tree(tmp_path / "other") == tree(whole)
 
@@ -210,9 +212,9 @@ def test_a_fault_of_the_disk_ends_the_run_instead_of_leaving_a_photo_out(
     photos, tmp_path, monkeypatch
 ):
     def fails(_: Path) -> bytes:
-        raise _no_access(OSError(errno.ESTALE, "Stale file handle"))
+        raise _explain_access(OSError(errno.ESTALE, "Stale file handle"))
 
-    monkeypatch.setattr("shards.images.photos._read", fails)
+    monkeypatch.setattr("shards.images.photos._read_bytes", fails)
     refused = prep("--src", photos, "--out", tmp_path / "out", "--workers", 0, code=1)
     assert "Stale file handle" in refused.stderr
     assert "run the same command again" in refused.stderr

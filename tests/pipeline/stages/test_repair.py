@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import pipeline.stages.prepare
 from pipeline.patches import spill
-from pipeline.photos.scan import scan
+from pipeline.photos.scan import scan_sources
 from shards.cli import main as inspect_main
 from shards.format import png
 from shards.format.manifest import load_manifest
@@ -249,7 +249,7 @@ def test_a_validation_folder_alone_is_a_folder_of_photos(tmp_path):
     folder.mkdir()
     for number in range(4):
         (folder / f"{number}.png").write_bytes(png.encode_rgb(make_photo(number)))
-    assert not any(photo.val for photo in scan([folder]).photos)
+    assert not any(photo.val for photo in scan_sources([folder]).photos)
     report = make(folder, tmp_path / "out")
     assert report["photos"] == {"found": 4, "train": 3, "val": 1, "rejected": 0}
 

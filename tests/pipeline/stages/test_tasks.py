@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.options import Options
 from pipeline.patches.spill import load_spill
-from pipeline.photos.scan import Found, scan
+from pipeline.photos.scan import FoundPhoto, scan_sources
 from pipeline.stages import tasks
 from shards.errors import UsageError
 from tests.pipeline.support import prep
@@ -23,19 +23,19 @@ OPTIONS = Options(hr_size=64, patches_per_image=8)
 def test_photos_come_back_as_they_were_saved(tmp_path):
     odd = os.fsdecode(b"/photos/l\xe4nd.png")
     photos = [
-        Found(Path(odd), "l%E4nd.png", 10, 2**62, True, Path("/lr/a.png"), (7, 2**61)),
-        Found("s3://bucket/a b.png", "a b.png", 0, 0, False),
-        Found(Path("/photos/写真.jpg"), "写真.jpg", 7, 1, False),
+        FoundPhoto(Path(odd), "l%E4nd.png", 10, 2**62, True, Path("/lr/a.png"), (7, 2**61)),
+        FoundPhoto("s3://bucket/a b.png", "a b.png", 0, 0, False),
+        FoundPhoto(Path("/photos/写真.jpg"), "写真.jpg", 7, 1, False),
     ]
     name, starts = tasks.save_chunks(tmp_path, [photos[:1], photos[1:]])
     job = tasks.save_task(tmp_path, OPTIONS, (name, starts), engine="dask")
-    task = tasks._task(str(tmp_path), job)
-    assert tasks._photos(tmp_path, task, 0) == photos[:1]
-    assert tasks._photos(tmp_path, task, 1) == photos[1:]
+    task = tasks._load_task(str(tmp_path), job)
+    assert tasks._load_photos(tmp_path, task, 0) == photos[:1]
+    assert tasks._load_photos(tmp_path, task, 1) == photos[1:]
 
 
 def test_a_unit_is_a_name_and_a_number(photos, tmp_path):
-    found = scan([photos]).photos
+    found = scan_sources([photos]).photos
     listed = tasks.save_chunks(tmp_path, [found[:2], found[2:]])
     job = tasks.save_task(tmp_path, OPTIONS, listed, engine="local")
     unit = (str(tmp_path), job, 1)
@@ -47,7 +47,7 @@ def test_a_unit_is_a_name_and_a_number(photos, tmp_path):
 
 
 def test_a_unit_uses_one_core(photos, tmp_path):
-    listed = tasks.save_chunks(tmp_path, [scan([photos]).photos])
+    listed = tasks.save_chunks(tmp_path, [scan_sources([photos]).photos])
     job = tasks.save_task(tmp_path, OPTIONS, listed, engine="dask")
     before = cv2.getNumThreads()
     try:
@@ -60,9 +60,9 @@ def test_a_unit_uses_one_core(photos, tmp_path):
 
 @pytest.mark.parametrize("what", ["numpy", "the same"])
 def test_a_worker_that_would_write_other_bytes_refuses(photos, tmp_path, what):
-    found = scan([photos]).photos
+    found = scan_sources([photos]).photos
     job = tasks.save_task(tmp_path, OPTIONS, tasks.save_chunks(tmp_path, [found]), engine="dask")
-    task = tasks._task(str(tmp_path), job)
+    task = tasks._load_task(str(tmp_path), job)
     if what == "numpy":
         task = msgspec.structs.replace(task, libraries={**task.libraries, "numpy": "1.0"})
     else:

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 import pipeline.stages.prepare
-from pipeline.photos.scan import scan
+from pipeline.photos.scan import scan_sources
 from pipeline.stages import upload
 from shards.errors import DamagedData, UsageError, UsrganError
 from shards.format.manifest import NAME
@@ -43,7 +43,7 @@ def refuse(*_: object) -> None:
 
 
 def below(url: str) -> dict[str, bytes]:
-    return {name: remote.read(f"{url}/{name}") for name in remote.listing(url)}
+    return {name: remote.read_file(f"{url}/{name}") for name in remote.list_files(url)}
 
 
 def scratch(tmp_path: Path) -> list[Path]:
@@ -83,7 +83,7 @@ def test_layouts_are_known_at_a_url(photos, store, tmp_path):
 def test_lr_folders_beside_hr_are_left_out_at_a_url(store):
     for name in ("val1/HR/val/1.png", "val1/X4/val/1.png", "shard-00/X4/2.png", "THR/3.png"):
         store.pipe_file(f"/x/LSDIR/{name}", b"x")
-    found = scan(["memory://x/LSDIR"])
+    found = scan_sources(["memory://x/LSDIR"])
     assert [photo.name for photo in found.photos] == [
         "THR/3.png",
         "shard-00/X4/2.png",
@@ -173,7 +173,7 @@ def test_a_refused_url_leaves_the_folder_to_the_right_options(
 def test_two_runs_cannot_mix_their_shards(photos, store, tmp_path, where):
     make(photos, URL)
     before = below(URL)
-    remote.remove(f"{URL}/{NAME}")  # as if the first had not come to its end
+    remote.remove_file(f"{URL}/{NAME}")  # as if the first had not come to its end
     refused = prep(*where, "--seed", 9, code=2)
     assert "another run has put something else there" in refused.stderr
     after = below(URL)
@@ -189,7 +189,7 @@ def test_a_manifest_is_not_sent_over_the_shards_of_another_run(
     store, tmp_path, monkeypatch, where, ends
 ):
     raw = [*where, "--codec", "raw", "--val-list", "d*"]  # shards of any seed have one size
-    publish = upload.publish
+    publish = upload.publish_dataset
 
     def taking(out, url, manifest):
         monkeypatch.setattr(upload, "publish", publish if ends else refuse)
@@ -213,7 +213,7 @@ def test_a_run_whose_url_was_taken_sends_no_more_shards(store, tmp_path, monkeyp
 
     def taking(out, entry, url):
         if not taken:
-            remote.remove(f"{URL}/promise.json")
+            remote.remove_file(f"{URL}/promise.json")
             store.pipe_file("/bucket/data/promise.json", b'{"seed": 9}')
             taken.append(below(URL))
         send(out, entry, url)
@@ -234,14 +234,14 @@ def test_what_was_sent_before_a_claim_was_lost_is_looked_at_again(
     prep(*raw, "--seed", 9, "--overwrite", "--work-dir", tmp_path / "second")
     for name in below(URL):
         if ".tar" not in name and "index/" not in name:  # by hand, and the shards are forgotten
-            remote.remove(f"{URL}/{name}")
+            remote.remove_file(f"{URL}/{name}")
     refused = prep(*raw, code=2)
     assert "another run has put something else there" in refused.stderr
     assert NAME not in below(URL)
 
 
 def test_two_runs_of_one_data_set_share_a_url(photos, store, tmp_path, monkeypatch, where):
-    publish = upload.publish
+    publish = upload.publish_dataset
 
     def overtaken(out, url, manifest):
         monkeypatch.setattr(upload, "publish", publish)
@@ -319,7 +319,9 @@ def test_overwrite_leaves_what_is_not_ours(photos, store):
     store.pipe_file("/bucket/data/code.py", b"mine")
     make(photos, URL)
     make(photos, URL, "--seed", 3, "--overwrite")
-    assert remote.read(f"{URL}/notes/train.tar") == remote.read(f"{URL}/code.py") == b"mine"
+    assert (
+        remote.read_file(f"{URL}/notes/train.tar") == remote.read_file(f"{URL}/code.py") == b"mine"
+    )
 
 
 def test_a_finished_url_still_tells_why_photos_were_left_out(photos, store):
@@ -327,7 +329,7 @@ def test_a_finished_url_still_tells_why_photos_were_left_out(photos, store):
     first = make(photos, URL, "--max-rejects", "40%")
     assert first["rejects"] == {"EMPTY": 1}
     assert make(photos, URL) == {**first, "already_done": True}
-    remote.remove(f"{URL}/rejects.jsonl")
+    remote.remove_file(f"{URL}/rejects.jsonl")
     assert make(photos, URL)["rejects"] == {}
 
 
@@ -349,7 +351,7 @@ def test_a_photo_that_changed_since_is_noticed_at_a_url(photos, store):
 def test_a_photo_that_vanishes_from_the_store_is_an_error(photos, store, tmp_path, monkeypatch):
     for path in photos.glob("*.png"):
         store.pipe_file(f"/raw/{path.name}", path.read_bytes())
-    listing = remote.listing
+    listing = remote.list_files
 
     def vanishing(url):
         found = listing(url)
@@ -404,4 +406,4 @@ def test_what_a_url_lacks_is_told_by_the_command_that_installs_it(monkeypatch, p
 
     monkeypatch.setattr(fsspec, "url_to_fs", missing)
     with pytest.raises(UsageError, match=rf"\(no library\); pip install {re.escape(package)}$"):
-        remote.listing(f"{protocol}://bucket/photos")
+        remote.list_files(f"{protocol}://bucket/photos")

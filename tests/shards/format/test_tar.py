@@ -39,7 +39,9 @@ def test_shards_are_the_bytes_of_webdatasets_writer(tmp_path):
 def test_large_members_and_every_part_have_headers_that_python_reads():
     for part in ("hr.png", "lr.npy", "hr.webp", "json"):
         for size in (1, 512, 8**10, 8**11 - 1):
-            info = tarfile.TarInfo.frombuf(tar.header(10**12 - 1, part, size), "ascii", "strict")
+            info = tarfile.TarInfo.frombuf(
+                tar.build_header(10**12 - 1, part, size), "ascii", "strict"
+            )
             assert (info.name, info.size, info.mode) == (f"999999999999.{part}", size, 0o444)
             assert (info.mtime, info.uid, info.uname, info.type) == (0, 0, "", tarfile.REGTYPE)
 
@@ -49,13 +51,13 @@ def test_headers_of_many_are_those_of_each():
     keys = rng.choice(10**12, 50, replace=False).astype(np.int64)
     sizes = rng.integers(1, 8**11, (50, 3))
     for extension in ("png", "webp", "npy"):
-        names = tar.parts(extension)
-        made = tar.headers(keys, names, sizes).reshape(-1, 3, tar.BLOCK)
+        names = tar.split_name(extension)
+        made = tar.build_headers(keys, names, sizes).reshape(-1, 3, tar.BLOCK)
         behind = b"one", b"", b"two"
-        framed = tar.headers(keys, names, sizes, behind=behind)
+        framed = tar.build_headers(keys, names, sizes, behind=behind)
         parts = (np.tile(np.frombuffer(each, np.uint8), (50, 1)) for each in behind)
         beside = zip(made.transpose(1, 0, 2), parts, strict=True)
         assert (framed == np.concatenate([each for pair in beside for each in pair], axis=1)).all()
         for row, key in enumerate(keys.tolist()):
             for number, (name, size) in enumerate(zip(names, sizes[row].tolist(), strict=True)):
-                assert made[row, number].tobytes() == tar.header(key, name, size)
+                assert made[row, number].tobytes() == tar.build_header(key, name, size)

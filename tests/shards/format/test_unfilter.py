@@ -63,7 +63,9 @@ def without_compiler(monkeypatch):
     monkeypatch.setattr(unfilter, "_kernel", lambda: (None, "there is no C compiler"))
 
 
-needs_kernel = pytest.mark.skipif(bool(unfilter.missing_kernel()), reason=unfilter.missing_kernel())
+needs_kernel = pytest.mark.skipif(
+    bool(unfilter.missing_kernel_reason()), reason=unfilter.missing_kernel_reason()
+)
 SIZES = [(1, 1), (1, 7), (2, 1), (5, 2), (9, 3), (24, 40), (3, 129)]
 
 

@@ -16,7 +16,7 @@ import simplejpeg
 
 from shards.format import png
 from shards.images.photos import (
-    FAULT,
+    READ_FAULT,
     Photo,
     RejectedPhoto,
     decode_photo,
@@ -350,7 +350,8 @@ def test_only_regular_files_are_opened(tmp_path, what):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(errno.ESTALE, FAULT), (errno.EMFILE, FAULT), (errno.EACCES, "NO_ACCESS")]
+    ("number", "code"),
+    [(errno.ESTALE, READ_FAULT), (errno.EMFILE, READ_FAULT), (errno.EACCES, "NO_ACCESS")],
 )
 def test_a_fault_that_may_pass_is_told_from_a_lasting_one(tmp_path, monkeypatch, number, code):
     def fails(*_: object) -> int:

@@ -66,7 +66,7 @@ def test_a_full_disk_is_named_with_the_space_that_is_left(tmp_path, failing):
 
 
 def test_an_error_inside_the_block_leaves_no_temporary(tmp_path):
-    with pytest.raises(ZeroDivisionError), atomic.replacing(tmp_path / "file"):
+    with pytest.raises(ZeroDivisionError), atomic.open_replacement(tmp_path / "file"):
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
 
@@ -131,21 +131,21 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
 
 def test_remove_takes_folders_and_missing_things(tmp_path):
     (tmp_path / "folder/sub").mkdir(parents=True)
-    atomic.remove(tmp_path / "folder")
-    atomic.remove(tmp_path / "folder")
+    atomic.remove_file(tmp_path / "folder")
+    atomic.remove_file(tmp_path / "folder")
     assert os.listdir(tmp_path) == []
 
 
 def test_remove_takes_a_link_and_not_what_it_points_to(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "folder")
-    atomic.remove(tmp_path / "link")
+    atomic.remove_file(tmp_path / "link")
     assert os.listdir(tmp_path) == ["folder"]
 
 
 @pytest.mark.parametrize("fault", ["enospc", "eio"])
 @pytest.mark.parametrize(
-    "act", [atomic.make_folder, atomic.remove, lambda p: atomic.append_line(p, "b")]
+    "act", [atomic.make_folder, atomic.remove_file, lambda p: atomic.append_line(p, "b")]
 )
 def test_a_failed_step_is_one_line_that_names_the_path(tmp_path, failing, fault, act):
     path = tmp_path / "new"
@@ -170,7 +170,7 @@ def test_a_full_disk_in_mid_stream_leaves_what_was_there(tmp_path):
     path.write_bytes(b"before")
 
     def fill() -> None:
-        with atomic.replacing(path) as stream:
+        with atomic.open_replacement(path) as stream:
             stream.write(b"aft")
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -187,10 +187,10 @@ def test_pieces_follow_what_was_written_before_them(tmp_path, monkeypatch, most)
 
     monkeypatch.setattr(os, "writev", writev)
     pieces = [bytes([number]) * number for number in range(100)]
-    with atomic.replacing(tmp_path / "file") as stream:
+    with atomic.open_replacement(tmp_path / "file") as stream:
         stream.write(b"before")
-        atomic.write_pieces(stream, pieces)
-        atomic.write_pieces(stream, [])
+        atomic.write_parts(stream, pieces)
+        atomic.write_parts(stream, [])
         stream.write(b"after")
     assert (tmp_path / "file").read_bytes() == b"".join([b"before", *pieces, b"after"])
 
@@ -202,8 +202,8 @@ def test_pieces_that_do_not_fit_on_the_disk_leave_what_was_there(tmp_path):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, allowed[1]))
     try:
-        with pytest.raises(WriteFailed), atomic.replacing(path) as stream:
-            atomic.write_pieces(stream, [bytes(300)] * 20)
+        with pytest.raises(WriteFailed), atomic.open_replacement(path) as stream:
+            atomic.write_parts(stream, [bytes(300)] * 20)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
     assert path.read_bytes() == b"before"
@@ -214,7 +214,7 @@ def test_the_name_is_taken_only_after_the_content_is_durable(tmp_path, monkeypat
     path = tmp_path / "file"
     seen = []
     monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.exists()))
-    with atomic.replacing(path) as stream:
+    with atomic.open_replacement(path) as stream:
         stream.write(b"content")
         assert not path.exists()
     assert seen == [False, True]  # the file while it has no name, then the folder that names it

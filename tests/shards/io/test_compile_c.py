@@ -10,14 +10,14 @@ import pytest
 from shards.format import unfilter
 from shards.io import cache_dir, compile_c
 
-load = compile_c._load.__wrapped__
+load = compile_c._load_cached.__wrapped__
 SOURCE = Path(unfilter.__file__).with_suffix(".c")
 
 
 def has_compiler() -> bool:
     try:
         return bool(compile_c.load(SOURCE))
-    except compile_c.NotHere:
+    except compile_c.KernelUnavailable:
         return False
 
 
@@ -26,7 +26,7 @@ needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C compiler")
 
 def test_a_machine_without_a_compiler_says_so(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    with pytest.raises(compile_c.NotHere, match=r"there is no C compiler; install gcc"):
+    with pytest.raises(compile_c.KernelUnavailable, match=r"there is no C compiler; install gcc"):
         load(SOURCE)
 
 
@@ -35,7 +35,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
     broken = tmp_path / "broken.c"
     broken.write_text("int main( {")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(compile_c.NotHere, match=r"cannot compile broken.c \(.+\)"):
+    with pytest.raises(compile_c.KernelUnavailable, match=r"cannot compile broken.c \(.+\)"):
         load(broken)
     assert not list(tmp_path.rglob("*.so"))
 
@@ -96,15 +96,15 @@ def test_whatever_a_compiler_does_is_told(monkeypatch, tmp_path, script, told):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", compiler(tmp_path, script))
     monkeypatch.setattr(compile_c, "_SECONDS", 0.3)
-    with pytest.raises(compile_c.NotHere, match=told):
+    with pytest.raises(compile_c.KernelUnavailable, match=told):
         load(SOURCE)
 
 
 def test_a_source_that_is_not_installed_and_quotes_left_open_are_told(monkeypatch, tmp_path):
-    with pytest.raises(compile_c.NotHere, match="cannot be compiled and loaded"):
+    with pytest.raises(compile_c.KernelUnavailable, match="cannot be compiled and loaded"):
         load(tmp_path / "none.c")
     monkeypatch.setenv("CC", "gcc '")
-    with pytest.raises(compile_c.NotHere, match=r"\$CC cannot be understood"):
+    with pytest.raises(compile_c.KernelUnavailable, match=r"\$CC cannot be understood"):
         load(SOURCE)
 
 
@@ -113,12 +113,12 @@ def test_a_compiler_of_another_language_is_no_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "gcc -fvisibility=hidden")
     monkeypatch.setattr(compile_c, "load", load)
-    assert unfilter._kernel.__wrapped__() == (None, "what $CC names is no C compiler")
+    assert unfilter._load_kernel.__wrapped__() == (None, "what $CC names is no C compiler")
 
 
 def test_a_relative_cache_folder_is_ignored(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
-    assert cache_dir.kept("x").is_absolute()
+    assert cache_dir.user_cache_path("x").is_absolute()
 
 
 @needs_compiler

@@ -90,12 +90,12 @@ def places(content: bytes) -> dict[int, tuple[int, int, int]]:
     """Of each key: where its pair begins, where the next begins, where its data ends."""
     return {
         members[0].key: (members[0].header_at, members[2].end, members[2].data_at + members[2].size)
-        for members in tar.scan(memoryview(content))
+        for members in tar.scan_tar(memoryview(content))
     }
 
 
 def in_padding(content: bytes, at: int) -> bool:
-    for members in tar.scan(memoryview(content)):
+    for members in tar.scan_tar(memoryview(content)):
         for member in members:
             if member.header_at <= at < member.data_at + member.size:
                 return False

@@ -40,7 +40,7 @@ def kept(folder: Path) -> set[str]:
 
 def fetch_all(split, folder: Path) -> None:
     for shard in split.manifest.splits["train"].shards:
-        shard_cache.fetch(f"{URL}/{shard.name}", shard, folder)
+        shard_cache.fetch_shard(f"{URL}/{shard.name}", shard, folder)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -70,7 +70,8 @@ def test_shards_are_kept_whole_under_their_digest_and_read_from_there(store, tin
     for shard in shards:
         store.rm_file(f"/bucket/shards/{shard.name}")
         assert (
-            shard_cache.place(folder, shard).read_bytes() == (tiny_shards / shard.name).read_bytes()
+            shard_cache.cached_path(folder, shard).read_bytes()
+            == (tiny_shards / shard.name).read_bytes()
         )
     assert_equal(take(dataset.split("train"), 9), wanted)
     split.close()
@@ -79,11 +80,11 @@ def test_shards_are_kept_whole_under_their_digest_and_read_from_there(store, tin
 def test_what_is_fetched_is_checked_and_never_half(store, tmp_path):
     split = open_dataset(URL).split("train")
     shard = split.manifest.splits["train"].shards[0]
-    content = bytearray(remote.read(f"{URL}/{shard.name}"))
+    content = bytearray(remote.read_file(f"{URL}/{shard.name}"))
     content[5000] ^= 1
     store.pipe_file(f"/bucket/shards/{shard.name}", bytes(content))
     with pytest.raises(DamagedData, match=rf"{shard.name}: its SHA-256 is not the manifest's"):
-        shard_cache.fetch(f"{URL}/{shard.name}", shard, tmp_path)
+        shard_cache.fetch_shard(f"{URL}/{shard.name}", shard, tmp_path)
     assert kept(tmp_path) == set()
 
 
@@ -93,9 +94,9 @@ def test_a_run_that_was_killed_leaves_nothing_in_the_way(store, tmp_path):
     (tmp_path / f".{shard.sha256}.tar.12345678{atomic.TEMP_SUFFIX}").write_bytes(b"half")
     (tmp_path / f".{shard.sha256}.lock").write_bytes(b"")
     (tmp_path / f"{shard.sha256}.tar").write_bytes(b"cut off")
-    shard_cache.fetch(f"{URL}/{shard.name}", shard, tmp_path)
+    shard_cache.fetch_shard(f"{URL}/{shard.name}", shard, tmp_path)
     assert kept(tmp_path) == {f"{shard.sha256}.tar"}
-    assert shard_cache.is_there(shard_cache.place(tmp_path, shard), shard)
+    assert shard_cache.is_cached(shard_cache.cached_path(tmp_path, shard), shard)
 
 
 def test_of_many_who_want_a_shard_one_fetches_it(store, tmp_path, monkeypatch):
@@ -109,7 +110,7 @@ def test_of_many_who_want_a_shard_one_fetches_it(store, tmp_path, monkeypatch):
 
     monkeypatch.setattr(remote, "read_parts", counted)
     arguments = (f"{URL}/{shard.name}", shard, tmp_path)
-    threads = [threading.Thread(target=shard_cache.fetch, args=arguments) for _ in range(8)]
+    threads = [threading.Thread(target=shard_cache.fetch_shard, args=arguments) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -148,7 +149,7 @@ def test_a_shard_that_does_not_come_whole_is_told_and_the_others_are_kept(store,
     while not wanted <= kept(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert wanted <= kept(tmp_path)
-    assert not shard_cache.place(tmp_path, first).exists()
+    assert not shard_cache.cached_path(tmp_path, first).exists()
     told = " ".join(capsys.readouterr().err.split())
     assert f"{first.name}: its SHA-256 is not the manifest's; this shard is not kept in" in told
     split.close()
@@ -158,7 +159,7 @@ def test_a_kept_shard_that_rots_is_what_is_told(store, tmp_path):
     dataset = use_cache_dir(open_dataset(URL), DataConfig(cache_dir=str(tmp_path)))
     split = dataset.split("train")
     fetch_all(split, tmp_path)
-    place = shard_cache.place(tmp_path, split.manifest.splits["train"].shards[0])
+    place = shard_cache.cached_path(tmp_path, split.manifest.splits["train"].shards[0])
     content = bytearray(place.read_bytes())
     content[1000] ^= 1
     place.write_bytes(content)
@@ -170,7 +171,7 @@ def test_a_kept_shard_that_rots_is_what_is_told(store, tmp_path):
 
 def test_a_store_that_stutters_is_asked_again(store, monkeypatch):
     split = open_dataset(URL).split("train")
-    monkeypatch.setattr("shards.read.byte_ranges._PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("shards.read.byte_ranges._RETRY_SECONDS", (0.0, 0.0))
     cat_file, failures = type(store).cat_file, [2]
 
     def stutter(self, path, **options):
@@ -196,7 +197,7 @@ def test_a_url_without_a_data_set_or_with_half_of_one_is_told(store):
 
 def test_a_shard_that_is_gone_or_cut_at_the_url_is_told(store):
     split = open_dataset(URL).split("train")
-    content = remote.read(f"{URL}/train-000001.tar")
+    content = remote.read_file(f"{URL}/train-000001.tar")
     store.pipe_file("/bucket/shards/train-000001.tar", content[:5000])
     with pytest.raises(DamagedData, match=rf"{URL}/train-000001.tar: sample 0{{10}}12: .*cut off"):
         split[12]
