@@ -190,8 +190,8 @@ def main(
     """Cut photos into LR/HR patch pairs and write them as tar shards.
 
     LR is antialiased bicubic of the whole photo. The same photos and options give the same bytes,
-    for any number of workers and after any number of interruptions: to go on, run the same command
-    again.
+    for any number of workers and after any number of interruptions. To resume a stopped or killed run, run the same
+    command again.
     """
     if doctor:
         printing.print_checks(as_json=as_json)

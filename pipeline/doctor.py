@@ -46,9 +46,9 @@ def check_installation() -> list[Check]:
 
 
 def _run_check(code: str) -> tuple[str, str]:
-    """What code prints, and why it fails.
+    """Return the output of a piece of code, and the reason if it fails.
 
-    In a process of its own: a stale extension module can crash or poison this one.
+    It runs in its own process: a stale extension module can crash this one.
     """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if run.returncode:

@@ -1,4 +1,4 @@
-"""What a run would make, from a look at a few of the photos: `prep-shards --dry-run`."""
+"""Forecast of a run from a sample of its photos: `prep-shards --dry-run`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLE_PHOTOS = 16
 SAMPLE_PATCHES = 24
 """Patches of each of them that are encoded."""
 _EDGE_BYTES = (0, 4, 10, 20, 30, 40, 60, 128)
-"""Of the histogram of luma deviation, grey levels."""
+"""Edges of the histogram of luma deviation, in grey levels."""
 _BYTES_PER_SAMPLE = 3 * 512 + 1.5 * 512 + 512
 """Bytes of headers, padding and JSON of a sample in a tar, about."""
 
@@ -38,7 +38,7 @@ class Forecast(msgspec.Struct, frozen=True):
     cpu_seconds: float
     looked_at: int
     refused: dict[str, int]
-    """Of the photos looked at, by reason."""
+    """Refused photos of the sample, by reason."""
     detail_edges: tuple[int, ...]
     """Luma deviation, grey levels."""
     detail: tuple[float, ...]
@@ -85,7 +85,7 @@ class _PhotoSample(msgspec.Struct):
     kept: list[bool]
     bytes: list[int]
     seconds: float
-    """What cutting the whole photo would take."""
+    """Estimated CPU time for the whole photo, in seconds."""
 
 
 def _sample_photo(

@@ -38,7 +38,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunTerminal(msgspec.Struct, frozen=True):
-    """How a run tells what it does and is asked to stop."""
+    """How a run reports to its user, and how the user stops it."""
 
     say: Callable[[str], None]
     progress: Callable[..., object]

@@ -1,4 +1,4 @@
-"""What decides the bytes of a data set: the options of `prep-shards` and the libraries' versions."""
+"""Everything that decides the bytes of a data set: options of `prep-shards` and versions of libraries."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     grid: int = 0
     """Distance of the patches of a regular grid, pixels; 0 for random positions."""
     kernel: Kernel = "pillow"
-    """Whose antialiased bicubic makes LR."""
+    """Implementation of the antialiased bicubic that makes LR."""
     degrade: Literal["bicubic", "realesrgan"] = "bicubic"
     """LR as it is taught from photos that are clean, or blurred, noisy and compressed (`degrade`)."""
     lr_from: Literal["image", "patch"] = "image"
@@ -49,7 +49,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     min_detail: float = 0.0
     """Luma deviation, grey levels, below which no patch is kept."""
     alpha: Literal["refuse", "drop"] = "refuse"
-    """What happens to photos with transparent pixels."""
+    """Treatment of photos with transparent pixels."""
     icc: Literal["convert", "ignore"] = "convert"
     """Whether photos with a colour profile are turned to sRGB."""
     max_blockiness: float = 0.0
@@ -66,7 +66,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     val_list: tuple[str, ...] = ()
     """Names of the photos that validate."""
     similar: Literal["drop", "keep"] = "drop"
-    """Of photos that look alike, take one, or all of them in one split."""
+    """Treatment of near-duplicates: take one, or all of them in one split."""
     exclude_like: str = ""
     """Digest of the test pictures that no photo may resemble."""
 
@@ -77,7 +77,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def flags_blocks(self) -> bool:
-        """Whether the blockiness of photos is measured, and told in each sample's JSON."""
+        """Whether the blockiness of photos is measured and stored in each sample's JSON."""
         return self.max_blockiness > 0 or self.pre_scale < 1
 
 
@@ -118,7 +118,7 @@ def check_options(options: Options) -> None:
 
 
 def _check_lr_options(options: Options) -> None:
-    """What cannot be had together with official LR images, or with degraded ones."""
+    """Refuse options that contradict published LR images, or degraded ones."""
     if options.degrade != "bicubic" and options.kernel != "pillow":
         raise UsageError(
             "--degrade realesrgan: resizes in its own ways, so leave out --kernel matlab"

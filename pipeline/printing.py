@@ -1,4 +1,4 @@
-"""What `prep-shards` prints of its results: the checks of --doctor, a forecast, a report."""
+"""Printed results of `prep-shards`: the checks of --doctor, a forecast, a report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def print_checks(*, as_json: bool) -> None:
 
 
 def print_forecast(job: Job, found: Scan, val_names: set[str], *, as_json: bool) -> None:
-    """What a run would make."""
+    """Print the forecast of a run."""
     from pipeline.forecast import format_forecast, make_forecast
     from pipeline.photos.scan import describe_layout
 
@@ -51,7 +51,7 @@ def print_forecast(job: Job, found: Scan, val_names: set[str], *, as_json: bool)
 
 
 def print_report(report: Report) -> None:
-    """What a run has made."""
+    """Print the result of a run."""
     size = report.bytes / 2**20
     pairs = report.pairs
     if report.already_done:

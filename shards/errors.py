@@ -1,4 +1,4 @@
-"""What can go wrong in usrgan's own words, and the exit code that goes with it.
+"""The error tree of usrgan, with the exit code of each error.
 
     UsrganError                  1  the work failed
     ├── UsageError               2  a wrong option, configuration or folder; all data as before
@@ -43,13 +43,13 @@ class WriteFailed(UsrganError):
 
 
 class Stopped(UsrganError):
-    """Ended on request after saving; the same command goes on."""
+    """Stopped on request after saving; the same command resumes."""
 
     exit_code = 75
 
 
 def remedy(place: str) -> str:
-    """What to do about damage to a finished data set: it is repaired in a folder, not at a URL."""
+    """Return the advice for a damaged data set: a folder can be repaired, a URL cannot."""
     if "://" in place:
         return "make it again with prep-shards --overwrite, or repair a local copy and send that"
     return "run the prep-shards command that made it with --repair"

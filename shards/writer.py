@@ -102,7 +102,7 @@ def write_shard(
 
 
 def _buffer(length: int) -> npt.NDArray[np.uint8]:
-    """So many bytes, of any content, which a thread has for one shard after the other: fresh memory has its price."""
+    """Return a buffer of the given size, which a thread reuses for every shard: fresh pages are slow."""
     kept: npt.NDArray[np.uint8] | None = getattr(_thread_buffers, "room", None)
     if kept is None or len(kept) < length:
         kept = _thread_buffers.room = np.empty(
@@ -142,7 +142,7 @@ def publish(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def companion_files(manifest: Manifest) -> dict[str, bytes]:
-    """What other readers look for beside the shards: all of it follows from the manifest."""
+    """Return the files that other readers need beside the shards, all derived from the manifest."""
     return {
         **{
             f"{name}.wids.json": _wids_index(name, split) for name, split in manifest.splits.items()
@@ -168,7 +168,7 @@ def _wids_index(name: str, split: Split) -> bytes:
 
 
 def _energon_files(manifest: Manifest) -> dict[str, bytes]:
-    """What `energon prepare` would write, so that nobody has to run it."""
+    """Return the files that `energon prepare` would write."""
     counts = {
         shard.name: shard.samples for split in manifest.splits.values() for shard in split.shards
     }

@@ -26,7 +26,7 @@ RunTasks = Callable[[Callable[..., Any], Sequence[Arguments]], Iterator[Complete
 """`run(function, units)`: calls `function(*unit)` for every unit."""
 _POLL_SECONDS = 0.2
 _WAIT_SECONDS = 60
-"""So long a cluster may take to show a first worker, or may be without any later on."""
+"""Time in seconds that a cluster may be without a worker, at the start or later."""
 _WORKER_TIMEOUT_SECONDS = 900
 """The same for Ray, where nodes come when units wait for them: its autoscaler gives each so long to start."""
 

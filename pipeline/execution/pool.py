@@ -27,7 +27,7 @@ from shards.errors import Stopped
 Arguments = tuple[object, ...]
 Result = TypeVar("Result")
 TRIES_ALONE = 2
-"""So often a unit may kill a process that works on nothing else before it is given up."""
+"""Number of times that a task may crash a process of its own before it is given up."""
 _POLL_SECONDS = 0.2
 _ENVIRONMENT = {
     # processes take the cores: where BLAS makes threads as well, they spin against each other
@@ -131,7 +131,7 @@ def _run_alone(
 
 
 def start_fork_server() -> None:
-    """Start the process that workers are forked from; it loads its modules while this one goes on."""
+    """Start the process that workers are forked from; it loads its modules in the background."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["pipeline.stages.tasks", "numpy.random"]
     )
@@ -148,7 +148,7 @@ def start_fork_server() -> None:
 
 @contextlib.contextmanager
 def limit_to_one_core() -> Iterator[None]:
-    """What starts or is imported inside makes no threads for BLAS; afterwards the environment is as before."""
+    """Start no BLAS threads in processes and imports inside; restore the environment afterwards."""
     before = dict(os.environ)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -161,10 +161,10 @@ def limit_to_one_core() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _open_executor(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Idle workers are killed at the end, not asked to go.
+    """Open a pool whose idle workers are killed at the end instead of being asked to exit.
 
-    One of them holds the lock of the queue while it waits; if it is killed by somebody else then, the
-    others wait for that lock, and the pool for them, for ever.
+    A waiting worker holds the lock of the queue. If something else kills it then, the others wait for that lock,
+    and the pool for them, forever.
     """
     start_fork_server()
     context = multiprocessing.get_context("forkserver")
@@ -204,7 +204,7 @@ def _initialise_worker() -> None:
 
 
 def _exit_with_parent() -> None:
-    """Idle workers would wait for work for ever: each holds the pipe open that tells the others."""
+    """Exit with the parent: idle workers would otherwise wait forever on a pipe that they hold open themselves."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])

@@ -25,7 +25,7 @@ MARGIN = 16
 """LR pixels around a patch that are degraded with it and cut off: blurs and JPEG blocks cross its edge."""
 _SHAPES = ("gaussian", "generalized", "plateau")
 _SHAPE_ODDS = {"gaussian": (0.45, 0.25), "generalized": (0.12, 0.03), "plateau": (0.12, 0.03)}
-"""Of the same width in all directions, and of two widths."""
+"""Probabilities of an isotropic and of an anisotropic kernel."""
 _RESIZES = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
@@ -105,7 +105,7 @@ def degrade(region: RGB8, *, scale: int, key: str) -> RGB8:
 
 
 def describe_recipe(key: str) -> str:
-    """What `degrade` does to the patch of this key, in a few words for the sample's JSON."""
+    """Return the degradation of the patch of this key in a few words, for the sample's JSON."""
     recipe = _draw_recipe(key)
     first = [*_describe_order(recipe.first), f"jpeg {recipe.first.jpeg}"]
     second, last = _describe_order(recipe.second), [f"jpeg {recipe.second.jpeg}"]

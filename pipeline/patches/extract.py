@@ -71,7 +71,7 @@ def extract_patches(photo: AcceptedPhoto, options: Options) -> Iterator[PhotoPat
 
 
 def degradation_key(seed: int, pixels: str, x: int, y: int) -> str:
-    """What the degradation of a patch follows from."""
+    """Return the key of a patch's degradation: its random numbers depend on nothing else."""
     return f"{seed} {pixels} {x} {y}"
 
 

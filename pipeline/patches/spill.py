@@ -59,7 +59,7 @@ PhotoStamp = tuple[str, int, int, int, int]
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of one photo: its digests, or why it was refused."""
+    """Result of one photo: its digests, or the reason why it was refused."""
 
     name: str
     val: bool = False
@@ -74,15 +74,15 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Marker(msgspec.Struct, frozen=True, array_like=True):
-    """What stands behind the pairs of a spill."""
+    """Footer of a spill, behind its pairs."""
 
     rows: bytes
     """`ROW`s, sorted by rank."""
     outcomes: list[Outcome]
     photos: list[PhotoStamp]
-    """What the scan knew of the photos."""
+    """Size and time of each photo at the scan."""
     length: int
-    """Of all pairs, bytes."""
+    """Size of all pairs in bytes."""
 
 
 def spill_name(chunk: int) -> str:

@@ -35,12 +35,12 @@ class AcceptedPhoto(NamedTuple):
     lr: RGB8 | None
     """Its official LR image, where the options name one."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
     pixels: str
     """Digest of `image`: the same for a copy in another lossless format."""
     blockiness: float
     pre_scale: float
-    """What `image` was scaled by; 1.0 if it was not."""
+    """Scale of `image` relative to the photo; 1.0 if it was not scaled."""
 
 
 def accept_photo(photo: FoundPhoto, options: Options) -> AcceptedPhoto:
@@ -89,7 +89,7 @@ def compute_luma(image: RGB8) -> Luma:
 def pixel_digest(image: RGB8) -> str:
     """SHA-256 of an image's size and of the CRC-32 of each of its rows: a seventh of the time.
 
-    It tells photos apart that differ by chance, never by intent: rows of one CRC can be made.
+    It separates photos that differ by chance, not by intent: rows with equal CRC can be constructed.
     """
     rows = np.ascontiguousarray(image)
     digest = hashlib.sha256(b"%d %d\n" % image.shape[:2])

@@ -1,4 +1,4 @@
-"""Photos that look alike: copies in another size, format or brightness, and mirrored ones.
+"""Near-duplicate photos: copies in another size, format or brightness, mirrored ones included.
 
 Two 64-bit perceptual hashes: dHash (signs of neighbour differences on a 9x8 thumbnail) and pHash
 (signs of the low DCT coefficients of a 32x32 one). Measured on photos: recompression and halving
@@ -33,7 +33,7 @@ MAX_DISTANCE_SUM = 10
 _FIFTHS = [np.uint64(sum(1 << bit for bit in range(low, 64, 5))) for low in range(5)]
 _MASKS = [one | other for one, other in itertools.combinations(_FIFTHS, 2)]
 """Two hashes that differ in CLOSE bits agree in two fifths of their bits, and others seldom do. Each fifth has
-bits of all rows and columns: a plain sky or margin, which sets a whole row, leaves the others to tell."""
+bits of all rows and columns: a plain sky or margin sets a whole row and leaves the other fifths meaningful."""
 _QUARTERS = [np.uint64(0xFFFF << low) for low in range(0, 64, 16)]
 _PAIRS_PER_BATCH = 1 << 18
 """Pairs that are compared at once."""
@@ -132,7 +132,7 @@ def find_resembling(
 
 
 def _hash_arrays(looks: Sequence[PerceptualHash]) -> tuple[Hashes, Hashes]:
-    """Of the photos as they are, and mirrored."""
+    """Return the hashes of the photos and of their mirror images."""
     plain = [[look.dhash for look in looks], [look.phash for look in looks]]
     mirrored = [[look.mirrored_dhash for look in looks], [look.mirrored_phash for look in looks]]
     return np.array(plain, np.uint64), np.array(mirrored, np.uint64)

@@ -45,7 +45,7 @@ class FoundPhoto(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What lies below the source folders; photos in the order of their names."""
+    """Photos below the source folders, sorted by name."""
 
     layout: str
     """`DIV2K`, `DF2K` …, joined by + where several are seen, or `folder`."""
@@ -107,7 +107,7 @@ def describe_layout(result: Scan, val_names: Collection[str]) -> str:
 
 
 def listing_sha256(result: Scan) -> str:
-    """Digest of names and sizes: tells whether a finished data set is of these photos."""
+    """Return a digest of names and sizes: it shows whether a finished data set was made of these photos."""
     digest = hashlib.sha256()
     for photo in result.photos:
         digest.update(f"{photo.name}\0{photo.size}\0{photo.val}\n".encode())
@@ -168,7 +168,7 @@ def _check_source(source: Location) -> None:
 
 
 def _source_prefixes(sources: Sequence[Location]) -> list[tuple[str, ...]]:
-    """What tells photos of several sources apart: as many last parts of their places as that takes."""
+    """Return a prefix for each source: as many trailing path parts as make all prefixes distinct."""
     if len(sources) == 1:
         return [()]
     parts = [_split_path(source) for source in sources]

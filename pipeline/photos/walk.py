@@ -22,7 +22,7 @@ _HIDDEN_NAME = re.compile(r"\.|lost\+found$")
 
 
 class PhotoFile(NamedTuple):
-    """What looks like a photo by its name."""
+    """A file whose name looks like a photo's."""
 
     path: Location
     name: str
@@ -71,12 +71,12 @@ def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ..
 
 
 def _is_lr_folder(name: str, *, beside_hr: bool) -> bool:
-    """By its name, and by what lies beside it, a folder holds LR images."""
+    """Return whether a folder holds LR images, by its name and its neighbours."""
     return bool(LR_FOLDER.search(name)) or (beside_hr and bool(_LR_SUFFIX.fullmatch(name)))
 
 
 def stamp_file(path: Path) -> tuple[int, int]:
-    """Size and time of change of a file, which tell whether it is still the same."""
+    """Return size and modification time of a file, which show whether it has changed."""
     try:
         status = path.stat()
     except OSError:  # a dangling link: reading it will say so

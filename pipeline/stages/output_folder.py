@@ -1,4 +1,4 @@
-"""The output folder: empty, unfinished, finished, or somebody else's; and what it promises."""
+"""The output folder: empty, unfinished, finished, or foreign; and its build specification."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def build_spec(options: Options, found: Scan) -> dict[str, Option]:
 
 
 def parse_build_spec(content: bytes) -> dict[str, Option]:
-    """What a stored promise says; nothing if it is damaged."""
+    """Return a stored build specification; empty if it is damaged."""
     try:
         return msgspec.json.decode(content, type=dict[str, Option])
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -122,10 +122,10 @@ def finished_dataset(out: Path, promise: dict[str, Option]) -> Manifest | None:
 
 
 def begin_work(work: Path, promise: dict[str, Option]) -> None:
-    """Start or go on: the scratch folder and the shards are of one promise.
+    """Start or resume: scratch folder and shards belong to one build specification.
 
     Raises:
-        UsageError: it is of another one.
+        UsageError: they belong to another one.
     """
     _check_unfinished(work, promise)
     sweep_work(work.parent)
@@ -137,7 +137,7 @@ def begin_work(work: Path, promise: dict[str, Option]) -> None:
 
 
 def write_build_spec(work: Path, promise: dict[str, Option]) -> None:
-    """Say what the scratch folder and the shards beside it are of."""
+    """Store the build specification of the scratch folder and of the shards beside it."""
     atomic.make_folder(work)
     atomic.write_file(work / BUILD_SPEC, json.dumps(promise, indent=2, sort_keys=True).encode())
 

@@ -53,7 +53,7 @@ class Shard(msgspec.Struct, frozen=True):
 
 
 class Plan(NamedTuple):
-    """What the shards will hold."""
+    """Content of all shards."""
 
     photos: list[Source]
     rejects: list[Reject]

@@ -1,4 +1,4 @@
-"""The run: scan, cut, plan, pack, publish. Each unit leaves a durable marker, so a killed run goes on."""
+"""The run: scan, cut, plan, pack, publish. Each task leaves a durable marker, so that a killed run resumes."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ def dry_run_scan(job: Job) -> tuple[Job, Scan, set[str]]:
 
 
 def prepare(job: Job, watch: RunTerminal) -> Report:
-    """Make the data set, or go on with it, or find it done.
+    """Make the data set, resume it, or find it finished.
 
     Raises:
-        UsageError: the options cannot be, or the folder holds something else.
-        DamagedData: the data set is there but parts of it are gone.
+        UsageError: the options contradict each other, or the folder holds something else.
+        DamagedData: the data set exists but parts of it are missing.
         TooManyRejects: more photos were refused than `max_rejects`.
         Stopped: on request; what is finished stays.
     """

@@ -34,9 +34,9 @@ _EXPECTED = "expected"
 
 
 def check_same_photos(out: Location, manifest: Manifest, photos: Sequence[FoundPhoto]) -> None:
-    """Photos that are newer than the data set still have the digests that it names.
+    """Check that photos newer than the data set still have the digests that it names.
 
-    Where a store does not tell when the data set was written, nothing is looked at.
+    Where a store has no modification times, nothing is checked.
 
     Raises:
         UsageError: naming a photo that was changed.
@@ -57,7 +57,7 @@ def check_same_photos(out: Location, manifest: Manifest, photos: Sequence[FoundP
 
 
 def _write_time_ns(out: Location) -> int:
-    """When the manifest was written, nanoseconds since 1970; 0 where a store does not tell."""
+    """Return the modification time of the manifest in nanoseconds since 1970; 0 where the store has none."""
     if isinstance(out, Path):
         return (out / NAME).stat().st_mtime_ns
     there = remote.list_files(out).get(NAME)
@@ -88,7 +88,7 @@ def _patch_positions(
 
 
 def describe_irreparable(out: Path, error: DamagedData) -> str:
-    """What a repair does about a damaged manifest, which is all that tells what the shards were."""
+    """Return the reason why a data set cannot be repaired: its damaged manifest is the only record of its shards."""
     problem = str(error).removesuffix(f"; {remedy(str(out / NAME))}")
     return f"{problem}; a repair makes all of it again"
 

@@ -1,4 +1,4 @@
-"""What a run leaves beside the shards: rejects, manifest, and the result that it prints."""
+"""Files beside the shards, rejects and manifest, and the printed result of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPECTED_REJECTS = ("DUPLICATE", "SIMILAR", "EXCLUDED")
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a run has made; `prep-shards --json` prints it."""
+    """Result of a run, as `prep-shards --json` prints it."""
 
     out: str
     dataset_sha256: str

@@ -33,7 +33,7 @@ from shards.version import __version__
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What all units of a run share."""
+    """Data shared by all tasks of a run."""
 
     options: Options
     url: str
@@ -45,7 +45,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     """Photos that killed a process before."""
     libraries: dict[str, str]
     fingerprint: str
-    """What the process that planned made of a small picture; nothing where all work on its machine."""
+    """Digest of a small image that the planning process encoded; empty where all tasks run on its machine."""
 
 
 class _Photo(msgspec.Struct, frozen=True, array_like=True):

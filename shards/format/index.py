@@ -27,7 +27,7 @@ _DAMAGE = (
 
 
 class Origins(NamedTuple):
-    """What the index says of N samples beside their places: where each was cut and how detailed it is."""
+    """Source, position and detail of N samples, as the index stores them."""
 
     src: Sequence[str]
     x: npt.ArrayLike

@@ -1,4 +1,4 @@
-"""What a data set promises about itself: `manifest.json`, and the JSON beside each patch pair.
+"""The description of a data set, `manifest.json`, and the JSON of each patch pair.
 
 The manifest is the commit record: it is written last, and a folder without it is not a data set.
 It holds no time and no machine, so the same photos and options give the same bytes.
@@ -38,7 +38,7 @@ class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Resize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What made the LR patches: results differ in rare values between implementations."""
+    """Implementation that made the LR patches; implementations differ by one grey level in rare values."""
 
     kernel: str
     implementation: str
@@ -98,7 +98,7 @@ class SampleInfo(msgspec.Struct):
     blockiness: float | UnsetType = UNSET
     """How much the photo showed its JPEG's blocks, if that was measured; about 1 if it did not."""
     pre_scale: float | UnsetType = UNSET
-    """What the photo was scaled by before it was cut (x and y are of the scaled one), with `blockiness`."""
+    """Scale of the photo before patches were cut; x and y refer to the scaled photo. Present with `blockiness`."""
     degradation: str | UnsetType = UNSET
     """How LR was degraded, in words and numbers, where it is no plain bicubic."""
 

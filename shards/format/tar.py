@@ -80,13 +80,13 @@ def build_headers(
     *,
     behind: tuple[bytes, bytes, bytes] = (b"", b"", b""),
 ) -> npt.NDArray[np.uint8]:
-    """What `header` makes, for N samples at once: [N L], the three headers end to end.
+    """Return the headers of N samples at once: [N L], three headers per sample, end to end.
 
     Args:
         keys: [N].
         names: of the parts.
         sizes: [N 3], of their data.
-        behind: what follows each header in every sample.
+        behind: bytes that follow each header in every sample.
     """
     blank, starts, blank_sums = _blank_headers(names, behind)
     key_digits, size_digits = _decimal_digits(keys, 12), _octal_digits(sizes, 11)
@@ -112,13 +112,13 @@ def build_tar(
     names: tuple[str, str, str],
     sizes: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int64]:
-    """Make a whole tar of N samples but for the members' data; returns the offsets [N 3] of that.
+    """Build a tar of N samples without the members' data; return the offsets [N 3] of the data.
 
     Args:
         content: [`length(sizes)`], whatever it holds.
         keys: [N].
-        names: of the parts.
-        sizes: [N 3], of the data.
+        names: names of the three members.
+        sizes: [N 3], data sizes in bytes.
     """
     places = member_offsets(sizes)
     blocks = content.reshape(-1, BLOCK)

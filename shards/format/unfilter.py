@@ -61,7 +61,7 @@ def _load_kernel() -> tuple[ctypes.CDLL | None, str]:
 
 @lru_cache(maxsize=4)
 def _keep_rows(length: int) -> bytes:
-    """What lies above the first row."""
+    """Return the row above the first one: zeros."""
     return bytes(length)
 
 

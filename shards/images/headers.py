@@ -1,6 +1,6 @@
-"""What an image file says of itself before a decoder sees it: format, size, orientation, profile.
+"""Format, size, orientation and colour profile of an image file, read before a decoder sees it.
 
-A 49 kB PNG can ask for 2.3 GB, and decoders take some cut files as whole; both show here. Sources:
+A 49 kB PNG can ask for 2.3 GB, and decoders accept some truncated files; both are detected here. Sources:
 PNG https://www.w3.org/TR/png-3/, WebP RFC 9649, JPEG ITU-T T.81 annex B.
 """
 
@@ -35,7 +35,7 @@ class BadHeader(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """Of the stored image, before it is turned."""
+    """Height of the stored image in pixels, before its orientation is applied."""
 
     kind: Kind
     width: int
@@ -55,10 +55,10 @@ class Header:
 
 
 def read_header(content: bytes) -> Header:
-    """Tell the format by its first bytes and check its frame.
+    """Detect the format by the first bytes and check its structure.
 
     Raises:
-        BadHeader: no known format, or its parts do not fit together.
+        BadHeader: the format is unknown, or its parts contradict each other.
     """
     try:
         if content.startswith(b"\xff\xd8\xff"):

@@ -1,7 +1,7 @@
-"""Strict decoding of image files: a photo is whole and understood, or refused with a reason.
+"""Strict decoding of image files: a photo is decoded completely, or refused with a reason.
 
-Bytes, never paths, go into native code; the format is told by content; the size in the header is
-checked before memory is asked for. `simplejpeg` refuses a JPEG with missing data where OpenCV
+Bytes, never paths, go into native code; the content decides the format; the size in the header is
+checked before memory is allocated. `simplejpeg` refuses a JPEG with missing data where OpenCV
 fills in grey.
 """
 
@@ -58,9 +58,9 @@ class Photo:
 
     pixels: RGB8
     sha256: str
-    """Of the file's bytes."""
+    """SHA-256 of the file's bytes."""
     notes: tuple[str, ...]
-    """What was converted on the way."""
+    """Conversions of the photo, one phrase each."""
     icc: bytes
     """The colour profile of the file, or nothing; the pixels are as stored."""
     bit_depth: int

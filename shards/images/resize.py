@@ -62,7 +62,7 @@ def crop_to_multiple(image: RGB8, *, scale: int) -> RGB8:
 
 
 def describe_implementation(kernel: Kernel = "pillow") -> tuple[str, str]:
-    """What downscales here, by name and version; PILs differ by ±1 in rare values."""
+    """Return name and version of the PIL that downscales; PILs differ by ±1 in rare values."""
     if kernel == "matlab":
         return "imresize", "R2015b"
     version = str(PIL.__version__)

@@ -78,9 +78,9 @@ def write_parts(stream: BinaryIO, pieces: Sequence[bytes]) -> None:
 
 
 def start_writeback(stream: BinaryIO, start: int, stop: int) -> None:
-    """Have the kernel send bytes [start, stop) to the disk by and by, so that fsync waits for less.
+    """Start writing bytes [start, stop) to the disk in the background, so that fsync has less to wait for.
 
-    To be told that pages will not be needed makes Linux write those that are dirty, and keep them.
+    POSIX_FADV_DONTNEED makes Linux write dirty pages, and keep them.
     """
     stream.flush()
     if hasattr(os, "posix_fadvise"):

@@ -1,4 +1,4 @@
-"""What is kept for a user between runs, in `~/.cache/usrgan` or below `$XDG_CACHE_HOME`."""
+"""The user's cache folder: `~/.cache/usrgan`, or below `$XDG_CACHE_HOME`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""C compiled where it is used: once for a machine, and kept in a cache.
+"""C kernels, compiled once on each machine on first use and kept in the user's cache.
 
-No wheel of ours has machine code in it. What has a kernel in C has a way without, so a machine that cannot
-have it (no compiler, another processor) goes on, and can be told why.
+The wheels contain no machine code. Every C kernel has a fallback in numpy: without a compiler, or on another
+processor, the fallback runs and the reason can be shown.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class KernelUnavailable(UsrganError):
 
 _compile_lock = threading.Lock()
 _TIMEOUT_SECONDS = 120
-"""So long a compiler may take."""
+"""Time limit of the compiler, in seconds."""
 
 
 def load(source: Path, *flags: str) -> ctypes.CDLL:
-    """The functions of a C file, which may include the headers beside it.
+    """Return the functions of a C file; it may include headers of its folder.
 
     Raises:
-        KernelUnavailable: there is no compiler that makes them.
+        KernelUnavailable: no compiler compiles it.
     """
     with _compile_lock:
         return _load_cached(source, *flags)

@@ -23,7 +23,7 @@ _EXTRAS = {
     "s3": "'usrgan[s3]'", "s3a": "'usrgan[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs",
     "http": "aiohttp", "https": "aiohttp",
 }  # fmt: skip
-"""What to install for a protocol: our own extra where there is one."""
+"""Package to install for a protocol; our own extra where one exists."""
 _PART = 2**22
 
 
@@ -32,7 +32,7 @@ class RemoteFile(NamedTuple):
 
     size: int
     changed: int
-    """Nanoseconds since 1970, as far as the store tells."""
+    """Modification time in nanoseconds since 1970; 0 where the store has none."""
 
 
 def is_url(text: str) -> bool:

@@ -19,7 +19,7 @@ from shards.read.byte_ranges import ByteRange
 
 
 class ExpectedBytes(NamedTuple):
-    """What the index says of consecutive pairs of one shard."""
+    """Headers, sizes and checksums that the index promises for consecutive pairs of one shard."""
 
     keys: list[int]
     headers: bytes
@@ -37,7 +37,7 @@ class StoredPair(NamedTuple):
     source: ByteRange
     promised: Callable[[], ExpectedBytes]
     rows: raw_fast_path.RowCopies | None
-    """Of raw pairs of a local shard, which need no more than this."""
+    """Copies of a raw pair of a local shard, which need nothing else."""
 
 
 Block = tuple[StoredPair, ...]

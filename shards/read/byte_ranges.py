@@ -1,4 +1,4 @@
-"""Byte ranges out of shards: from a folder, from a URL, or from a URL by way of a folder of whole shards.
+"""Byte ranges of shards: from a folder, from a URL, or from a URL through a folder of cached shards.
 
 What will be needed is said first, and taken in parts when it is. Of a local file the kernel is told, which
 reads ahead into its own cache; a buffer for it here would cost more in fresh pages than the reading.
@@ -45,7 +45,7 @@ class ByteRange(Protocol):
 
     @property
     def fix(self) -> str:
-        """What to do about it if they are damaged there."""
+        """Advice if the bytes are damaged there."""
         ...
 
 
@@ -64,7 +64,7 @@ class RangeSource(Protocol):
         ...
 
     def close(self) -> None:
-        """End what goes on in the background, and close files."""
+        """End background work and close files."""
         ...
 
 
@@ -89,7 +89,7 @@ class BytesInMemory(NamedTuple):
 
 
 class OpenFile:
-    """A local file, closed when nobody holds it any more: neither `OpenFiles` nor a thread that reads."""
+    """A local file, closed when its last reference is gone: neither `OpenFiles` nor a reading thread holds it."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -145,7 +145,7 @@ class BytesOnDisk(NamedTuple):
             raise self._unreadable(error) from None
 
     def file(self) -> OpenFile | None:
-        """As `Range` says; None as well where it cannot be opened, which `part` tells."""
+        """Return the open file; None where it cannot be opened, which `part` reports."""
         try:
             return self.files(self.path)
         except OSError:
@@ -188,7 +188,7 @@ class RemoteSource:
         return BytesInMemory(content, start, url)
 
     def close(self) -> None:
-        """Nothing goes on."""
+        """Do nothing: no background work exists."""
 
 
 def _retry_read(url: str, start: int, stop: int) -> bytes:

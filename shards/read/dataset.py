@@ -30,7 +30,7 @@ class Dataset:
     cache: Path | None = None
     """Where shards of a URL are kept whole for later runs; None: nowhere."""
     indices: dict[str, list[index.ShardIndex]] = field(default_factory=dict, repr=False)
-    """Of the splits that were opened; read once."""
+    """Indices of the splits that were opened; each is read once."""
 
     def split(self, name: str) -> SplitReader:
         """Open `train` or `val`; checks that every shard is there in its full length.

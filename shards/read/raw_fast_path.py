@@ -1,7 +1,7 @@
-"""Raw pairs of local shards, read straight to where they are wanted.
+"""Raw pairs of local shards, read straight into the batch.
 
-`codec` raw stores pixels as they are, so one `preadv` puts HR and LR into the batch and what lies around
-them beside it. All that the slow way checks is checked here; what differs in anything is left to it.
+Codec `raw` stores pixels uncompressed, so one `preadv` puts HR and LR into the batch and the bytes around them into
+a side buffer. Every check of the general path is made here; a pair that differs in anything is left to that path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HEADER_BYTES = 16 * BLOCK
 
 
 class RawLayout(NamedTuple):
-    """What the pairs of a data set have in common: what `.npy` puts before square pixels, and their length."""
+    """Properties shared by all pairs of a data set: the `.npy` header of square images, and its length in bytes."""
 
     before_hr: bytes
     before_lr: bytes
@@ -33,14 +33,14 @@ class RawLayout(NamedTuple):
 
 
 def raw_layout(hr_size: int, lr_size: int) -> RawLayout:
-    """Of pairs with sides of so many pixels."""
+    """Return the layout of pairs with the given sides, in pixels."""
     before_hr, before_lr = codec.raw_header(hr_size, hr_size), codec.raw_header(lr_size, lr_size)
     lengths = 3 * hr_size**2, 3 * lr_size**2
     return RawLayout(before_hr, before_lr, crc32(before_hr), crc32(before_lr), *lengths)
 
 
 class RowCopies(NamedTuple):
-    """Consecutive pairs of one shard, as `read_pair` wants them."""
+    """Consecutive pairs of one shard, in the form that `read_raw_pair` takes."""
 
     form: RawLayout
     places: list[list[int]]
@@ -59,14 +59,14 @@ def row_copies(
     size: npt.NDArray[np.int64],
     crcs: npt.NDArray[np.uint32],
 ) -> RowCopies | None:
-    """What can be said of N pairs before they are read; None if they are not of that form.
+    """Return everything about N pairs that is known before they are read; None if they do not have that layout.
 
     Args:
-        form: of their data set.
-        keys: [N].
-        offset: [N 3], of the data of HR, JSON and LR in the shard.
-        size: [N 3], of the data.
-        crcs: [N 3], of the data.
+        form: layout of their data set.
+        keys: [N], sample keys.
+        offset: [N 3], offsets of the data of HR, JSON and LR in the shard.
+        size: [N 3], sizes of the data.
+        crcs: [N 3], CRC-32 of the data.
     """
     before_hr, before_lr = len(form.before_hr), len(form.before_lr)
     start, hr_end, lr_at = offset[:, 0] - BLOCK, offset[:, 0] + size[:, 0], offset[:, 2]

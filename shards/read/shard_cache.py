@@ -1,7 +1,7 @@
-"""Whole shards of a URL kept in a local folder, named by their SHA-256, for any run that reads them.
+"""Shards of a URL cached in a local folder, named by their SHA-256, for every run that reads them.
 
-A shard is checked against its digest while it comes in and takes its name only when it is right, so
-what is there is whole. Two processes that want the same shard wait for each other.
+A shard is checked against its digest while it downloads and gets its name only when the digest matches, so every
+cached shard is complete. Two processes that need the same shard wait for each other.
 """
 
 from __future__ import annotations

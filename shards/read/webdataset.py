@@ -1,7 +1,7 @@
-"""The shards as a ready `webdataset.WebDataset`, for training loops that are not ours.
+"""The shards as a ready `webdataset.WebDataset`, for other training loops.
 
-What plain webdataset lets through is an error here: a shard that is missing or cut off, a sample
-whose bytes are not those of the index, a damaged header and with it the rest of a shard. Order and
+Damage that plain webdataset passes over is an error here: a missing or truncated shard, a sample whose bytes
+differ from the index, a damaged header and with it the rest of a shard. Order and
 resume are webdataset's: it reads shard by shard, shuffles in a buffer, and cannot go on in the
 middle of an epoch (`trainer` can).
 """

@@ -1,4 +1,4 @@
-"""What all commands share at the terminal: common options, one-line errors, results.
+"""Terminal functions of all commands: common options, one-line errors, results.
 
 Results go to stdout, everything else to stderr, so that `--json` output can be piped.
 """
@@ -62,7 +62,7 @@ class _Command(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None,
         **extra: Any,  # noqa: ANN401  as click has it
     ) -> click.Context:  # fmt: skip
-        """Wrong usage is told like any other error."""
+        """Report wrong usage like any other error."""
         for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign gets it escaped
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
@@ -94,14 +94,14 @@ class _Group(click.Group):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None,
         **extra: Any,  # noqa: ANN401  as click has it
     ) -> click.Context:  # fmt: skip
-        """Wrong usage is told like any other error."""
+        """Report wrong usage like any other error."""
         with _report_usage(info_name):
             return super().make_context(info_name, args, parent, **extra)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """A command that is not there is told like any other error."""
+        """Report an unknown command like any other error."""
         with _report_usage(ctx.command_path):
             return super().resolve_command(ctx, args)
 
@@ -201,13 +201,13 @@ def printable(text: str) -> str:
 
 
 def say(message: str) -> None:
-    """Tell the person something, on stderr; with a time stamp where no terminal shows it."""
+    """Print a line on stderr; with a time stamp where stderr is no terminal."""
     stamp = "" if err.is_terminal else time.strftime("%H:%M:%S ")
     err.print(stamp + printable(message), markup=False)
 
 
 def warn(message: str) -> None:
-    """Tell the person about something that they may want to change."""
+    """Print a warning on stderr."""
     err.print(Text.assemble(("warning:", "yellow"), " ", printable(message)))
 
 

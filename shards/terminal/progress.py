@@ -19,7 +19,7 @@ from shards.terminal.console import err, printable, say
 
 LOG_EVERY_SECONDS = 10.0
 Advance = Callable[[int, str], None]
-"""`advance(steps, note)`: so many units are done, or none but something to tell; the note stands behind the bar."""
+"""`advance(units, note)`: units finished since the last call, possibly 0; the note is shown behind the bar."""
 
 
 @contextlib.contextmanager

@@ -25,8 +25,8 @@ def test_this_installation_is_whole():
 
 def test_two_owners_of_pil_are_broken_and_the_repair_is_printed(monkeypatch):
     both = {"pillow": "12.1.1", "pillow-simd": "12.1.1.post0"}
-    monkeypatch.setattr(doctor, "_installed", lambda *names: both if "pillow" in names else {})
-    monkeypatch.setattr(doctor, "_pil_fast", lambda: Check("AVX2", "good", ""))
+    monkeypatch.setattr(doctor, "_installed_versions", lambda *names: both if "pillow" in names else {})
+    monkeypatch.setattr(doctor, "_check_pil_simd", lambda: Check("AVX2", "good", ""))
     result = CliRunner().invoke(main, ["--doctor"])
     assert result.exit_code == 1
     assert "pillow 12.1.1 and pillow-simd 12.1.1.post0 share one folder" in result.stdout
@@ -36,7 +36,7 @@ def test_two_owners_of_pil_are_broken_and_the_repair_is_printed(monkeypatch):
 
 def test_two_opencvs_are_broken(monkeypatch):
     both = {"opencv-python": "5.0", "opencv-python-headless": "5.0"}
-    monkeypatch.setattr(doctor, "_installed", lambda *names: both)
+    monkeypatch.setattr(doctor, "_installed_versions", lambda *names: both)
     assert doctor._check_opencv().state == "broken"
 
 
@@ -62,7 +62,7 @@ def test_machine_code_tells_whether_avx2_is_used(monkeypatch, tmp_path, code, st
 
     (tmp_path / "_imaging.so").write_bytes(code)
     monkeypatch.setattr(doctor, "_has_avx2", lambda: True)
-    monkeypatch.setattr(doctor, "_installed", lambda *names: {"pillow-simd": "12"})
+    monkeypatch.setattr(doctor, "_installed_versions", lambda *names: {"pillow-simd": "12"})
     monkeypatch.setattr(doctor.importlib.metadata, "files", lambda name: [Module()])
     found = doctor._check_pil_simd()
     assert found.state == state
@@ -77,7 +77,7 @@ def test_a_module_that_removing_the_other_pil_took_along_is_a_finding(monkeypatc
             return str(tmp_path / "_imaging.so")
 
     monkeypatch.setattr(doctor, "_has_avx2", lambda: True)
-    monkeypatch.setattr(doctor, "_installed", lambda *names: {"pillow-simd": "12"})
+    monkeypatch.setattr(doctor, "_installed_versions", lambda *names: {"pillow-simd": "12"})
     monkeypatch.setattr(doctor.importlib.metadata, "files", lambda name: [Module()])
     found = doctor._check_pil_simd()
     assert found.state == "broken"

@@ -187,7 +187,7 @@ def test_a_ray_cluster_whose_nodes_have_gone_ends_the_run_and_it_goes_on(many, t
 
     make(many, tmp_path / "local")
     impatient = MAIN.replace(
-        "\n", "\nfrom pipeline.execution import engines\nengines._NODE_SECONDS = 3\n"
+        "\n", "\nfrom pipeline.execution import engines\nengines._WORKER_TIMEOUT_SECONDS = 3\n"
     )
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:

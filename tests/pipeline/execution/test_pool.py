@@ -90,7 +90,7 @@ def test_workers_do_not_run_the_script_that_called(tmp_path):
     script.write_text(
         "from pipeline.execution import pool\n"
         "print('begun', flush=True)\n"
-        "done = pool.run(abs, [(-1,), (-2,)], workers=2, stopping=lambda: False)\n"
+        "done = pool.run_tasks(abs, [(-1,), (-2,)], workers=2, stopping=lambda: False)\n"
         "print(sorted(each.result for each in done), __spec__)\n"
     )
     ended = subprocess.run(

@@ -54,7 +54,7 @@ def distributed(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "distributed", module)
     monkeypatch.setattr(engines, "_WAIT_SECONDS", 0.05)
-    monkeypatch.setattr(engines, "_NODE_SECONDS", 0.05)
+    monkeypatch.setattr(engines, "_WORKER_TIMEOUT_SECONDS", 0.05)
 
 
 def test_a_cluster_without_workers_ends_the_run(monkeypatch):

@@ -156,7 +156,7 @@ def test_a_refused_url_leaves_the_folder_to_the_right_options(
 ):
     first = [*where, "--work-dir", tmp_path / "first"]
     with monkeypatch.context() as here:
-        here.setattr(upload, "publish", refuse)
+        here.setattr(upload, "publish_dataset", refuse)
         prep(*first, code=1)
     before = below(URL)
     second = [*where, "--work-dir", tmp_path / "second"]
@@ -192,12 +192,12 @@ def test_a_manifest_is_not_sent_over_the_shards_of_another_run(
     publish = upload.publish_dataset
 
     def taking(out, url, manifest):
-        monkeypatch.setattr(upload, "publish", publish if ends else refuse)
+        monkeypatch.setattr(upload, "publish_dataset", publish if ends else refuse)
         other = [*raw, "--seed", 9, "--overwrite", "--work-dir", tmp_path / "second"]
         prep(*other, code=0 if ends else 1)
         publish(out, url, manifest)
 
-    monkeypatch.setattr(upload, "publish", taking)
+    monkeypatch.setattr(upload, "publish_dataset", taking)
     refused = prep(*raw, code=2)
     assert "seed 9 then, 0 now" in refused.stderr.splitlines()[-1]
     assert (NAME in below(URL)) == ends
@@ -229,7 +229,7 @@ def test_what_was_sent_before_a_claim_was_lost_is_looked_at_again(
 ):
     raw = [*where, "--codec", "raw", "--val-list", "d*"]
     with monkeypatch.context() as here:
-        here.setattr(upload, "publish", refuse)
+        here.setattr(upload, "publish_dataset", refuse)
         prep(*raw, code=1)
     prep(*raw, "--seed", 9, "--overwrite", "--work-dir", tmp_path / "second")
     for name in below(URL):
@@ -244,11 +244,11 @@ def test_two_runs_of_one_data_set_share_a_url(photos, store, tmp_path, monkeypat
     publish = upload.publish_dataset
 
     def overtaken(out, url, manifest):
-        monkeypatch.setattr(upload, "publish", publish)
+        monkeypatch.setattr(upload, "publish_dataset", publish)
         prep(*where, "--work-dir", tmp_path / "second")
         publish(out, url, manifest)
 
-    monkeypatch.setattr(upload, "publish", overtaken)
+    monkeypatch.setattr(upload, "publish_dataset", overtaken)
     prep(*where)
     make(photos, tmp_path / "out")
     assert below(URL) == tree(tmp_path / "out")
@@ -267,7 +267,7 @@ def test_a_run_that_comes_while_another_publishes_leaves_nothing(photos, store, 
 
 def test_work_for_a_url_that_rotted_is_repaired(photos, store, tmp_path, monkeypatch, where):
     with monkeypatch.context() as here:
-        here.setattr(upload, "publish", refuse)
+        here.setattr(upload, "publish_dataset", refuse)
         prep(*where, code=1)
     (folder,) = scratch(tmp_path)
     os.truncate(folder / "train-000001.tar", 0)
@@ -358,7 +358,7 @@ def test_a_photo_that_vanishes_from_the_store_is_an_error(photos, store, tmp_pat
         store.store.pop("/raw/b.png", None)
         return found
 
-    monkeypatch.setattr(remote, "listing", vanishing)
+    monkeypatch.setattr(remote, "list_files", vanishing)
     failed = prep("--src", "memory://raw", "--out", tmp_path / "out", "--hr-size", 64,
                   "--workers", 0, code=1)  # fmt: skip
     assert "memory://raw/b.png: was changed during the run" in failed.stderr

@@ -60,7 +60,7 @@ def stored(image: np.ndarray, rows: bytes, *, cuts: tuple[int, ...] = ()) -> byt
 
 @pytest.fixture
 def without_compiler(monkeypatch):
-    monkeypatch.setattr(unfilter, "_kernel", lambda: (None, "there is no C compiler"))
+    monkeypatch.setattr(unfilter, "_load_kernel", lambda: (None, "there is no C compiler"))
 
 
 needs_kernel = pytest.mark.skipif(

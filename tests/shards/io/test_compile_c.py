@@ -54,7 +54,7 @@ def test_kernels_are_compiled_once_and_kept(monkeypatch, tmp_path):
     load(SOURCE)
     (kept,) = (tmp_path / "usrgan").iterdir()
     made = kept.stat().st_mtime_ns
-    monkeypatch.setattr(compile_c, "_compiled", None)
+    monkeypatch.setattr(compile_c, "_compile", None)
     assert load(SOURCE).unfilter
     assert kept.stat().st_mtime_ns == made
 
@@ -95,7 +95,7 @@ def compiler(folder: Path, script: str) -> str:
 def test_whatever_a_compiler_does_is_told(monkeypatch, tmp_path, script, told):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", compiler(tmp_path, script))
-    monkeypatch.setattr(compile_c, "_SECONDS", 0.3)
+    monkeypatch.setattr(compile_c, "_TIMEOUT_SECONDS", 0.3)
     with pytest.raises(compile_c.KernelUnavailable, match=told):
         load(SOURCE)
 
