@@ -118,8 +118,8 @@ from typing import Any
 import fsspec
 from shards.io import remote as storage
 local, url = Path(sys.argv[1]), sys.argv[2]
-storage.send(local, url)
-storage.send(local, url)
+storage.upload_file(local, url)
+storage.upload_file(local, url)
 system, path = fsspec.url_to_fs(url)
 assert system.info(path)["size"] == local.stat().st_size
 try:
