@@ -2,6 +2,7 @@
 
 config/       settings of a run
 networks/     generators, discriminators, feature extractors
+kernels/      GPU kernels and their autograd functions
 models        networks that a configuration asks for
 data/         batches from shards
 losses/       loss functions of both stages

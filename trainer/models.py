@@ -7,12 +7,14 @@ from typing import Any
 from torch import nn
 
 from trainer.config.schema import USED_SETTINGS, DiscriminatorConfig, GeneratorConfig
-from trainer.networks.discriminator import VGGDiscriminator
-from trainer.networks.patch_discriminator import PatchDiscriminator
+from trainer.networks.discriminators import (
+    PatchDiscriminator,
+    UNetDiscriminator,
+    VGGDiscriminator,
+)
 from trainer.networks.rrdb import RRDBNet
 from trainer.networks.srcnn import SRCNN
 from trainer.networks.srresnet import SRResNet
-from trainer.networks.unet_discriminator import UNetDiscriminator
 
 
 def build_generator(config: GeneratorConfig, *, scale: int) -> nn.Module:

@@ -25,7 +25,9 @@ def test_this_installation_is_whole():
 
 def test_two_owners_of_pil_are_broken_and_the_repair_is_printed(monkeypatch):
     both = {"pillow": "12.1.1", "pillow-simd": "12.1.1.post0"}
-    monkeypatch.setattr(doctor, "_installed_versions", lambda *names: both if "pillow" in names else {})
+    monkeypatch.setattr(
+        doctor, "_installed_versions", lambda *names: both if "pillow" in names else {}
+    )
     monkeypatch.setattr(doctor, "_check_pil_simd", lambda: Check("AVX2", "good", ""))
     result = CliRunner().invoke(main, ["--doctor"])
     assert result.exit_code == 1

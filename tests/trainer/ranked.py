@@ -101,7 +101,8 @@ def bad(ranks: ProcessGroup) -> dict[str, Any]:
             hr[0, 0, 0, 0] = float("nan")
         outcome = train_step(state, config, lr, hr, False, ranks=ranks, stop=ranks.rank == 1)
         count_step(state, config, outcome)
-        signs = [name for name, sign in zip(outcome.names, outcome.signs, strict=True) if sign]
+        flags = zip(outcome.flag_names, outcome.nonfinite_flags, strict=True)
+        signs = [name for name, flag in flags if flag]
         found[case] = {"before": before, "after": cloned(state_tensors(state)), "signs": signs}
     return found
 

@@ -13,7 +13,7 @@ from tests.trainer.support import logged, train, weights
 from tests.trainer.test_losses import gan, gradients, images
 from trainer.config.schema import AdversarialKind
 from trainer.losses.adversarial import (
-    beliefs,
+    discriminator_confidence,
     discriminator_loss,
     generator_adversarial_loss,
     r1_penalty,
@@ -110,7 +110,7 @@ def test_a_relativistic_discriminator_believes_in_differences_and_any_other_in_i
     real, fake = torch.tensor([5.0, 7.0]), torch.tensor([3.0, 5.0])
     for kind in KINDS:
         shift = (4.0, 6.0) if kind == "relativistic" else (0.0, 0.0)
-        found = [each.item() for each in beliefs(kind, real, fake)]
+        found = [each.item() for each in discriminator_confidence(kind, real, fake)]
         wanted = [
             d((each - by).numpy()).mean() for each, by in zip((real, fake), shift, strict=True)
         ]

@@ -11,8 +11,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from shards.errors import UsageError, UsrganError
-from trainer.networks.trunks import WIDTHS, Trunk
-from trainer.networks.vgg import VGGFeatures
+from trainer.networks.feature_extractors import WIDTHS, Backbone, VGGFeatures
 from trainer.perceptual import metric
 from trainer.perceptual.dists import build_dists
 from trainer.perceptual.lpips import build_lpips
@@ -29,7 +28,7 @@ def random_weights(kind: str) -> dict[str, torch.Tensor]:
     """A backbone that keeps the size of what it sees, as a trained one does."""
     generator = torch.Generator().manual_seed(5)
     weights = {}
-    for name, shape in Trunk(kind).wanted().items():
+    for name, shape in Backbone(kind).expected_shapes().items():
         fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
         spread = (2 / fan_in) ** 0.5 if len(shape) > 1 else 0.1
         weights[name] = torch.randn(shape, generator=generator) * spread

@@ -22,7 +22,7 @@ from trainer.losses.content import (
     smallest_content_patch,
     unverified_weights_warning,
 )
-from trainer.networks.vgg import VGGFeatures, layer_names
+from trainer.networks.feature_extractors import VGGFeatures, layer_names
 
 # torchvision's `cfgs["E"]`: widths of convolutions, each with a ReLU behind it, M a pooling
 CFG_E = [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M"]

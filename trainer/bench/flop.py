@@ -68,7 +68,7 @@ def _forget_values(network: nn.Module, mode: FakeTensorMode) -> None:
 
 def _step(state: TrainState, config: Config, lr: torch.Tensor, hr: torch.Tensor) -> object:
     return STAGE_OBJECTIVES[state.stage](
-        state, config, lr, hr, False, ranks=SINGLE_PROCESS, seen=None
+        state, config, lr, hr, False, ranks=SINGLE_PROCESS, diagnostics=None
     )
 
 

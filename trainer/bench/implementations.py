@@ -1,14 +1,7 @@
-"""The ways to one and the same training step, by their settings and by name.
+"""Settings of acceleration: how a step is computed, and nothing about what it computes.
 
-    dense      dense blocks as modules, or in Triton kernels (`networks.fused`)
-    compile    torch.compile of each RRDB; the 23 of them share one compilation
-    graph      the whole step as one CUDA graph (`trainer.training.cuda_graph`)
-    content    the frozen VGG-19's weights kept in bf16, which autocast would make of them in every step
-    allocator  freed memory kept for the next step instead of being returned to the system
-    convolutions  on a GPU: cuDNN tries its algorithms on each shape; which wins may differ from start to start, so
-               "first" is for runs that have to repeat to the bit
-
-Each has a test against the plain way; `trainer.training.speed_settings` takes them.
+Each value has a test against the plain form;
+`trainer.training.speed_settings` resolves "auto", `trainer.training.acceleration` applies them.
 """
 
 from __future__ import annotations

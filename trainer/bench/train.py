@@ -23,13 +23,8 @@ from trainer.bench.work import operations, peak_mib
 from trainer.config.schema import Config, EmaConfig, SpeedConfig, Stage
 from trainer.device import use_bf16
 from trainer.distributed.process_group import SINGLE_PROCESS
-from trainer.training.speed_settings import (
-    build_step,
-    keep_freed_memory,
-    prepare,
-    resolve,
-    return_freed_memory,
-)
+from trainer.training.acceleration import apply, keep_freed_memory, return_freed_memory
+from trainer.training.speed_settings import build_step, resolve
 from trainer.training.state import TrainState, build_state
 from trainer.training.step import count_step
 
@@ -120,7 +115,7 @@ def _bench_stage(
 
     def ours(speed: SpeedConfig) -> Contestant:
         state = fresh()
-        prepare(state, speed)
+        apply(state, speed)
         step = build_step(state, config, bf16, ranks=SINGLE_PROCESS, speed=speed)
         keep = speed.allocator == "keep"
 

@@ -17,7 +17,8 @@ from trainer.data.batches import to_float_images
 from trainer.data.loader import PatchLoader
 from trainer.device import use_bf16
 from trainer.distributed.process_group import SINGLE_PROCESS
-from trainer.training.speed_settings import build_step, prepare, resolve
+from trainer.training.acceleration import apply
+from trainer.training.speed_settings import build_step, resolve
 from trainer.training.state import build_state
 from trainer.training.step import count_step
 
@@ -47,7 +48,7 @@ def data_wait(
     )
     state.generator.train()
     speed = resolve(config, device=device, bf16=bf16)
-    prepare(state, speed)
+    apply(state, speed)
     step = build_step(state, config, bf16, ranks=SINGLE_PROCESS, speed=speed)
     stream = PatchLoader(
         dataset.split("train"),

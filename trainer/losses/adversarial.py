@@ -1,4 +1,4 @@
-"""The adversarial losses: what the discriminator's logits make of either network.
+"""The adversarial losses: functions of the discriminator's logits for both networks.
 
 Five kinds, each a pair of plain functions of logits [b] or [b 1 h w]; with C the logit and
 D = sigmoid(C). All are means over all logits, in float32.
@@ -19,10 +19,10 @@ Logits = Float[Tensor, "b *map"]
 def generator_adversarial_loss(
     kind: AdversarialKind, fake: Logits, real: Logits | None = None
 ) -> Float[Tensor, ""]:
-    """What the generator minimises; `real` is needed by the relativistic kind alone.
+    """The generator's loss; only the relativistic kind needs `real`.
 
-    non-saturating   -log D(fake), which the paper's text names
-    saturating       log(1 - D(fake)), which its eq. 3 prints: hardly any gradient while D wins
+    non-saturating   -log D(fake), as the paper's text describes
+    saturating       log(1 - D(fake)), the paper's eq. 3 as printed: hardly any gradient while D wins
     relativistic     the mean of -log(1 - D(real - E fake)) and -log D(fake - E real): ESRGAN's code
                      halves the sum of its eq. 2, and its weight of 0.005 belongs to that half
     hinge            -C(fake) (arXiv:1705.02894)
@@ -46,7 +46,7 @@ def generator_adversarial_loss(
 
 
 def discriminator_loss(kind: AdversarialKind, real: Logits, fake: Logits) -> Float[Tensor, ""]:
-    """What the discriminator minimises, at its least where it tells real from fake.
+    """The discriminator's loss, minimal where it separates real from fake.
 
     (non-)saturating  -log D(real) - log(1 - D(fake)), eq. 4 with the sign of a loss
     relativistic      the mean of -log D(real - E fake) and -log(1 - D(fake - E real))
@@ -66,13 +66,13 @@ def discriminator_loss(kind: AdversarialKind, real: Logits, fake: Logits) -> Flo
             return ((real - 1).square().mean() + fake.square().mean()) / 2
 
 
-def beliefs(
+def discriminator_confidence(
     kind: AdversarialKind, real: Logits, fake: Logits
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """How probable the discriminator finds it that real and that fake is real, means over all logits.
+    """Mean probability of "real" that the discriminator gives to real and to fake patches.
 
-    Both 0.5: it cannot tell. The relativistic kind asks what is more real than the mean of the others, and the
-    logits themselves, which may drift together, say nothing.
+    Both are 0.5 if it cannot tell them apart. The relativistic kind compares each logit with the mean of the other
+    kind, because its logits may drift together.
     """
     real, fake = real.float(), fake.float()
     if kind == "relativistic":

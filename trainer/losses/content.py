@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shards.errors import UsageError
 from trainer.config.schema import ContentConfig
-from trainer.networks.vgg import VGGFeatures, layer_names
+from trainer.networks.feature_extractors import VGGFeatures, layer_names
 from trainer.weights.pth_import import read_state_dict
 
 PUBLISHED, _DIGEST = "vgg19-dcbb9e9d.pth", "dcbb9e9d"

@@ -13,26 +13,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.networks import fused
-from trainer.networks.block_pass import Block
-from trainer.networks.constants import RESIDUAL, SLOPE
-from trainer.networks.convolution import Conv3x3, shuffled
-from trainer.networks.last import LastConv
-from trainer.networks.start import pass_colours
+from trainer.networks.layers import (
+    SLOPE,
+    UPSAMPLING_FACTORS,
+    Conv3x3,
+    ConvPixelShuffle,
+    Float32Conv,
+    enlarge_nearest,
+    init_identity_rgb,
+)
 
-__all__ = ["RESIDUAL", "SLOPE", "RRDBNet", "to_pixelshuffle"]
 Upsampler = Literal["pixelshuffle", "nearest_conv"]
 Norm = Literal["batch", "none"]
 
-STAGES: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
-"""Factors of the upsampling stages for each scale."""
+RESIDUAL = 0.2
+"""Factor of a residual branch before it is added (ESRGAN §3.1)."""
 
 
 class DenseBlock(nn.Module):
-    """Five 3x3 convolutions, each of which sees the outputs of all before it."""
-
-    fused = False
-    """Set by `trainer.training.speed_settings`: in training mode all blocks of a body run in kernels."""
+    """Five 3x3 convolutions, each of which reads the outputs of all before it."""
 
     def __init__(self, *, features: int, growth: int, norm: Norm) -> None:
         super().__init__()
@@ -41,16 +40,6 @@ class DenseBlock(nn.Module):
         self.conv3, self.norm3 = _small_conv(features + 2 * growth, growth, norm)
         self.conv4, self.norm4 = _small_conv(features + 3 * growth, growth, norm)
         self.conv5, self.norm5 = _small_conv(features + 4 * growth, features, norm)
-
-    def pieces(self) -> Block:
-        """What it is made of."""
-        convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
-        norms = (self.norm1, self.norm2, self.norm3, self.norm4, self.norm5)
-        return Block(
-            weights=[conv.weight for conv in convs],
-            biases=[conv.bias for conv in convs if conv.bias is not None],
-            norms=[norm for norm in norms if isinstance(norm, nn.BatchNorm2d)],
-        )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         x1 = F.leaky_relu(self.norm1(self.conv1(x)), SLOPE)
@@ -63,7 +52,7 @@ class DenseBlock(nn.Module):
 
 
 def _small_conv(inputs: int, outputs: int, norm: Norm) -> tuple[Conv3x3, nn.Module]:
-    """A convolution that starts small, so that 23 blocks of residuals are stable (ESRGAN §3.1)."""
+    """A convolution that starts small, which keeps 23 blocks of residuals stable (ESRGAN §3.1), and its norm."""
     conv = Conv3x3(inputs, outputs)
     nn.init.kaiming_normal_(conv.weight).data.mul_(0.1)
     assert conv.bias is not None
@@ -111,38 +100,28 @@ class RRDBNet(nn.Module):
             *(RRDB(features=features, growth=growth, norm=norm) for _ in range(blocks))
         )
         self.conv_body = Conv3x3(features, features)
-        for number, factor in enumerate(STAGES[scale], start=1):
-            outputs = features * factor**2 if upsampler == "pixelshuffle" else features
-            conv = Conv3x3(features, outputs)
-            pass_colours(conv, phases=outputs // features)
+        for number, factor in enumerate(UPSAMPLING_FACTORS[scale], start=1):
+            if upsampler == "pixelshuffle":
+                conv: nn.Conv2d = ConvPixelShuffle(features, features, factor=factor)
+                init_identity_rgb(conv, phases=factor**2)
+            else:
+                conv = Conv3x3(features, features)
+                init_identity_rgb(conv)
             self.add_module(f"conv_up{number}", conv)
         self.conv_hr = Conv3x3(features, features)
-        self.conv_last = LastConv(features, 3)
+        self.conv_last = Float32Conv(features, 3)
         for each in (self.conv_first, self.conv_hr, self.conv_last):
-            pass_colours(each)
+            init_identity_rgb(each)
         self.conv_body.weight.data.mul_(0.1)
 
     def forward(self, lr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 sh sw"]:
         first = self.conv_first(lr)
-        x = first + self.conv_body(self._through_body(first))
-        for number, factor in enumerate(STAGES[self.scale], start=1):
-            conv = self.get_submodule(f"conv_up{number}")
-            assert isinstance(conv, Conv3x3)
-            if self.upsampler == "pixelshuffle":
-                x = shuffled(conv, x, factor, SLOPE)
-            else:
-                # on a GPU autocast would copy in float32
-                with torch.autocast(x.device.type, enabled=False):
-                    x = F.interpolate(x, scale_factor=factor, mode="nearest")
-                x = conv(x, SLOPE)
+        x = first + self.conv_body(self.body(first))
+        for number, factor in enumerate(UPSAMPLING_FACTORS[self.scale], start=1):
+            if self.upsampler == "nearest_conv":
+                x = enlarge_nearest(x, factor)
+            x = self.get_submodule(f"conv_up{number}")(x, SLOPE)
         out: Tensor = self.conv_last(self.conv_hr(x, SLOPE))
-        return out
-
-    def _through_body(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        blocks = [module for module in self.body.modules() if isinstance(module, DenseBlock)]
-        if self.training and blocks[0].fused and fused.fits(x, blocks[0].pieces()):
-            return fused.through(x, [block.pieces() for block in blocks])
-        out: Tensor = self.body(x)
         return out
 
 
@@ -154,7 +133,7 @@ def to_pixelshuffle(weights: dict[str, Tensor], *, scale: int) -> dict[str, Tens
     3x3 kernel per phase, and pixel shuffle puts the phases back in place.
     """
     converted = dict(weights)
-    for number, factor in enumerate(STAGES[scale], start=1):
+    for number, factor in enumerate(UPSAMPLING_FACTORS[scale], start=1):
         old = weights[f"conv_up{number}.weight"]
         outputs, inputs = old.shape[:2]
         new = old.new_zeros(outputs, factor, factor, inputs, 3, 3)

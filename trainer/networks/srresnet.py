@@ -5,13 +5,17 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainer.networks.convolution import Conv3x3, shuffled
-from trainer.networks.last import LastConv
-from trainer.networks.rrdb import STAGES, Norm
-from trainer.networks.start import pass_colours
+from trainer.networks.layers import (
+    UPSAMPLING_FACTORS,
+    Conv3x3,
+    ConvPixelShuffle,
+    Float32Conv,
+    init_identity_rgb,
+)
+from trainer.networks.rrdb import Norm
 
-QUIET = 0.1
-"""What the last layer of a residual branch starts multiplied with, so that a fresh trunk is quiet."""
+INITIAL_GAIN = 0.1
+"""Initial factor of the last layer of a residual branch: a fresh body adds little."""
 
 
 class ResidualBlock(nn.Module):
@@ -24,7 +28,7 @@ class ResidualBlock(nn.Module):
         self.act = nn.PReLU()
         self.conv2 = Conv3x3(features, features)
         self.norm2 = _norm(features, norm)
-        _quieten(self.conv2, self.norm2)
+        _start_small(self.conv2, self.norm2)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         inner = self.act(self.norm1(self.conv1(x)))
@@ -36,7 +40,7 @@ class SRResNet(nn.Module):
     """LR RGB in [0, 1] to SR RGB around [0, 1], `scale` times larger.
 
     `blocks` residual blocks (16 in the paper) between 9x9 convolutions, then pixel shuffles; `norm`
-    is the original's batch normalisation, after each convolution of the trunk, or none.
+    is the original's batch normalisation, after each convolution of the body, or none.
     """
 
     def __init__(
@@ -51,23 +55,22 @@ class SRResNet(nn.Module):
         )
         self.conv_body = Conv3x3(features, features)
         self.norm_body = _norm(features, norm)
-        _quieten(self.conv_body, self.norm_body)
-        for number, factor in enumerate(STAGES[scale], start=1):
-            conv = Conv3x3(features, features * factor**2)
-            pass_colours(conv, phases=factor**2)
+        _start_small(self.conv_body, self.norm_body)
+        for number, factor in enumerate(UPSAMPLING_FACTORS[scale], start=1):
+            conv = ConvPixelShuffle(features, features, factor=factor)
+            init_identity_rgb(conv, phases=factor**2)
             self.add_module(f"conv_up{number}", conv)
             self.add_module(f"act_up{number}", nn.PReLU())
-        self.conv_last = LastConv(features, 9)
+        self.conv_last = Float32Conv(features, 9)
         for each in (self.conv_first, self.conv_last):
-            pass_colours(each)
+            init_identity_rgb(each)
 
     def forward(self, lr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 sh sw"]:
         first = self.act_first(self.conv_first(lr))
         x = first + self.norm_body(self.conv_body(self.body(first)))
-        for number, factor in enumerate(STAGES[self.scale], start=1):
-            conv = self.get_submodule(f"conv_up{number}")
-            assert isinstance(conv, Conv3x3)
-            x = self.get_submodule(f"act_up{number}")(shuffled(conv, x, factor))
+        for number in range(1, len(UPSAMPLING_FACTORS[self.scale]) + 1):
+            x = self.get_submodule(f"conv_up{number}")(x)
+            x = self.get_submodule(f"act_up{number}")(x)
         out: Tensor = self.conv_last(x)
         return out
 
@@ -76,7 +79,7 @@ def _norm(features: int, norm: Norm) -> nn.Module:
     return nn.BatchNorm2d(features) if norm == "batch" else nn.Identity()
 
 
-def _quieten(conv: nn.Conv2d, norm: nn.Module) -> None:
-    """Batch normalisation undoes any factor before it, so there it is the gain that starts small."""
+def _start_small(conv: nn.Conv2d, norm: nn.Module) -> None:
+    """Scale the last layer of a branch; the gain where batch normalisation would undo a factor before it."""
     gain = norm.weight if isinstance(norm, nn.BatchNorm2d) else conv.weight
-    gain.data.mul_(QUIET)
+    gain.data.mul_(INITIAL_GAIN)

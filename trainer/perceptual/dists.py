@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trainer.networks.trunks import WIDTHS, Trunk
+from trainer.networks.feature_extractors import WIDTHS, Backbone
 from trainer.perceptual.metric import (
     FeatureMaps,
     PerceptualMetric,
@@ -29,15 +29,15 @@ class DISTS:
     """Two batches of RGB in [0, 1] to a distance for each pair: 0 is alike, towards 1 is worse.
 
     Args:
-        trunk: VGG-16 with L2 pooling and its weights.
-        texture: weight of each channel's mean (the authors' alpha), on the trunk's device.
+        backbone: VGG-16 with L2 pooling and its weights.
+        texture: weight of each channel's mean (the authors' alpha), on the backbone's device.
         structure: weight of each channel's covariance (the authors' beta), there, too.
     """
 
-    def __init__(self, trunk: Trunk, texture: Tensor, structure: Tensor) -> None:
+    def __init__(self, backbone: Backbone, texture: Tensor, structure: Tensor) -> None:
         assert len(texture) == len(structure) == CHANNELS
         total = texture.sum() + structure.sum()
-        self.trunk = trunk
+        self.backbone = backbone
         self.texture, self.structure = texture / total, structure / total
 
     def __call__(
@@ -48,7 +48,7 @@ class DISTS:
 
     def features(self, image: Float[Tensor, "b 3 h w"]) -> FeatureMaps:
         """The image itself and the five activations."""
-        return [image, *self.trunk(image)]
+        return [image, *self.backbone(image)]
 
     def compare(self, sr: FeatureMaps, hr: FeatureMaps) -> Float[Tensor, " b"]:
         """Distances of the pairs."""
@@ -77,8 +77,8 @@ def build_dists(path: Path, *, device: torch.device) -> PerceptualMetric:
         option="--dists",
         kinds=("vgg16",),
         pool="l2",
-        build=lambda trunk: DISTS(
-            trunk,
+        build=lambda backbone: DISTS(
+            backbone,
             load_learnt_weights("dists.alpha").to(device),
             load_learnt_weights("dists.beta").to(device),
         ),

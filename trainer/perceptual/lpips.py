@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trainer.networks.trunks import WIDTHS, Trunk, TrunkKind
+from trainer.networks.feature_extractors import WIDTHS, Backbone, BackboneKind
 from trainer.perceptual.metric import (
     FeatureMaps,
     PerceptualMetric,
@@ -22,21 +22,21 @@ from trainer.perceptual.metric import (
 )
 
 _TINY = 1e-10
-_SHORT: dict[TrunkKind, str] = {"alexnet": "alex", "vgg16": "vgg"}
-TITLES: dict[TrunkKind, str] = {"alexnet": "AlexNet", "vgg16": "VGG-16"}
+_SHORT: dict[BackboneKind, str] = {"alexnet": "alex", "vgg16": "vgg"}
+TITLES: dict[BackboneKind, str] = {"alexnet": "AlexNet", "vgg16": "VGG-16"}
 
 
 class LPIPS:
     """Two batches of RGB in [0, 1] to a distance for each pair: 0 is alike, more is worse.
 
     Args:
-        trunk: the network that looks, with its weights.
-        heads: five vectors on the trunk's device, one weight for each channel of an activation.
+        backbone: the network that looks, with its weights.
+        heads: five vectors on the backbone's device, one weight for each channel of an activation.
     """
 
-    def __init__(self, trunk: Trunk, heads: Sequence[Tensor]) -> None:
-        assert [len(head) for head in heads] == list(WIDTHS[trunk.kind])
-        self.trunk = trunk
+    def __init__(self, backbone: Backbone, heads: Sequence[Tensor]) -> None:
+        assert [len(head) for head in heads] == list(WIDTHS[backbone.kind])
+        self.backbone = backbone
         self.heads = heads
 
     def __call__(
@@ -47,7 +47,7 @@ class LPIPS:
 
     def features(self, image: Float[Tensor, "b 3 h w"]) -> FeatureMaps:
         """The five activations, each of length one over its channels."""
-        return [_normalise_channels(layer) for layer in self.trunk(image)]
+        return [_normalise_channels(layer) for layer in self.backbone(image)]
 
     def compare(self, sr: FeatureMaps, hr: FeatureMaps) -> Float[Tensor, " b"]:
         """Distances of the pairs."""
@@ -64,10 +64,11 @@ def build_lpips(path: Path, *, device: torch.device) -> PerceptualMetric:
         UsageError: the file is missing, damaged, or neither AlexNet nor VGG-16; names `--lpips`.
     """
 
-    def build(trunk: Trunk) -> LPIPS:
-        name = _SHORT[trunk.kind]
+    def build(backbone: Backbone) -> LPIPS:
+        name = _SHORT[backbone.kind]
         return LPIPS(
-            trunk, [load_learnt_weights(f"lpips.{name}.{level}").to(device) for level in range(5)]
+            backbone,
+            [load_learnt_weights(f"lpips.{name}.{level}").to(device) for level in range(5)],
         )
 
     return build_metric(

@@ -20,11 +20,17 @@ from torch import Tensor
 from shards.errors import UsageError, UsrganError
 from shards.format.png import RGB8
 from trainer.device import explain_out_of_memory, full_float32
-from trainer.networks.trunks import SMALLEST, Pool, Trunk, TrunkKind, kind_of
+from trainer.networks.feature_extractors import (
+    SMALLEST,
+    Backbone,
+    BackboneKind,
+    Pool,
+    detect_backbone,
+)
 from trainer.weights.pth_import import read_state_dict
 from trainer.weights.safetensors_io import load_tensors
 
-PUBLISHED: dict[TrunkKind, tuple[str, str]] = {
+PUBLISHED: dict[BackboneKind, tuple[str, str]] = {
     "alexnet": (
         "alexnet-owt-7be5be79.pth",
         "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
@@ -101,10 +107,10 @@ def build_metric(
     *,
     name: str,
     option: str,
-    kinds: Sequence[TrunkKind],
+    kinds: Sequence[BackboneKind],
     pool: Pool,
-    build: Callable[[Trunk], FeatureDistance],
-    title: Callable[[TrunkKind], str],
+    build: Callable[[Backbone], FeatureDistance],
+    title: Callable[[BackboneKind], str],
     device: torch.device,
 ) -> PerceptualMetric:
     """A distance through the network that lies in a weights file.
@@ -114,11 +120,11 @@ def build_metric(
     """
     fix = "name torchvision's " + " or ".join(PUBLISHED[kind][0] for kind in kinds)
     weights, digest = read_state_dict(path, option=option, fix=fix)
-    kind = kind_of(weights)
+    kind = detect_backbone(weights)
     if kind is None or kind not in kinds:
         raise UsageError(f"{option} {path}: {_describe_content(weights, kind)}; {fix}")
-    trunk = Trunk(kind, pool=pool)
-    trunk.load_state_dict({key: weights[key].float() for key in trunk.wanted()})
+    backbone = Backbone(kind, pool=pool)
+    backbone.load_state_dict({key: weights[key].float() for key in backbone.expected_shapes()})
     told, warning = f"{title(kind)}: whole images, lower is better", ""
     if digest != PUBLISHED[kind][1]:
         told += f" (weights of SHA-256 {digest[:8]}, not torchvision's)"
@@ -126,7 +132,7 @@ def build_metric(
             f"{option} {path}: is not torchvision's {PUBLISHED[kind][0]} (its SHA-256 is {digest[:8]}…);"
             " numbers of other programs do not compare"
         )
-    module = build(trunk.eval().requires_grad_(False).to(device))
+    module = build(backbone.eval().requires_grad_(False).to(device))
     return PerceptualMetric(name, told, warning, SMALLEST[kind], module, device)
 
 
@@ -140,7 +146,7 @@ def _load_all_learnt() -> dict[str, Tensor]:
     return load_tensors(LEARNT)[0]
 
 
-def _describe_content(weights: dict[str, Tensor], kind: TrunkKind | None) -> str:
+def _describe_content(weights: dict[str, Tensor], kind: BackboneKind | None) -> str:
     """What a file is that is not what was asked for."""
     if kind is not None:
         return f"holds {kind}"

@@ -36,8 +36,9 @@ class Position(msgspec.Struct, frozen=True):
     dataset_sha256: str
     config: dict[str, str | int | float | bool | list[float]]
     """Every setting by its dotted name."""
-    passed_over: int = 0
-    bad_in_a_row: int = 0
+    skipped_patches: int = msgspec.field(name="passed_over", default=0)
+    """Stored under the name that checkpoints have had from the start, as the next one."""
+    consecutive_skips: int = msgspec.field(name="bad_in_a_row", default=0)
     rollbacks: int = 0
     start_psnr_y: float = 0.0
     speed: dict[str, str] = {}
@@ -61,8 +62,8 @@ class Position(msgspec.Struct, frozen=True):
             best=dict(state.best),
             dataset_sha256=dataset_sha256,
             config=config,
-            passed_over=state.passed_over,
-            bad_in_a_row=state.bad_in_a_row,
+            skipped_patches=state.skipped_patches,
+            consecutive_skips=state.consecutive_skips,
             rollbacks=state.rollbacks,
             start_psnr_y=state.start_psnr_y,
             speed=dict(state.speed),
@@ -148,7 +149,7 @@ def load_good(
     found: dict[int, tuple[dict[str, Tensor], Position]] = {}
     for path in _saved(run, stage):
         loaded = _load(path, warn=warn)
-        if loaded is not None and not loaded[1].bad_in_a_row:
+        if loaded is not None and not loaded[1].consecutive_skips:
             found[loaded[1].patches_seen] = loaded
             if loaded[1].patches_seen != suspect:
                 break

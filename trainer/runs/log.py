@@ -11,7 +11,7 @@ from trainer.device import describe_device, describe_precision, use_bf16
 from trainer.evaluation.validation import validate_bicubic
 from trainer.runs.session import StageSession
 from trainer.training import diagnostics
-from trainer.training.speed_settings import held_up_by
+from trainer.training.speed_settings import missing_fast_path
 from trainer.training.state import COUNTED, TrainState
 
 
@@ -31,7 +31,7 @@ def describe_stage(job: StageSession, state: TrainState) -> Iterator[str]:
         yield f"  to beat: bicubic {bicubic['psnr_y']:.2f} dB / {bicubic['ssim_y']:.4f} on Y"
         if job.lpips is not None:
             yield f"  judged by {job.lpips.protocol}"
-    if reason := held_up_by(config, device=device, bf16=use_bf16(config, device)):
+    if reason := missing_fast_path(config, device=device, bf16=use_bf16(config, device)):
         yield f"  steps are slower than they have to be: {reason}"
     if state.speed.get("dense") == "fused":
         yield "  kernels for this GPU are compiled at the first step, in up to half a minute, and kept"

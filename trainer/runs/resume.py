@@ -80,7 +80,7 @@ def roll_back(
         state.speed = speed
         remove_checkpoints_after(job.run, job.stage, state.patches_seen)
     _share(job, state)
-    state.passed_over = reached - state.patches_seen
+    state.skipped_patches = reached - state.patches_seen
     return state
 
 
@@ -144,8 +144,8 @@ def _forget_other_lpips(job: StageSession, state: TrainState) -> None:
 
 def _place(state: TrainState, position: Position) -> None:
     state.patches_seen, state.best = position.patches_seen, dict(position.best)
-    state.passed_over, state.rollbacks = position.passed_over, position.rollbacks
-    state.bad_in_a_row, state.start_psnr_y = position.bad_in_a_row, position.start_psnr_y
+    state.skipped_patches, state.rollbacks = position.skipped_patches, position.rollbacks
+    state.consecutive_skips, state.start_psnr_y = position.consecutive_skips, position.start_psnr_y
     state.speed = dict(position.speed)
 
 

@@ -22,10 +22,11 @@ from trainer.runs.log import EpochLog, describe_stage, summarise_row
 from trainer.runs.resume import resume_or_start, roll_back
 from trainer.runs.session import StageSession
 from trainer.runs.writer import RunWriter
+from trainer.training.acceleration import apply
 from trainer.training.diagnostics import find_imbalances
 from trainer.training.nonfinite import NonfiniteGuard
 from trainer.training.optim import learning_rate, set_learning_rate
-from trainer.training.speed_settings import build_step, prepare
+from trainer.training.speed_settings import build_step
 from trainer.training.state import TrainState
 from trainer.training.step import count_step
 
@@ -50,7 +51,7 @@ def train_stage(job: StageSession) -> TrainState:
         _introduce(job, state)
     while not _train_on(job, state, guard, keeper):
         guard.check_rollback(state, run=job.run)
-        reached, rollbacks = state.patches_seen + state.passed_over, state.rollbacks + 1
+        reached, rollbacks = state.patches_seen + state.skipped_patches, state.rollbacks + 1
         speed = state.speed
         del state  # two of them may not fit
         torch.cuda.empty_cache()  # nor a cache of patches beside memory that torch keeps
@@ -73,14 +74,14 @@ def _train_on(
     epoch = config.iterations_per_epoch * config.batch_size
     bf16 = use_bf16(config, device)
     speed = msgspec.convert(state.speed, SpeedConfig)
-    prepare(state, speed)
+    apply(state, speed)
     step = build_step(state, config, bf16, ranks=ranks, speed=speed)
     log, told = EpochLog(), set[str]()
     stream = PatchLoader(
         train,
         seed=config.seed,
         batch_size=config.batch_size,
-        first_step=(state.patches_seen + state.passed_over) // config.batch_size,
+        first_step=(state.patches_seen + state.skipped_patches) // config.batch_size,
         config=config.data,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -134,7 +135,7 @@ def _train_on(
 
             # checkpoint, but not from within a row of bad steps
             must = done or guard.stopping
-            if (must or (due and not state.bad_in_a_row)) and keeper.save(state, must=must):
+            if (must or (due and not state.consecutive_skips)) and keeper.save(state, must=must):
                 guard.suspect = None
             advance(config.batch_size, note)
             if guard.stopping and not done:

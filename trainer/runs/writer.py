@@ -128,7 +128,7 @@ def metadata(job: StageSession, state: TrainState, found: dict[str, float]) -> d
         "scale": str(job.dataset.manifest.scale),
         "stage": state.stage,
         "preset": job.preset,
-        "weights": "raw" if state.average is None else "ema",
+        "weights": "raw" if state.ema is None else "ema",
         "patches_seen": str(state.patches_seen),
         **{f"val_{name}": f"{value:.4f}" for name, value in found.items()},
         **({"lpips": job.lpips.protocol} if job.lpips and "lpips" in found else {}),

@@ -8,5 +8,6 @@ flat_buffers    many small tensors as views of one
 nonfinite       losses that are not finite: skip, roll back, stop
 diagnostics     gradient shares, gradient norms, singular values
 speed_settings  `speed.*` decided for a device
+acceleration    fused forms and compiled blocks, put on networks from outside
 cuda_graph      a step as one CUDA graph
 """

@@ -48,7 +48,7 @@ def largest_singular_value(discriminator: nn.Module) -> Float[Tensor, ""]:
     """The largest singular value of any spectrally normalised weight as it is used: about 1.
 
     More than a little above it says that power iteration lags behind the weights. To be called
-    inside `normalised`, where a weight is computed once and read without another iteration.
+    inside `cached_spectral_weights`, where a weight is computed once and read without another iteration.
     """
     found = []
     for module in discriminator.modules():

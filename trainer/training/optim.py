@@ -58,29 +58,29 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 @torch.no_grad()
-def update_average(
-    average: list[Tensor],
+def update_ema(
+    ema: list[Tensor],
     live: list[Tensor],
     *,
     halflife: float,
     batch_size: int,
     patches_seen: int,
-    taken: Float[Tensor, ""] | float = 1.0,
+    applied: Float[Tensor, ""] | float = 1.0,
 ) -> None:
-    """Move `average` towards `live` by one step's share, if the step was `taken` (1, else 0).
+    """Move `ema` towards `live` by one step's share, if the step was `applied` (1, else 0).
 
     The half-life grows with the patches seen until it reaches its full length, so that an early
-    average is not dominated by the random start (EDM, arXiv:2206.00364, ramp-up).
+    EMA is not dominated by the random start (EDM, arXiv:2206.00364, ramp-up).
     """
     halflife = min(halflife, max(patches_seen * 0.1, 1e-8))
     keep = 0.5 ** (batch_size / halflife)
-    towards = torch._foreach_sub(live, average)
-    torch._foreach_mul_(towards, taken * (1 - keep))
-    torch._foreach_add_(average, towards)
+    towards = torch._foreach_sub(live, ema)
+    torch._foreach_mul_(towards, applied * (1 - keep))
+    torch._foreach_add_(ema, towards)
 
 
 @torch.no_grad()
-def copy_buffers(average: nn.Module, live: nn.Module) -> None:
-    """What batch normalisation remembers: averaged weights with stale statistics are worse than none."""
-    for target, source in zip(average.buffers(), live.buffers(), strict=True):
+def copy_buffers(ema: nn.Module, live: nn.Module) -> None:
+    """Copy the statistics of batch normalisation: averaged weights with stale statistics are worse than none."""
+    for target, source in zip(ema.buffers(), live.buffers(), strict=True):
         target.copy_(source)

@@ -1,39 +1,36 @@
-"""How a step is made fast, and nothing about what it computes: ways chosen for a device, the step built by them.
+"""Settings of acceleration resolved for a device, and the training step built by them.
 
-"auto" takes what was measured to be fastest (docs/internals/log.md).
+They change how a step is computed and nothing about what it computes. "auto" is the value that was measured to be
+the fastest (docs/log.md).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import sys
 from collections.abc import Callable, Mapping
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shards.errors import ConfigError
 from trainer.config.schema import AUTO, Config, SpeedConfig
 from trainer.device import use_bf16
 from trainer.distributed.process_group import ProcessGroup
-from trainer.networks import fused
-from trainer.networks.convolution import Conv3x3, Conv4x4
-from trainer.networks.rrdb import RRDB, DenseBlock
+from trainer.kernels import toolchain
 from trainer.training.state import TrainState
 from trainer.training.step import Outcome
 
 Step = Callable[[Tensor, Tensor, bool], Outcome]
-"""LR [B 3 h w], HR [B 3 sh sw] and whether this rank wants to stop => what the step found."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""LR [B 3 h w], HR [B 3 sh sw] and whether this rank requests a stop => the outcome of the step."""
 
 
 def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1) -> SpeedConfig:
-    """The settings with every "auto" decided for a device and so many processes.
+    """The settings with every "auto" decided for a device and `world` processes.
 
     Raises:
-        ConfigError: a setting cannot be on this device or with these networks.
+        ConfigError: a setting is impossible on this device or with these networks.
     """
     speed = config.speed
     if speed.graph == "step" and device.type != "cuda":
@@ -48,7 +45,7 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
         raise ConfigError(
             "speed.graph: the scale of fp16's gradients is decided outside a graph; use precision=bf16"
         )
-    unfused = _no_fused(config, device, bf16, world)
+    unfused = _unfused_reason(config, device, bf16, world)
     if speed.dense == "fused" and speed.compile == "blocks":
         raise ConfigError(
             "speed.compile: fused blocks are no modules that could be compiled; use one of the two"
@@ -59,18 +56,18 @@ def resolve(config: Config, *, device: torch.device, bf16: bool, world: int = 1)
         raise ConfigError(
             "speed.content: bf16 weights need bf16 steps; use precision=bf16 or speed.content=auto"
         )
-    captures = device.type == "cuda" and world == 1 and config.precision != "fp16"
-    glibc = device.type == "cpu" and sys.platform == "linux"
-    best = {
+    can_capture = device.type == "cuda" and world == 1 and config.precision != "fp16"
+    has_glibc = device.type == "cpu" and sys.platform == "linux"
+    fastest = {
         "dense": "plain" if unfused or speed.compile == "blocks" else "fused",
         "compile": "none",
-        "graph": "step" if captures else "none",
+        "graph": "step" if can_capture else "none",
         "content": "bf16" if bf16 else "fp32",
-        "allocator": "keep" if glibc else "system",
+        "allocator": "keep" if has_glibc else "system",
         "convolutions": "fastest",
     }
-    asked = {name: value for name, value in msgspec.structs.asdict(speed).items() if value != AUTO}
-    return msgspec.convert(best | asked, SpeedConfig)
+    chosen = {name: value for name, value in msgspec.structs.asdict(speed).items() if value != AUTO}
+    return msgspec.convert(fastest | chosen, SpeedConfig)
 
 
 def settle(
@@ -107,80 +104,37 @@ def settle(
     return settled
 
 
-def _no_fused(config: Config, device: torch.device, bf16: bool, world: int) -> str:
-    """Why dense blocks are not to be in kernels of ours; empty if they are."""
-    if device.type != "cuda" or not (bf16 or config.precision == "fp16"):
-        return "it is for steps in half precision on a GPU"
-    if config.generator.norm != "none" and world > 1:
-        return "batch normalisation over several processes is not in these kernels"
-    return fused.missing(device)
-
-
-def held_up_by(config: Config, *, device: torch.device, bf16: bool) -> str:
-    """What keeps steps from being as fast as this machine allows, and how to have it; empty if nothing does."""
-    speed = config.speed
-    if device.type == "cuda" and speed.dense == "auto" and (bf16 or config.precision == "fp16"):
-        return fused.missing(device)
+def missing_fast_path(config: Config, *, device: torch.device, bf16: bool) -> str:
+    """Why steps are slower than this GPU allows, with the fix; empty if they are not."""
+    half = bf16 or config.precision == "fp16"
+    if device.type == "cuda" and config.speed.dense == "auto" and half:
+        return toolchain.unavailable_reason(device)
     return ""
-
-
-def prepare(state: TrainState, speed: SpeedConfig) -> None:
-    """Give a state's networks the form of resolved settings; their weights and names stay as they are."""
-    torch.backends.cudnn.benchmark = speed.convolutions == "fastest"
-    fuse = speed.dense == "fused"
-    networks = [state.generator]
-    if state.adversary is not None:
-        networks += [state.adversary.discriminator, state.adversary.content]
-    for network in networks:
-        for module in network.modules():
-            if isinstance(module, Conv3x3 | Conv4x4):
-                module.fused = fuse
-    for module in state.generator.modules():
-        if isinstance(module, DenseBlock):
-            module.fused = fuse
-        if isinstance(module, RRDB) and speed.compile == "blocks":
-            module.compile()
-    if state.adversary is not None and speed.content == "bf16":
-        for module in state.adversary.content.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(torch.bfloat16)  # its normalisation of the input stays in float32
-    if speed.allocator == "keep":
-        keep_freed_memory()
 
 
 def build_step(
     state: TrainState, config: Config, bf16: bool, *, ranks: ProcessGroup, speed: SpeedConfig
 ) -> Step:
-    """The step of a state that was prepared by the same settings."""
+    """The step of a state that `acceleration.apply` has accelerated by the same settings."""
     from trainer.training.cuda_graph import capture_later
-    from trainer.training.objectives import penalised
-    from trainer.training.step import looking, train_step
+    from trainer.training.objectives import r1_due
+    from trainer.training.step import diagnostics_due, train_step
 
     def step(lr: Tensor, hr: Tensor, stop: bool | Tensor) -> Outcome:
-        with fused.explained() if speed.dense == "fused" else contextlib.nullcontext():
+        fused = speed.dense == "fused"
+        with toolchain.explain_compile_errors() if fused else contextlib.nullcontext():
             return train_step(state, config, lr, hr, bf16, ranks=ranks, stop=stop)
 
-    def other() -> bool:
-        return looking(state, config) or (state.stage == "gan" and penalised(state, config))
+    def has_more_work() -> bool:
+        return diagnostics_due(state, config) or (state.stage == "gan" and r1_due(state, config))
 
-    return capture_later(step, other=other) if speed.graph == "step" else step
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free: a step otherwise gets each of its buffers page by page anew.
-
-    In a step of the two-block RRDBNet, batch 4, that is 17 000 page faults (docs/internals/log.md).
-    """
-    _set_allocator(mmap=2**30, trim=2**31 - 1)
+    return capture_later(step, other=has_more_work) if speed.graph == "step" else step
 
 
-def return_freed_memory() -> None:
-    """What glibc's own rules arrive at once a program has freed large blocks (mallopt(3))."""
-    _set_allocator(mmap=2**25, trim=2**26)
-
-
-def _set_allocator(*, mmap: int, trim: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # another libc has another allocator
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, mmap)
-        libc.mallopt(_M_TRIM_THRESHOLD, trim)
+def _unfused_reason(config: Config, device: torch.device, bf16: bool, world: int) -> str:
+    """Why dense blocks cannot be fused; empty if they can."""
+    if device.type != "cuda" or not (bf16 or config.precision == "fp16"):
+        return "it is for steps in half precision on a GPU"
+    if config.generator.norm != "none" and world > 1:
+        return "batch normalisation over several processes is not in these kernels"
+    return toolchain.unavailable_reason(device)

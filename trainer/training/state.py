@@ -1,4 +1,4 @@
-"""Everything of a training stage that must survive a restart, in one place."""
+"""Everything of a training stage that must survive a restart."""
 
 from __future__ import annotations
 
@@ -14,70 +14,76 @@ from torch import Tensor, nn
 from trainer.config.schema import Config, Stage
 from trainer.losses.content import build_content_features
 from trainer.models import build_discriminator, build_generator
+from trainer.networks.feature_extractors import VGGFeatures
 from trainer.networks.synced import synchronise
-from trainer.networks.vgg import VGGFeatures
-from trainer.training.flat_buffers import Gradients, as_one, gather_gradients, pack, views
+from trainer.training.flat_buffers import (
+    Gradients,
+    as_one_parameter,
+    flatten_grads_,
+    flatten_params_,
+    views,
+)
 from trainer.training.optim import build_adam
 
 M = TypeVar("M", bound=nn.Module)
 COUNTED = "steps"
 _SCALER = ("scale", "_growth_tracker")
-"""What of a GradScaler moves."""
+"""Names of the GradScaler values that change."""
 
 
 @dataclass
 class Adversary:
-    """What stage `gan` has beside the generator."""
+    """The discriminator and the content network of stage `gan`."""
 
     discriminator: nn.Module
     optimizer: torch.optim.Adam
     content: VGGFeatures
     """Frozen; rebuilt from the configuration and never saved."""
     gradients: Gradients
-    """Of the discriminator; nothing of them survives a step."""
+    """The discriminator's gradients; nothing of them survives a step."""
 
 
 @dataclass
 class TrainState:
-    """Networks, average, optimisers and position of one stage."""
+    """Networks, EMA, optimisers and position of one stage."""
 
     stage: Stage
     generator: nn.Module
     optimizer: torch.optim.Adam
-    average: nn.Module | None
+    ema: nn.Module | None
     adversary: Adversary | None
     gradients: Gradients
-    """Of the generator; nothing of them survives a step."""
-    weights: Tensor
-    """Of the generator, flat; the optimiser knows nothing else of it."""
-    averaged: Tensor | None
-    """Those of the average."""
+    """The generator's gradients; nothing of them survives a step."""
+    params_flat: Tensor
+    """The generator's parameters as one flat tensor, which is all that the optimiser holds."""
+    ema_flat: Tensor | None
+    """The parameters of the EMA as one flat tensor."""
     buffers: list[Tensor]
-    """Statistics and singular vectors of both networks, flat: a step that is left out puts them back."""
+    """Statistics and singular vectors of both networks as flat tensors; a skipped step restores them."""
     scaler: torch.amp.GradScaler | None = None
     """Keeps fp16 gradients in range; bf16 has float32's range and needs none."""
     patches_seen: int = 0
-    passed_over: int = 0
-    """Patches that the order has run ahead: those before which the run rolled back."""
-    bad_in_a_row: int = 0
-    """Steps that were left out since the last good one."""
+    skipped_patches: int = 0
+    """Patches skipped after rollbacks; the position in the order is `patches_seen` plus these."""
+    consecutive_skips: int = 0
+    """Steps skipped since the last applied one."""
     rollbacks: int = 0
     best: dict[str, float] = field(default_factory=dict)
-    """The best validation value so far of each metric that a checkpoint is kept for."""
+    """Best validation value so far of each metric that has a checkpoint."""
     start_psnr_y: float = 0.0
-    """PSNR-Y of the weights that the stage began with, on these held-out patches; 0: not known."""
+    """PSNR-Y of the stage's initial weights on these held-out patches, dB; 0: unknown."""
     speed: dict[str, str] = field(default_factory=dict)
-    """The ways of its steps (`SpeedConfig`), which stay what they were when the stage began."""
+    """Resolved `SpeedConfig` of the stage, fixed at its start."""
     losses: dict[str, Tensor] = field(default_factory=dict)
-    """Sums of the losses of the good steps since the epoch began, on the device, and their number
-    under `COUNTED`; logged and cleared at its end."""
+    """Sums of the losses of the applied steps since the epoch began, on the device, and their number
+    under `COUNTED`; logged and cleared at the end of the epoch."""
     telemetry: dict[str, Tensor] = field(default_factory=dict)
-    """Sums of what `telemetry` saw since the epoch began, likewise."""
+    """Sums of the diagnostics since the epoch began, likewise."""
 
     @property
     def output(self) -> nn.Module:
-        """The generator that is validated and handed on: the average where there is one."""
-        return self.generator if self.average is None else self.average
+        """The generator that is validated and delivered: the EMA where there is one."""
+        return self.generator if self.ema is None else self.ema
 
 
 def build_state(
@@ -89,45 +95,47 @@ def build_state(
     content_weights: Path | None,
     synced: bool = False,
 ) -> TrainState:
-    """A fresh state; the same seed gives the same weights. `synced`: one of several ranks."""
+    """A fresh state; the same seed gives the same weights. With `synced`, batch norm is over all ranks."""
     torch.manual_seed(config.seed)
     generator = place_on_device(build_generator(config.generator, scale=scale), device)
-    average = None
+    ema = None
     if config.ema.halflife_patches > 0:
-        average = copy.deepcopy(generator).eval().requires_grad_(False)
+        ema = copy.deepcopy(generator).eval().requires_grad_(False)
     adversary = None
     if stage == "gan":
         discriminator = place_on_device(build_discriminator(config.discriminator), device)
-        judged = gather_gradients(discriminator.parameters())
+        d_gradients = flatten_grads_(discriminator.parameters())
         adversary = Adversary(
             discriminator=discriminator,
-            optimizer=build_adam(config.optim, [as_one(_flat(discriminator), judged)]),
+            optimizer=build_adam(
+                config.optim, [as_one_parameter(_flatten(discriminator), d_gradients)]
+            ),
             content=place_on_device(
                 build_content_features(config.content, weights=content_weights), device
             ),
-            gradients=judged,
+            gradients=d_gradients,
         )
     trained = [generator] if adversary is None else [generator, adversary.discriminator]
     if synced:
         for network in trained:
             synchronise(network)
-    gradients, weights = gather_gradients(generator.parameters()), _flat(generator)
+    gradients, params_flat = flatten_grads_(generator.parameters()), _flatten(generator)
     return TrainState(
         stage=stage,
         generator=generator,
-        optimizer=build_adam(config.optim, [as_one(weights, gradients)]),
-        average=average,
+        optimizer=build_adam(config.optim, [as_one_parameter(params_flat, gradients)]),
+        ema=ema,
         adversary=adversary,
         gradients=gradients,
-        weights=weights,
-        averaged=None if average is None else _flat(average),
-        buffers=pack(buffer for network in trained for buffer in network.buffers()),
+        params_flat=params_flat,
+        ema_flat=None if ema is None else _flatten(ema),
+        buffers=flatten_params_(buffer for network in trained for buffer in network.buffers()),
         scaler=torch.amp.GradScaler(device.type) if config.precision == "fp16" else None,
     )
 
 
 def place_on_device(module: M, device: torch.device) -> M:
-    """Move a network to the device; weights channels last on a GPU, where convolutions want them so."""
+    """Move a network to the device; weights are channels last on a GPU, as its convolutions need them."""
     module.to(device)
     if device.type != "cpu":
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
@@ -135,17 +143,17 @@ def place_on_device(module: M, device: torch.device) -> M:
 
 
 def load_initial(state: TrainState, weights: Mapping[str, Tensor]) -> None:
-    """Give the generator and its average the weights of an earlier stage."""
+    """Load the weights of an earlier stage into the generator and its EMA."""
     state.generator.load_state_dict(weights)
-    if state.average is not None:
-        state.average.load_state_dict(weights)
+    if state.ema is not None:
+        state.ema.load_state_dict(weights)
 
 
 def network_tensors(state: TrainState) -> dict[str, Tensor]:
     """Weights and buffers of everything that is trained, by name."""
     tensors = {f"generator.{name}": value for name, value in state.generator.state_dict().items()}
-    if state.average is not None:
-        tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
+    if state.ema is not None:
+        tensors |= {f"average.{name}": value for name, value in state.ema.state_dict().items()}
     if state.adversary is not None:
         stored = state.adversary.discriminator.state_dict()
         tensors |= {f"discriminator.{name}": value for name, value in stored.items()}
@@ -153,7 +161,7 @@ def network_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
-    """All tensors that must survive, by name."""
+    """All tensors that must survive a restart, by name."""
     tensors = network_tensors(state)
     for prefix, optimizer in optimizers(state).items():
         parameters = list(trained(state)[prefix].parameters())
@@ -174,10 +182,10 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 def restore(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
-    """Put saved tensors back into a freshly built state, bit for bit."""
+    """Load saved tensors into a freshly built state, bit for bit."""
     state.generator.load_state_dict(_below(tensors, "generator."))
-    if state.average is not None:
-        state.average.load_state_dict(_below(tensors, "average."))
+    if state.ema is not None:
+        state.ema.load_state_dict(_below(tensors, "average."))
     if state.adversary is not None:
         state.adversary.discriminator.load_state_dict(_below(tensors, "discriminator."))
     for prefix, optimizer in optimizers(state).items():
@@ -199,7 +207,7 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
 
 
 def optimizers(state: TrainState) -> dict[str, torch.optim.Adam]:
-    """Of all networks, under the names that checkpoints have for them."""
+    """The optimisers of all networks, by their names in checkpoints."""
     found = {"optimizer": state.optimizer}
     if state.adversary is not None:
         found["discriminator_optimizer"] = state.adversary.optimizer
@@ -207,7 +215,7 @@ def optimizers(state: TrainState) -> dict[str, torch.optim.Adam]:
 
 
 def trained(state: TrainState) -> dict[str, nn.Module]:
-    """The networks of `optimizers`."""
+    """The trained networks, by the names of their optimisers."""
     found = {"optimizer": state.generator}
     if state.adversary is not None:
         found["discriminator_optimizer"] = state.adversary.discriminator
@@ -219,14 +227,14 @@ def _device_of(state: TrainState) -> torch.device:
 
 
 def _only(optimizer: torch.optim.Adam) -> Tensor:
-    """All that an optimiser optimises."""
+    """The single flat parameter of an optimiser."""
     only: Tensor = optimizer.param_groups[0]["params"][0]
     return only
 
 
-def _flat(network: nn.Module) -> Tensor:
-    """A network's parameters as views of one tensor, and that."""
-    (flat,) = pack(network.parameters())
+def _flatten(network: nn.Module) -> Tensor:
+    """Make a network's parameters views of one flat tensor, and return it."""
+    (flat,) = flatten_params_(network.parameters())
     return flat
 
 

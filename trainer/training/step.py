@@ -1,8 +1,8 @@
-"""A training step: gradients, their mean over all ranks, and an update that is whole or not at all.
+"""A training step: gradients, their mean over all ranks, and an update that is applied in full or not at all.
 
-A step counts as bad if a loss or a gradient of any rank is not finite. That shows on every rank alike
-in what the ranks reduce anyway, so nobody has to be asked; and the decision stays on the device, where
-it turns the update into nothing, so that no rank waits for it (`trainer.training.nonfinite` reads it later).
+A step is bad if a loss or a gradient of any rank is not finite. Every rank sees that in the values that are
+reduced anyway, so no extra exchange is needed. The decision stays on the device, where it turns the update into
+nothing, so no rank waits for it (`trainer.training.nonfinite` reads it later).
 """
 
 from __future__ import annotations
@@ -15,34 +15,48 @@ from torch import Tensor
 
 from trainer.config.schema import Config
 from trainer.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from trainer.training import diagnostics
-from trainer.training.flat_buffers import SPARE, Gradients, changed
+from trainer.training.diagnostics import add_diagnostics, is_due
+from trainer.training.flat_buffers import PIGGYBACK, Gradients, bump_versions
 from trainer.training.objectives import STAGE_OBJECTIVES, Images
-from trainer.training.optim import copy_buffers, take_step, update_average
+from trainer.training.optim import copy_buffers, take_step, update_ema
 from trainer.training.state import COUNTED, TrainState, optimizers, trained
 
 STOP = "stop"
-"""Stands among the signs of a step for the wish of a rank to stop."""
+"""Flag name: some rank requested a graceful stop."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Scalars that the ranks exchange in each step, in the all-reduce of the generator's gradients."""
+
+    losses: dict[str, Tensor]
+    """Unweighted losses of this rank's patches; after the all-reduce means over the global batch."""
+    stop_flag: Tensor
+    """Above 0: a stop was requested."""
+
+    def pack(self, piggyback: Tensor) -> None:
+        """Write the scalars behind the gradients, before the all-reduce."""
+        scalars = torch.stack([*self.losses.values(), self.stop_flag])
+        assert len(scalars) <= len(piggyback)
+        piggyback[: len(scalars)] = scalars
+
+    def unpack(self, piggyback: Tensor) -> StepReport:
+        """Read the scalars of a report with the same losses, after the all-reduce."""
+        *losses, stop_flag = piggyback[: len(self.losses) + 1].clone().unbind()
+        return StepReport(dict(zip(self.losses, losses, strict=True)), stop_flag)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step found, on the device."""
+    """The result of a step, on the device."""
 
     losses: dict[str, Tensor]
     """Means over the global batch."""
-    taken: Float[Tensor, ""]
+    applied: Float[Tensor, ""]
     """1, or 0 where nothing was updated."""
-    names: tuple[str, ...]
-    signs: Bool[Tensor, " n"]
-    """For each name, whether that loss or gradient is not finite; `STOP`: whether a rank wants to stop."""
-
-
-@torch.no_grad()
-def take_back(buffers: list[Tensor], before: list[Tensor], *, taken: Float[Tensor, ""]) -> None:
-    """Put flat buffers back to what they were, unless the step was taken."""
-    for now, then in zip(buffers, before, strict=True):
-        now.copy_(torch.where(taken > 0, now, then))
+    flag_names: tuple[str, ...]
+    nonfinite_flags: Bool[Tensor, " n"]
+    """For each name, whether that loss or gradient is not finite; for `STOP`, whether a rank requested it."""
 
 
 def train_step(
@@ -55,9 +69,9 @@ def train_step(
     ranks: ProcessGroup = SINGLE_PROCESS,
     stop: bool | Tensor = False,
 ) -> Outcome:
-    """One step on this rank's share of a global batch; the same update on every rank.
+    """Train on this rank's share of a global batch; every rank applies the same update.
 
-    Networks, buffers, optimisers and average are left bit for bit as they were if the step is bad.
+    A bad step leaves networks, buffers, optimisers and EMA bit for bit as they were.
     """
     before = [buffer.clone() for buffer in state.buffers]
     gradients = {"generator": state.gradients}
@@ -65,70 +79,72 @@ def train_step(
         gradients["discriminator"] = state.adversary.gradients
     for each in gradients.values():
         each.flat.zero_()
-    seen: dict[str, Tensor] | None = {} if looking(state, config) else None
-    losses = STAGE_OBJECTIVES[state.stage](state, config, lr, hr, bf16, ranks=ranks, seen=seen)
+    diagnostics: dict[str, Tensor] | None = {} if diagnostics_due(state, config) else None
+    objective = STAGE_OBJECTIVES[state.stage]
+    losses = objective(state, config, lr, hr, bf16, ranks=ranks, diagnostics=diagnostics)
 
-    # the mean over the ranks, losses and the wish to stop along with the gradients
-    names = list(losses)
-    assert len(names) < SPARE
+    # the mean over the ranks, losses and stop request in the same all-reduce as the gradients
     with torch.no_grad():
-        wish = stop if isinstance(stop, Tensor) else torch.full((), float(stop), device=lr.device)
-        told = torch.stack([*losses.values(), wish])
-        state.gradients.spare[: len(told)] = told
+        flag = stop if isinstance(stop, Tensor) else torch.full((), float(stop), device=lr.device)
+        report = StepReport(losses, flag)
+        report.pack(state.gradients.piggyback)
     for each in gradients.values():
         ranks.all_reduce_mean_(each.flat)
-    *means, wish = state.gradients.spare[: len(told)].clone().unbind()
+    report = report.unpack(state.gradients.piggyback)
 
     if state.scaler is not None:
         for optimizer in optimizers(state).values():
             state.scaler.unscale_(optimizer)
-    if seen is not None:
+    if diagnostics is not None:
         norms = {f"grad_norm_{name}": each.norm() for name, each in gradients.items()}
-        diagnostics.add_diagnostics(state.telemetry, seen | norms)
+        add_diagnostics(state.telemetry, diagnostics | norms)
 
-    # all of it or nothing
-    signs = torch.stack(
-        [wish > 0, *(~mean.isfinite() for mean in means), *map(_odd, gradients.values())]
-    )
-    skip = signs[1:].any().float()
-    if state.scaler is not None:
+    # apply all of it or nothing
+    bad_losses = {name: ~loss.isfinite() for name, loss in report.losses.items()}
+    bad_grads = {
+        f"gradient of the {name}": has_nonfinite_grad(each) for name, each in gradients.items()
+    }
+    skip = torch.stack([*bad_losses.values(), *bad_grads.values()]).any().float()
+    flags = {STOP: report.stop_flag > 0} | bad_losses
+    if state.scaler is None:
+        flags |= bad_grads
+    else:  # gradients of fp16 overflow now and then, which the scaler handles: no bad step
         state.scaler.update()
-        signs = signs[: len(told)]  # fp16's gradients overflow now and then: no bad step
     for name, optimizer in optimizers(state).items():
         take_step(optimizer, skip=skip)
-        changed(trained(state)[name])
-    take_back(state.buffers, before, taken=1 - skip)
+        bump_versions(trained(state)[name])
+    restore_unless_applied(state.buffers, before, applied=1 - skip)
     return Outcome(
-        losses=dict(zip(names, means, strict=True)),
-        taken=1 - skip,
-        names=(STOP, *names, *(f"gradient of the {name}" for name in gradients))[: len(signs)],
-        signs=signs,
+        losses=report.losses,
+        applied=1 - skip,
+        flag_names=tuple(flags),
+        nonfinite_flags=torch.stack(list(flags.values())),
     )
 
 
 def count_step(state: TrainState, config: Config, outcome: Outcome) -> None:
-    """Move position, average and sums of losses on by a step; a bad one counts as seen, no more."""
+    """Advance position, EMA and sums of losses by a step; a bad step advances the position alone."""
     state.patches_seen += config.batch_size
-    good = outcome.taken > 0
-    for name, value in (outcome.losses | {COUNTED: outcome.taken}).items():
+    good = outcome.applied > 0
+    for name, value in (outcome.losses | {COUNTED: outcome.applied}).items():
         added = torch.where(good, value, torch.zeros_like(value))
         state.losses[name] = state.losses[name] + added if name in state.losses else added
-    if state.average is not None and state.averaged is not None:
-        copy_buffers(state.average, state.generator)
-        update_average(
-            [state.averaged],
-            [state.weights],
+    if state.ema is not None and state.ema_flat is not None:
+        copy_buffers(state.ema, state.generator)
+        update_ema(
+            [state.ema_flat],
+            [state.params_flat],
             halflife=config.ema.halflife_patches,
             batch_size=config.batch_size,
             patches_seen=state.patches_seen,
-            taken=outcome.taken,
+            applied=outcome.applied,
         )
-        changed(state.average)
+        bump_versions(state.ema)
 
 
-def looking(state: TrainState, config: Config) -> bool:
-    """Whether telemetry looks into the step that comes next."""
-    return diagnostics.is_due(
+def diagnostics_due(state: TrainState, config: Config) -> bool:
+    """Whether the next step records diagnostics."""
+    return is_due(
         patches_seen=state.patches_seen,
         batch_size=config.batch_size,
         epoch=config.iterations_per_epoch * config.batch_size,
@@ -136,6 +152,15 @@ def looking(state: TrainState, config: Config) -> bool:
     )
 
 
-def _odd(gradients: Gradients) -> Bool[Tensor, ""]:
-    """Whether a gradient is not finite anywhere, which shows in the sum; so does one beyond all bounds."""
-    return ~gradients.flat[:-SPARE].sum().isfinite()
+def has_nonfinite_grad(gradients: Gradients) -> Bool[Tensor, ""]:
+    """Whether any gradient is not finite, which shows in the sum; a sum that overflows counts, too."""
+    return ~gradients.flat[:-PIGGYBACK].sum().isfinite()
+
+
+@torch.no_grad()
+def restore_unless_applied(
+    buffers: list[Tensor], before: list[Tensor], *, applied: Float[Tensor, ""]
+) -> None:
+    """Restore flat buffers to earlier values unless the step was applied."""
+    for now, then in zip(buffers, before, strict=True):
+        now.copy_(torch.where(applied > 0, now, then))

@@ -11,7 +11,7 @@ from torch import Tensor
 from shards.errors import UsageError
 from trainer.config.schema import GeneratorConfig
 from trainer.models import build_generator
-from trainer.networks.rrdb import STAGES
+from trainer.networks.layers import UPSAMPLING_FACTORS
 
 StateDict = Mapping[str, Tensor]
 TITLES = {"rrdbnet": "an RRDBNet", "srresnet": "an SRResNet", "srcnn": "an SRCNN"}
@@ -90,7 +90,7 @@ def _srresnet(tensors: StateDict) -> tuple[GeneratorConfig, int]:
 def _srcnn(tensors: StateDict, scale: str | None, path: Path) -> tuple[GeneratorConfig, int]:
     features = tensors["conv1.weight"].shape[0]
     _ = tensors["conv3.weight"]
-    if scale is None or not scale.isdecimal() or int(scale) not in STAGES:
+    if scale is None or not scale.isdecimal() or int(scale) not in UPSAMPLING_FACTORS:
         raise UsageError(
             f"{path}: is an SRCNN whose metadata does not say its scale; use a file that train-sr wrote"
         )
@@ -108,7 +108,9 @@ def _upsampling(tensors: StateDict) -> list[int]:
 
 
 def _power_of_two(ups: list[int]) -> int:
-    return next(s for s, factors in STAGES.items() if len(factors) == len(ups) and s != 3)
+    return next(
+        s for s, factors in UPSAMPLING_FACTORS.items() if len(factors) == len(ups) and s != 3
+    )
 
 
 def _skeleton(config: GeneratorConfig, scale: int) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from shards.errors import UsageError
 from trainer.config.schema import GeneratorConfig
 from trainer.models import build_generator, generator_settings
-from trainer.networks.fold import fold_batch_norm
+from trainer.networks.fold_batch_norm import fold_batch_norm
 from trainer.networks.rrdb import to_pixelshuffle
 from trainer.weights.detect import detect_architecture
 from trainer.weights.safetensors_io import load_tensors

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import torch
 from click.testing import CliRunner
+from trainer.training.acceleration import apply
 
 from shards.errors import UsrganError
 from trainer.bench.agree import CAPTURED_STEPS, Contestant, check_same_work
@@ -24,7 +25,7 @@ from trainer.config.schema import SpeedConfig
 from trainer.distributed.process_group import SINGLE_PROCESS
 from trainer.losses.adversarial import discriminator_loss
 from trainer.training.cuda_graph import WARM_UP
-from trainer.training.speed_settings import build_step, prepare
+from trainer.training.speed_settings import build_step
 from trainer.training.state import build_state
 
 CPU = torch.device("cpu")
@@ -68,7 +69,7 @@ def contestant(*, bf16: bool = False, peer: str = "", speed: SpeedConfig = PLAIN
     state.generator.train()
     if peer:
         return peer_step(PEERS[peer], state, config, lr, hr)
-    prepare(state, speed)
+    apply(state, speed)
     step = build_step(state, config, bf16, ranks=SINGLE_PROCESS, speed=speed)
     return Contestant(
         step=lambda: step(lr, hr, False).losses,

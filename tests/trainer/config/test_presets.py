@@ -234,7 +234,7 @@ def test_a_step_of_every_preset_moves_every_weight(preset):
         state.patches_seen = 2  # the last step of the epoch, which is looked into
         found = train_step(state, config, lr, hr, False)
         assert all(value.isfinite() for value in found.losses.values()), stage
-        assert found.taken == 1
+        assert found.applied == 1
         for name, value in state.generator.named_parameters():
             assert not torch.equal(value, before[name]), (stage, name)
         if stage == "gan":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import islice
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from trainer.training.acceleration import apply, fuse
 
 from shards.read.dataset import open_dataset
 from tests.trainer.ranked import group_of_one
@@ -23,11 +25,10 @@ from trainer.data.batches import to_float_images
 from trainer.data.loader import PatchLoader
 from trainer.data.patch_cache import PatchCache
 from trainer.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from trainer.networks.convolution import Conv3x3
-from trainer.networks.rrdb import DenseBlock, RRDBNet
-from trainer.training.speed_settings import build_step, prepare, resolve
+from trainer.networks.rrdb import RRDBNet
+from trainer.training.speed_settings import build_step, resolve
 from trainer.training.state import build_state, restore, state_tensors
-from trainer.training.step import count_step
+from trainer.training.step import STOP, count_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,7 +43,7 @@ EXACT = msgspec.structs.replace(PLAIN, convolutions="first")
 
 
 WIDE = ["generator.growth=32"]
-"""What fused blocks are for."""
+"""A growth that the fused blocks support."""
 
 
 def run(
@@ -63,7 +64,7 @@ def run(
     )
     state.generator.train()
     decided = resolve(config, device=CUDA, bf16=bf16)
-    prepare(state, decided)
+    apply(state, decided)
     step = build_step(state, config, bf16, ranks=ranks, speed=decided)
     lr, hr = batch_of(4, CUDA)
     found = []
@@ -102,9 +103,10 @@ def test_a_captured_step_hears_the_wish_to_stop_and_the_learning_rate():
         state, config, True, ranks=SINGLE_PROCESS, speed=resolve(config, device=CUDA, bf16=True)
     )
     lr, hr = batch_of(4, CUDA)
-    assert [bool(step(lr, hr, number == 6).signs[0]) for number in range(8)] == [
-        number == 6 for number in range(8)
-    ]
+    for number in range(8):
+        outcome = step(lr, hr, number == 6)
+        flags = dict(zip(outcome.flag_names, outcome.nonfinite_flags.tolist(), strict=True))
+        assert flags[STOP] == (number == 6)
     before = {name: value.clone() for name, value in state.generator.state_dict().items()}
     for group in state.optimizer.param_groups:
         group["lr"].fill_(0.0)
@@ -159,10 +161,10 @@ def test_fused_gradients_are_as_near_to_float32_as_plain_ones(norm, upsampler, k
     lr, _ = batch_of(4, CUDA)
     back = torch.randn(4, 3, 128, 128, device=CUDA)
 
-    def passed(form: str, *, bf16: bool):
-        for module in network.modules():
-            if isinstance(module, DenseBlock | Conv3x3):
-                module.fused = form == "fused"
+    accelerated = copy.deepcopy(network)
+    fuse(accelerated)
+
+    def passed(network: RRDBNet, *, bf16: bool):
         for name, buffer in network.named_buffers():
             buffer.copy_(start[name])
         for parameter in network.parameters():
@@ -180,8 +182,8 @@ def test_fused_gradients_are_as_near_to_float32_as_plain_ones(norm, upsampler, k
         far = [(found[name] - wanted[name]).norm() / wanted[name].norm() for name in names]
         return torch.stack(far).mean().item()
 
-    sr, grads, buffers = passed("plain", bf16=False)
-    plain, fused = passed("plain", bf16=True), passed("fused", bf16=True)
+    sr, grads, buffers = passed(network, bf16=False)
+    plain, fused = passed(network, bf16=True), passed(accelerated, bf16=True)
     assert (fused[0] - sr).norm() <= 1.1 * (plain[0] - sr).norm()
     assert apart(fused[1], grads) <= 1.1 * apart(plain[1], grads)
     for name, buffer in buffers.items():
@@ -223,7 +225,7 @@ def test_no_step_waits_for_the_device(stage, speed):
     speed = resolve(msgspec.structs.replace(config, speed=speed), device=CUDA, bf16=True)
     state = build_state(config, stage=stage, scale=4, device=CUDA, content_weights=None)
     state.generator.train()
-    prepare(state, speed)
+    apply(state, speed)
     step = build_step(state, config, True, ranks=SINGLE_PROCESS, speed=speed)
     lr, hr = batch_of(4, CUDA)
     for _ in range(2):

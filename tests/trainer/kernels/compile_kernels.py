@@ -1,6 +1,6 @@
-"""Compile every kernel that a step of the paper's network launches, for a GPU that need not be there.
+"""Compile every kernel that a step of the paper's network launches, without the GPU.
 
-Usage: compile_kernels.py CAPABILITY. Prints the bytes that each spills: {"name and what is compiled in": bytes}.
+Usage: compile_kernels.py CAPABILITY. Prints the bytes that each spills: {"name and constants": bytes}.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 import triton
 from torch import nn
+from trainer.training.acceleration import block_params
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trainer.networks import activate, block_pass, fused
-from trainer.networks.kernels import activate as activations
-from trainer.networks.kernels import convolve, norms, weights
+from trainer.kernels import bias_leaky_relu, dense_block, dense_block_launches
+from trainer.kernels.triton import bias_leaky_relu as activations
+from trainer.kernels.triton import convolve, norms, weights
 from trainer.networks.rrdb import RRDB, DenseBlock
 
 POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
@@ -28,7 +29,7 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
 class Recorded:
-    """Stands in for a kernel and notes what it is launched with."""
+    """Stands in for a kernel and records the arguments of its launches."""
 
     def __init__(self, kernel, launches: dict) -> None:
         self.kernel, self.launches = kernel, launches
@@ -54,12 +55,12 @@ def launches() -> dict:
         for name in (
             "forward",
             "backward",
-            "backward_out",
-            "enter",
+            "input_gradient",
+            "seed_gradient",
             "normalise",
             "normalise_back",
-            "gather",
-            "spread",
+            "pack",
+            "accumulate_grads",
         ):
             if hasattr(module, name):
                 setattr(module, name, Recorded(getattr(module, name), noted))
@@ -67,13 +68,13 @@ def launches() -> dict:
     for norm in ("none", "batch"):
         body = nn.Sequential(*(RRDB(features=64, growth=32, norm=norm) for _ in range(2)))
         body.to(memory_format=torch.channels_last)
-        blocks = [each.pieces() for each in body.modules() if isinstance(each, DenseBlock)]
-        made = fused.through(x, blocks)
+        blocks = [block_params(each) for each in body.modules() if isinstance(each, DenseBlock)]
+        made = dense_block.run_blocks_accumulating_grads(x, blocks)
         made.backward(torch.zeros_like(made))
     for channels, factor in ((64, 1), (512, 1), (256, 2)):
         maps = torch.zeros(2, channels, 32, 32, dtype=torch.bfloat16).requires_grad_()
         bias = torch.zeros(channels, requires_grad=True)
-        made = activate.activate_shuffled(maps * 1, bias, 0.2, factor)
+        made = bias_leaky_relu.add_bias_leaky_relu_shuffle(maps * 1, bias, 0.2, factor)
         made.backward(torch.zeros_like(made))
     return noted
 
@@ -108,7 +109,7 @@ def spilled(kernel, signature, compiled, warps: int, target: GPUTarget) -> int:
 
 def main() -> None:
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
-    block_pass.hopper = lambda _: target.arch >= 90
+    dense_block_launches.reads_shared_operands = lambda _: target.arch >= 90
     found = {}
     for kernel, signature, compiled, warps in launches():
         module, settings = (

@@ -1,7 +1,8 @@
-"""Triton's kernels without a GPU: what they compute, interpreted, and that they compile; run by `make test-kernels`."""
+"""Triton kernels without a GPU: interpreted for their results, and compiled; run by `make test-kernels`."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -12,9 +13,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from trainer.training.acceleration import block_params, fuse
 
-from trainer.networks import activate, fused
-from trainer.networks.rrdb import RRDB, DenseBlock
+from trainer.kernels import bias_leaky_relu, dense_block
+from trainer.networks.discriminators import UNetDiscriminator, VGGDiscriminator
+from trainer.networks.feature_extractors import VGGFeatures
+from trainer.networks.rrdb import RRDB, DenseBlock, RRDBNet
 
 pytestmark = pytest.mark.kernels
 HERE = Path(__file__).parent
@@ -22,7 +26,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(autouse=True)
 def interpreted():
-    """Triton decides when it is imported, which torch may have done already."""
+    """Triton reads the variable at import, which torch may have done already."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.fail(
             "set TRITON_INTERPRET=1 before anything imports Triton, as make test-kernels does"
@@ -54,11 +58,11 @@ def test_blocks_their_gradients_and_statistics_are_those_of_float64(norm, kept):
     out = theirs(wanted)
     back = torch.randn_like(out)
     out.backward(back)
-    blocks = [each.pieces() for each in ours.modules() if isinstance(each, DenseBlock)]
-    made = fused.through(mine, blocks)
+    blocks = [block_params(each) for each in ours.modules() if isinstance(each, DenseBlock)]
+    made = dense_block.run_blocks_accumulating_grads(mine, blocks)
     made.backward(back.float())
 
-    # what the blocks add, without the way past them
+    # the branches alone, without the residual path
     assert_near(made - x, out - x)
     assert_near(mine.grad - back, wanted.grad - back)
     known = dict(theirs.named_parameters())
@@ -85,13 +89,13 @@ def test_bias_and_leaky_relu_with_and_without_sub_pixels_are_torchs(channels, fa
     mine, wanted = given.clone().requires_grad_(), given.clone().requires_grad_()
     bias = torch.randn(channels)
     ours, theirs = bias.clone().requires_grad_(), bias.clone().requires_grad_()
-    # torch has the channels of a pixel's square side by side, the kernels one after the other
+    # torch keeps the pixels of a channel side by side, the kernels the channels of a pixel
     phases = torch.arange(channels).view(-1, factor**2).T.flatten().argsort()
     out = F.leaky_relu(wanted + theirs.view(1, -1, 1, 1), slope)
     out = F.pixel_shuffle(out[:, phases], factor)
     back = torch.randn_like(out)
     out.backward(back)
-    made = activate.activate_shuffled(mine * 1, ours, slope, factor)
+    made = bias_leaky_relu.add_bias_leaky_relu_shuffle(mine * 1, ours, slope, factor)
     made.backward(back)
     assert torch.equal(made, out)
     assert torch.equal(mine.grad, wanted.grad)
@@ -104,16 +108,75 @@ def test_what_is_frozen_stays_so_and_infinite_values_stay_no_nans():
         parameter.grad = torch.zeros_like(parameter)
     frozen = ours[0].rdb1.requires_grad_(False)
     x = torch.randn(1, 32, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
-    blocks = [each.pieces() for each in ours.modules() if isinstance(each, DenseBlock)]
-    made = fused.through(x, blocks)
+    blocks = [block_params(each) for each in ours.modules() if isinstance(each, DenseBlock)]
+    made = dense_block.run_blocks_accumulating_grads(x, blocks)
     made.sum().backward(retain_graph=True)
     assert not any(parameter.grad.any() for parameter in frozen.parameters())
     assert all(parameter.grad.any() for parameter in ours[1].parameters())
-    with pytest.raises(RuntimeError, match="once only"):
+    with pytest.raises(RuntimeError, match="no second backward pass"):
         made.sum().backward()
 
     given = torch.full((1, 16, 2, 2), -torch.inf).contiguous(memory_format=torch.channels_last)
-    assert not activate.activate(given, torch.zeros(16), 0.0).any()
+    assert not bias_leaky_relu.add_bias_leaky_relu(given, torch.zeros(16), 0.0).any()
+
+
+NETWORKS = {
+    "pixelshuffle": lambda: RRDBNet(scale=2, features=32, blocks=1, growth=32, norm="batch"),
+    "nearest_conv": lambda: RRDBNet(
+        scale=2, features=32, blocks=1, growth=32, upsampler="nearest_conv"
+    ),
+    "vgg": lambda: VGGDiscriminator(features=16, dense=8),
+    "unet": lambda: UNetDiscriminator(features=16),
+    "features": lambda: VGGFeatures(
+        layers=("conv1_2", "conv2_1"), activation="before", input_range="imagenet"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_fused_network_and_its_gradients_are_those_of_the_plain_one(name, monkeypatch):
+    calls = []
+
+    def supports(x: torch.Tensor, *, channels: int) -> bool:
+        calls.append(channels)
+        return channels & (channels - 1) == 0 and channels >= 16
+
+    monkeypatch.setattr(bias_leaky_relu, "supports", supports)
+    monkeypatch.setattr(dense_block, "supports", lambda x, block: calls.append(0) or True)
+    plain = NETWORKS[name]().to(memory_format=torch.channels_last)
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    side = 16 if isinstance(plain, RRDBNet) else 32
+    image = torch.rand(1, 3, side, side).contiguous(memory_format=torch.channels_last)
+    outputs = []
+    for network in (plain, fused):
+        x = image.clone().requires_grad_()
+        out = network(x)
+        total = sum(each.square().mean() for each in (out if isinstance(out, list) else [out]))
+        total.backward()
+        grads = {name: each.grad for name, each in network.named_parameters()}
+        outputs.append((total.detach(), grads | {"x": x.grad}))
+    assert calls
+    (expected, gradients), (found, fused_gradients) = outputs
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    for key, gradient in gradients.items():
+        idle = ".rdb" in key and "conv" in key and key.endswith("bias") and name == "pixelshuffle"
+        if not idle:  # batch normalisation leaves rounding of 0
+            error = (fused_gradients[key] - gradient).norm()
+            assert error <= 1e-4 * gradient.norm() + 1e-9, key
+
+
+def test_autograd_grad_through_fused_blocks_is_an_error_and_adds_nothing():
+    ours = body("none")
+    for parameter in ours.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    x = torch.randn(1, 32, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    blocks = [block_params(each) for each in ours.modules() if isinstance(each, DenseBlock)]
+    for wanted in (x, next(ours.parameters())):
+        loss = dense_block.run_blocks_accumulating_grads(x, blocks).sum()
+        with pytest.raises(RuntimeError, match=r"not torch.autograd.grad"):
+            torch.autograd.grad(loss, wanted)
+    assert not any(parameter.grad.any() for parameter in ours.parameters())
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -131,7 +194,7 @@ def test_every_launch_of_the_papers_step_compiles_and_spills_next_to_nothing(
         "convolve",
         "norms",
         "weights",
-        "activate",
+        "bias_leaky_relu",
     }
     # Triton 3.6 spills nothing, 3.7 four registers of one
     assert [name for name, stack in found.items() if stack > 64] == []

@@ -16,7 +16,7 @@ from shards.images import resize
 from tests.trainer.support import train
 from trainer.config.schema import GeneratorConfig
 from trainer.models import build_generator
-from trainer.networks.fold import fold_batch_norm
+from trainer.networks.fold_batch_norm import fold_batch_norm
 from trainer.networks.srcnn import SRCNN
 from trainer.networks.srresnet import SRResNet
 from trainer.upscaling.tiling import upscale_tiled

@@ -11,9 +11,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from trainer.config.schema import SMALLEST_PATCH, DiscriminatorConfig
 from trainer.models import build_discriminator
-from trainer.networks.discriminator import normalised
-from trainer.networks.patch_discriminator import PatchDiscriminator
-from trainer.networks.unet_discriminator import UNetDiscriminator
+from trainer.networks.discriminators import (
+    PatchDiscriminator,
+    UNetDiscriminator,
+    cached_spectral_weights,
+)
 
 
 def built(architecture: str, features: int = 4) -> nn.Module:
@@ -104,7 +106,7 @@ def test_every_discriminator_takes_patches_from_32_up(architecture, size):
 def test_spectral_norm_agrees_with_a_float64_decomposition(module):
     layers = [each for each in module.children() if parametrize.is_parametrized(each)]
     for _ in range(300):
-        with normalised(module):
+        with cached_spectral_weights(module):
             pass
     for layer in layers:
         raw = layer.parametrizations.weight.original.detach().double().flatten(1)
@@ -135,7 +137,7 @@ def test_names_of_spectrally_normalised_layers_are_those_of_stored_checkpoints(a
 @pytest.mark.parametrize("training", [True, False])
 def test_a_normalised_weight_keeps_the_memory_format_of_its_parameter(training):
     module = built("vgg", features=16).to(memory_format=torch.channels_last).train(training)
-    with normalised(module):
+    with cached_spectral_weights(module):
         weight = module.conv1_0.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert not weight.is_contiguous()

@@ -10,8 +10,8 @@ from torch.nn.utils import parametrize
 
 from trainer.config.schema import DiscriminatorConfig, GeneratorConfig
 from trainer.models import build_discriminator, build_generator
-from trainer.networks.discriminator import VGGDiscriminator, normalised
-from trainer.networks.fold import fold_batch_norm
+from trainer.networks.discriminators import VGGDiscriminator, cached_spectral_weights
+from trainer.networks.fold_batch_norm import fold_batch_norm
 from trainer.networks.rrdb import RRDBNet, to_pixelshuffle
 
 
@@ -163,8 +163,8 @@ def test_weights_without_batch_norm_fold_into_themselves():
 def test_a_fresh_pixel_shuffle_starts_without_checkerboard(scale):
     module = RRDBNet(scale=scale, features=6, blocks=1, growth=4)
     factor = 3 if scale == 3 else 2
-    flat = module.conv_up1(torch.rand(1, 6, 1, 1).expand(1, 6, 5, 5))
-    cells = F.pixel_shuffle(flat, factor)[..., factor : 2 * factor, factor : 2 * factor]
+    image = module.conv_up1(torch.rand(1, 6, 1, 1).expand(1, 6, 5, 5))
+    cells = image[..., factor : 2 * factor, factor : 2 * factor]
     assert cells.std((-1, -2)).max() < 1e-6
     assert cells.std() > 1e-3
 
@@ -242,12 +242,12 @@ def vectors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.named_buffers()}
 
 
-def test_normalised_is_one_power_iteration_for_all_passes_in_training():
+def test_cached_weights_are_one_power_iteration_for_all_passes_in_training():
     module, other = small_discriminator(), small_discriminator()
     other.load_state_dict(module.state_dict())
     images = torch.rand(2, 3, 32, 32)
     before = vectors(module)
-    with normalised(module):
+    with cached_spectral_weights(module):
         module(images)
         module(images)
     other(images)
@@ -260,15 +260,15 @@ def test_normalised_is_one_power_iteration_for_all_passes_in_training():
 def test_singular_vectors_stand_still_in_evaluation():
     module = small_discriminator().eval()
     before = vectors(module)
-    with normalised(module):
+    with cached_spectral_weights(module):
         module(torch.rand(2, 3, 32, 32))
     assert all(torch.equal(value, before[name]) for name, value in vectors(module).items())
 
 
-def test_normalised_weights_are_computed_in_float32_under_autocast():
+def test_cached_weights_are_computed_in_float32_under_autocast():
     module, other = small_discriminator(), small_discriminator()
     other.load_state_dict(module.state_dict())
-    with torch.autocast("cpu", torch.bfloat16), normalised(module):
+    with torch.autocast("cpu", torch.bfloat16), cached_spectral_weights(module):
         weights = [layer.weight for layer in layers_of(module)]
     for weight, layer in zip(weights, layers_of(other), strict=True):
         assert weight.dtype == torch.float32

@@ -9,7 +9,7 @@ import pytest
 
 from tests.trainer.support import logged, train
 from tests.trainer.test_perceptual import random_weights
-from trainer.networks.trunks import TrunkKind
+from trainer.networks.feature_extractors import BackboneKind
 from trainer.runs.best import deliverable_metrics, find_improvements, forget_metric
 from trainer.weights.safetensors_io import load_tensors, save_tensors
 
@@ -174,7 +174,7 @@ def test_with_lpips_stage_gan_hands_on_its_lowest(tiny_shards, tmp_path):
 
 
 def test_an_lpips_of_another_network_is_not_to_be_beaten(tiny_shards, tmp_path):
-    kinds: tuple[TrunkKind, ...] = ("alexnet", "vgg16")
+    kinds: tuple[BackboneKind, ...] = ("alexnet", "vgg16")
     networks = {kind: tmp_path / f"{kind}.safetensors" for kind in kinds}
     for kind, path in networks.items():
         save_tensors(path, random_weights(kind), {})

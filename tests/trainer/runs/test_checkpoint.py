@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import warnings
@@ -17,7 +18,7 @@ from tests.trainer.support import train
 from trainer.config.load import load_config
 from trainer.config.settings import flatten
 from trainer.data.sampler import ORDER_VERSION
-from trainer.networks.fold import fold_batch_norm
+from trainer.networks.fold_batch_norm import fold_batch_norm
 from trainer.runs.checkpoint import (
     Position,
     best_file,
@@ -29,7 +30,7 @@ from trainer.runs.checkpoint import (
 from trainer.training.state import TrainState, build_state, restore, state_tensors
 from trainer.training.step import train_step
 from trainer.weights.generators import load_generator
-from trainer.weights.safetensors_io import save_tensors
+from trainer.weights.safetensors_io import load_tensors, save_tensors
 
 
 def saved(run: Path, *seen: int) -> list[Path]:
@@ -301,9 +302,9 @@ def test_the_best_weights_are_the_averages_and_ready_to_upscale(tmp_path):
     assert path.parts[-3:] == ("checkpoints", "best-psnr_y", "gan.safetensors")
     loaded = load_generator(path, device=torch.device("cpu"))
     assert (loaded.scale, loaded.metadata["stage"]) == (4, "gan")
-    assert state.average is not None
+    assert state.ema is not None
     found = loaded.module.state_dict()
-    wanted = fold_batch_norm(state.average.state_dict())
+    wanted = fold_batch_norm(state.ema.state_dict())
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert torch.equal(found[name], value), name
@@ -422,3 +423,17 @@ def test_a_job_on_the_cpu_leaves_the_gpu_alone(monkeypatch):
     assert "random.cuda" not in tensors
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda _: pytest.fail("told the GPU"))
     restore(fresh(), {**tensors, "random.cuda": tensors["random.cpu"]})
+
+
+def test_positions_keep_the_keys_of_older_checkpoints(tmp_path):
+    state = trained(1)
+    state.skipped_patches, state.consecutive_skips = 12, 1
+    path = save_last(tmp_path, state, config(), dataset_sha256="ab")
+    stored = json.loads(load_tensors(path)[1]["position"])
+    assert (stored["passed_over"], stored["bad_in_a_row"]) == (12, 1)
+    assert not {"skipped_patches", "consecutive_skips"} & stored.keys()
+    read = msgspec.json.decode(json.dumps(stored), type=Position)
+    assert (read.skipped_patches, read.consecutive_skips) == (12, 1)
+    del stored["passed_over"], stored["bad_in_a_row"]  # of the first checkpoints
+    read = msgspec.json.decode(json.dumps(stored), type=Position)
+    assert (read.skipped_patches, read.consecutive_skips) == (0, 0)

@@ -20,7 +20,7 @@ from shards.writer import publish
 from tests.trainer.support import train, weights
 from tests.trainer.test_perceptual import random_weights
 from trainer.cli import eval_main, train_main, upscale_main
-from trainer.networks.vgg import VGGFeatures
+from trainer.networks.feature_extractors import VGGFeatures
 from trainer.reporting.run_folder import append_metrics, read_metrics
 from trainer.weights.safetensors_io import load_tensors
 

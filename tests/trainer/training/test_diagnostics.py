@@ -10,7 +10,7 @@ import torch
 from tests.trainer.support import logged, train
 from tests.trainer.test_losses import SETTINGS, gan, images
 from trainer.config.load import load_config
-from trainer.networks.discriminator import normalised
+from trainer.networks.discriminators import cached_spectral_weights
 from trainer.training.diagnostics import (
     add_diagnostics,
     find_imbalances,
@@ -117,7 +117,7 @@ def test_the_largest_singular_value_is_that_of_the_weights_in_use():
     for parameter in discriminator.parameters():
         parameter.data.normal_()  # the singular vectors know nothing of these
     before = {name: value.clone() for name, value in discriminator.named_buffers()}
-    with normalised(discriminator.train()):
+    with cached_spectral_weights(discriminator.train()):
         moved = {name: value.clone() for name, value in discriminator.named_buffers()}
         found = largest_singular_value(discriminator).item()
         assert all(torch.equal(v, moved[name]) for name, v in discriminator.named_buffers())

@@ -223,7 +223,7 @@ def test_rollbacks_return_to_no_checkpoint_from_within_a_bad_row(
 
     state = trained(1)
     for seen, row in ((8, 0), (16, 0), (24, 1)):
-        state.patches_seen, state.bad_in_a_row = seen, row
+        state.patches_seen, state.consecutive_skips = seen, row
         settings = config()
         checkpoint.save_last(tmp_path, state, settings, dataset_sha256="ab")
     # two are kept
@@ -257,9 +257,9 @@ def test_one_bad_gradient_among_all_is_seen(monkeypatch, bad, network):
     monkeypatch.setitem(objectives.STAGE_OBJECTIVES, "gan", gradients)
     lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
     outcome = train_step(state, config(), lr, hr, False)
-    signs = [name for name, sign in zip(outcome.names, outcome.signs, strict=True) if sign]
-    assert signs == [f"gradient of the {network}"]
-    assert outcome.taken == 0
+    flags = zip(outcome.flag_names, outcome.nonfinite_flags, strict=True)
+    assert [name for name, flag in flags if flag] == [f"gradient of the {network}"]
+    assert outcome.applied == 0
     for name, value in state_tensors(state).items():
         if name in before and not name.startswith("random"):
             assert torch.equal(value, before[name]), name

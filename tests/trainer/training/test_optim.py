@@ -16,7 +16,7 @@ from trainer.training.optim import (
     learning_rate,
     set_learning_rate,
     take_step,
-    update_average,
+    update_ema,
 )
 
 BASE = 2e-3
@@ -115,7 +115,7 @@ def test_adam_is_told_whether_it_is_captured(capturing, monkeypatch):
 
 
 def update(average: nn.Module, live: nn.Module, **settings) -> None:
-    update_average(list(average.parameters()), list(live.parameters()), **settings)
+    update_ema(list(average.parameters()), list(live.parameters()), **settings)
 
 
 def networks() -> tuple[nn.Module, nn.Module]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import msgspec
 import pytest
 import torch
 from torch.nn import functional as F
+from trainer.training.acceleration import apply
 
 from shards.errors import ConfigError
 from tests.trainer.support import logged, train
@@ -18,11 +18,9 @@ from trainer.bench.train import batch_of
 from trainer.config.load import load_config
 from trainer.config.schema import SpeedConfig
 from trainer.distributed.process_group import SINGLE_PROCESS
+from trainer.kernels.toolchain import unavailable_reason
 from trainer.losses.content import build_content_features
-from trainer.networks import fused
-from trainer.networks.convolution import Conv3x3
-from trainer.networks.rrdb import DenseBlock, RRDBNet
-from trainer.training.speed_settings import build_step, held_up_by, prepare, resolve
+from trainer.training.speed_settings import build_step, missing_fast_path, resolve
 from trainer.training.state import build_state
 from trainer.weights.safetensors_io import load_tensors, save_tensors
 
@@ -48,14 +46,12 @@ def losses(
     config = msgspec.structs.replace(config, speed=speed)
     state = build_state(config, stage=stage, scale=4, device=CPU, content_weights=None)
     state.generator.train()
-    with (
-        torch.no_grad()
-    ):  # a fresh network hardly has any branches, and what they do would not show
+    with torch.no_grad():  # the branches of a fresh network are too small to show a difference
         for name, parameter in state.generator.named_parameters():
             if name.startswith(("body.", "conv_body.")) and name.endswith("weight"):
                 parameter.mul_(BRANCHES)
     decided = resolve(config, device=CPU, bf16=bf16)
-    prepare(state, decided)
+    apply(state, decided)
     step = build_step(state, config, bf16, ranks=SINGLE_PROCESS, speed=decided)
     lr, hr = (each[..., : each.shape[-1] // 2, : each.shape[-1] // 2] for each in batch_of(2, CPU))
     rows = [step(lr, hr, False).losses for _ in range(steps)]
@@ -67,7 +63,7 @@ def with_(**settings: str) -> SpeedConfig:
     return msgspec.structs.replace(PLAIN, **settings)
 
 
-def test_twenty_steps_in_bf16_lose_as_in_float32_within_noise():
+def test_losses_of_twenty_steps_in_bf16_equal_those_in_float32_within_noise():
     wanted, _ = losses(PLAIN, stage="psnr", bf16=False)
     found, _ = losses(PLAIN, stage="psnr", bf16=True)
     pairs = [(ours["pixel"], plain["pixel"]) for ours, plain in zip(found, wanted, strict=True)]
@@ -75,7 +71,7 @@ def test_twenty_steps_in_bf16_lose_as_in_float32_within_noise():
 
 
 @pytest.mark.parametrize("settings", [{"content": "bf16"}, {"allocator": "keep"}])
-def test_kept_weights_and_kept_memory_change_no_bit(settings):
+def test_weights_in_bf16_and_kept_memory_change_no_bit(settings):
     wanted = losses(PLAIN, stage="gan", bf16=True, steps=3)
     found = losses(with_(**settings), stage="gan", bf16=True, steps=3)
     assert found[0] == wanted[0]
@@ -120,7 +116,7 @@ def test_auto_is_decided_for_the_device_and_nothing_else_is():
         (["speed.content=bf16", "precision=fp32"], "speed.content: bf16 weights need bf16 steps"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(overrides, words):
+def test_an_impossible_setting_is_refused_in_one_line(overrides, words):
     config = load_config("usrgan", stage="gan", overrides=overrides)
     with pytest.raises(ConfigError, match=words):
         resolve(config, device=CPU, bf16=config.precision != "fp32")
@@ -128,7 +124,7 @@ def test_what_cannot_be_is_refused_in_one_line(overrides, words):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Dynamo's and Inductor's own, about their own code
-def test_compiled_blocks_lose_as_blocks_that_are_not_in_one_graph_each():
+def test_compiled_blocks_have_the_losses_of_plain_ones_in_one_graph_each():
     counters = torch._dynamo.utils.counters
     torch.compiler.reset()
     counters.clear()
@@ -166,7 +162,7 @@ def test_a_run_resumes_with_other_settings_of_speed(tiny_shards, tmp_path):
     assert [row["epoch"] for row in logged(tmp_path / "run")] == [1, 2]
 
 
-def test_a_step_that_cannot_be_is_refused_before_anything_is_written(tiny_shards, tmp_path):
+def test_an_impossible_step_is_refused_before_anything_is_written(tiny_shards, tmp_path):
     ended = train(tiny_shards, tmp_path / "run", "--set", "speed.graph=step", code=2)
     assert "speed.graph: a CUDA graph needs a CUDA device" in ended.stderr
     assert not (tmp_path / "run").exists()
@@ -181,7 +177,7 @@ def test_fused_blocks_are_for_half_precision_on_a_gpu_that_can_have_them(monkeyp
         asked = msgspec.structs.replace(config, speed=speed)
         return resolve(asked, device=device, bf16=bf16, **more).dense
 
-    monkeypatch.setattr("trainer.networks.fused.missing", lambda _: "")
+    monkeypatch.setattr("trainer.kernels.toolchain.unavailable_reason", lambda _: "")
     assert chosen() == chosen(plain, world=2) == "fused"
     assert chosen(device=CPU) == chosen(bf16=False) == chosen(world=2) == "plain"
     assert chosen(speed=SpeedConfig(compile="blocks")) == "plain"
@@ -194,31 +190,31 @@ def test_fused_blocks_are_for_half_precision_on_a_gpu_that_can_have_them(monkeyp
         with pytest.raises(ConfigError, match=rf"speed.dense: cannot be fused here: .*{why}"):
             chosen(speed=SpeedConfig(dense="fused"), **settings)
 
-    monkeypatch.setattr("trainer.networks.fused.missing", lambda _: "Triton is away")
+    monkeypatch.setattr("trainer.kernels.toolchain.unavailable_reason", lambda _: "Triton is away")
     assert chosen() == "plain"
-    assert held_up_by(config, device=cuda, bf16=True) == "Triton is away"
+    assert missing_fast_path(config, device=cuda, bf16=True) == "Triton is away"
     with pytest.raises(ConfigError, match=r"Triton is away; use speed.dense=auto"):
         chosen(speed=SpeedConfig(dense="fused"))
 
 
-def test_what_keeps_kernels_for_gpus_away_is_told(monkeypatch, tmp_path):
+def test_a_missing_part_of_the_toolchain_is_named(monkeypatch, tmp_path):
     cuda = torch.device("cuda")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert fused.missing(cuda).startswith("Triton, which compiles kernels for GPUs, is not")
+    assert unavailable_reason(cuda).startswith("Triton, which compiles kernels for GPUs, is not")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr("shutil.which", lambda _: None)
-    assert fused.missing(cuda) == "there is no C compiler, which Triton needs"
+    assert unavailable_reason(cuda) == "Triton needs a C compiler, and none was found"
     monkeypatch.setattr("shutil.which", lambda name: name)
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
-    assert fused.missing(cuda).startswith("Python's headers, which Triton needs")
+    assert unavailable_reason(cuda).startswith("Triton needs Python's headers")
     (tmp_path / "Python.h").touch()
-    assert fused.missing(cuda) == ""
+    assert unavailable_reason(cuda) == ""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (7, 5))
-    assert fused.missing(cuda) == "they are for GPUs from Ampere on"
+    assert unavailable_reason(cuda).endswith("need a GPU of the Ampere generation or later")
     monkeypatch.setattr("torch.version.hip", "7.0")
-    assert fused.missing(cuda) == "they have not been tried on AMD's GPUs"
+    assert unavailable_reason(cuda).endswith("untested on AMD GPUs")
 
 
 def test_kernels_that_do_not_compile_end_a_run_in_one_line(tiny_shards, tmp_path, monkeypatch):
@@ -229,56 +225,12 @@ def test_kernels_that_do_not_compile_end_a_run_in_one_line(tiny_shards, tmp_path
         raise OutOfResources("out of resource: shared memory\nmore")
 
     monkeypatch.setattr("trainer.training.step.train_step", failing)
-    monkeypatch.setattr("trainer.training.speed_settings.fused.missing", lambda _: "")
-    monkeypatch.setattr("trainer.training.speed_settings._no_fused", lambda *_: "")
+    monkeypatch.setattr("trainer.training.speed_settings._unfused_reason", lambda *_: "")
     said = train(tiny_shards, tmp_path / "run", "--stage", "psnr", code=1).output
     assert (
         "error: speed.dense: kernels for this GPU do not compile: out of resource: shared memory;"
         " use --set speed.dense=plain" in said
     )
-
-
-@pytest.mark.parametrize(
-    ("shape", "features", "growth", "norm", "wanted"),
-    [
-        ((32, 64, 32, 32), 64, 32, "none", True),
-        ((32, 64, 32, 32), 64, 32, "batch", True),
-        ((1, 32, 16, 16), 32, 32, "none", True),
-        ((4, 64, 4, 64), 64, 32, "none", True),
-        ((32, 64, 24, 24), 64, 32, "none", False),  # rows that are no power of two
-        ((1, 64, 8, 16), 64, 32, "none", False),  # half of a program that normalises
-        ((64, 64, 32, 32), 64, 32, "batch", True),
-        ((128, 64, 32, 32), 64, 32, "batch", False),  # more moments than a program has room for
-        ((128, 64, 32, 32), 64, 32, "none", True),
-        ((64, 32, 32, 32), 32, 128, "batch", False),  # of a growing map, too
-        ((32, 48, 32, 32), 48, 32, "none", False),
-        ((32, 256, 32, 32), 256, 32, "none", False),  # more than shared memory holds
-        ((32, 64, 32, 32), 64, 16, "none", False),
-        ((1, 64, 2, 256), 64, 32, "none", False),  # a row is longer than a program
-        ((4096, 64, 64, 64), 64, 32, "none", False),  # more than 32 bits count
-    ],
-)
-def test_fused_blocks_take_shapes_that_their_kernels_are_for(shape, features, growth, norm, wanted):
-    module = DenseBlock(features=features, growth=growth, norm=norm)
-    block = module.to(memory_format=torch.channels_last).pieces()
-    x = SimpleNamespace(shape=shape, is_cuda=True, dtype=torch.bfloat16)
-    assert fused.fits(x, block) is wanted
-    assert not fused.fits(SimpleNamespace(shape=shape, is_cuda=False, dtype=x.dtype), block)
-    assert not fused.fits(SimpleNamespace(shape=shape, is_cuda=True, dtype=torch.float32), block)
-    if norm == "batch":
-        assert not fused.fits(x, module.eval().pieces())
-    module.to(memory_format=torch.contiguous_format)
-    assert not fused.fits(x, module.train().pieces())
-
-
-def test_a_block_that_cannot_be_fused_is_plain():
-    body = RRDBNet(scale=2, features=16, blocks=1, growth=8).train()
-    x = torch.rand(1, 3, 8, 8)
-    wanted = body(x)
-    for module in body.modules():
-        if isinstance(module, DenseBlock | Conv3x3):
-            module.fused = True
-    assert torch.equal(body(x), wanted)
 
 
 @pytest.mark.parametrize(

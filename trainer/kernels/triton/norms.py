@@ -1,5 +1,5 @@
-"""Batch normalisation of a map in two halves: the convolution before it leaves moments of its pixels behind, and the
-pass here takes them; backward, likewise.
+"""Batch normalisation of a map in two halves: the convolution before it stores moments of its pixels, and the pass
+here reads them; backward, likewise.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ import triton.language as tl
 def store_moments(
     moments, values, PITCH: tl.constexpr, OUTPUTS: tl.constexpr, PIXELS: tl.constexpr
 ):
-    """Mean and sum of squared distances from it of a program's pixels, float32 [programs 2 PITCH]."""
+    """Store mean and sum of squared deviations of a program's pixels, float32 [programs 2 PITCH]."""
     out = tl.arange(0, OUTPUTS)
     mean = tl.sum(values, 0) / PIXELS
-    apart = values - mean[None, :]
+    deviation = values - mean[None, :]
     at = moments + tl.program_id(0) * 2 * PITCH + out
     tl.store(at, mean)
-    tl.store(at + PITCH, tl.sum(apart * apart, 0))
+    tl.store(at + PITCH, tl.sum(deviation * deviation, 0))
 
 
 @triton.jit
 def store_sums(
-    sums, gradient, normal, PITCH: tl.constexpr, OUTPUTS: tl.constexpr, NORM: tl.constexpr
+    sums, gradient, normalised, PITCH: tl.constexpr, OUTPUTS: tl.constexpr, NORM: tl.constexpr
 ):
-    """Sums over a program's pixels, of gradients and with NORM of gradients times normalised values."""
+    """Store a program's sums of gradients, and with NORM of gradients times normalised values."""
     at = sums + tl.program_id(0) * (2 if NORM else 1) * PITCH + tl.arange(0, OUTPUTS)
     tl.store(at, tl.sum(gradient, 0))
     if NORM:
-        tl.store(at + PITCH, tl.sum(gradient * normal, 0))
+        tl.store(at + PITCH, tl.sum(gradient * normalised, 0))
 
 
 @triton.jit
-def normal_of(raw, scales, at, PITCH: tl.constexpr, OUTPUTS: tl.constexpr):
-    """Normalised values of a map; `scales` [2 PITCH] are its mean and one over its spread."""
+def normalised_values(pre_norm, scales, at, PITCH: tl.constexpr, OUTPUTS: tl.constexpr):
+    """Normalised values of a map; `scales` [2 PITCH] are its mean and one over its standard deviation."""
     out = tl.arange(0, OUTPUTS)
     mean = tl.load(scales + out)
     scale = tl.load(scales + PITCH + out)
-    return (tl.load(raw + at).to(tl.float32) - mean[None, :]) * scale[None, :]
+    return (tl.load(pre_norm + at).to(tl.float32) - mean[None, :]) * scale[None, :]
 
 
 @triton.jit
 def normalise(
-    raw,
+    pre_norm,
     moments,
     weight,
     bias,
@@ -52,8 +52,8 @@ def normalise(
     count,
     scales,
     target,
-    first,
-    second,
+    inner,
+    outer,
     programs,
     PITCH: tl.constexpr,
     TARGET_PITCH: tl.constexpr,
@@ -63,24 +63,24 @@ def normalise(
     SLOPE: tl.constexpr,
     EPS: tl.constexpr,
     MOMENTUM: tl.constexpr,
-    EACH: tl.constexpr,
+    COUNT: tl.constexpr,
     ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """Batch normalisation of a map by the moments of all programs, EACH pixels one, then as `forward` goes on.
+    """Batch normalisation of a map by the moments of all programs, COUNT pixels each, then LeakyReLU or residuals.
 
     Moments are merged by Chan et al. (1983, eq. 1.5). The first program writes them to `scales` and into the
     running averages, whose variance is the unbiased one.
     """
     out = tl.arange(0, OUTPUTS)
     row = tl.arange(0, ROWS)
-    there = (row < programs)[:, None]
+    inside = (row < programs)[:, None]
     at = moments + row[:, None] * 2 * PITCH + out[None, :]
-    means = tl.load(at, mask=there, other=0.0)
+    means = tl.load(at, mask=inside, other=0.0)
     mean = tl.sum(means, 0) / programs
-    apart = tl.where(there, means - mean[None, :], 0.0)
-    squares = tl.sum(tl.load(at + PITCH, mask=there, other=0.0) + EACH * apart * apart, 0)
-    total = programs * EACH
+    deviation = tl.where(inside, means - mean[None, :], 0.0)
+    squares = tl.sum(tl.load(at + PITCH, mask=inside, other=0.0) + COUNT * deviation * deviation, 0)
+    total = programs * COUNT
     variance = squares / total
     scale = 1.0 / tl.sqrt(variance + EPS)
     if tl.program_id(0) == 0:
@@ -94,14 +94,14 @@ def normalise(
         tl.store(count, tl.load(count) + 1)
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     at = pixel[:, None] * PITCH + out[None, :]
-    value = (tl.load(raw + at).to(tl.float32) - mean[None, :]) * scale[None, :]
+    value = (tl.load(pre_norm + at).to(tl.float32) - mean[None, :]) * scale[None, :]
     value = value * tl.load(weight + out)[None, :] + tl.load(bias + out)[None, :]
     if RESIDUALS == 0:
         value = tl.where(value > 0, value, SLOPE * value)
     else:
-        value = tl.load(first + at).to(tl.float32) + RESIDUAL * value
+        value = tl.load(inner + at).to(tl.float32) + RESIDUAL * value
         if RESIDUALS == 2:
-            value = tl.load(second + at).to(tl.float32) + RESIDUAL * value
+            value = tl.load(outer + at).to(tl.float32) + RESIDUAL * value
     tl.store(
         target + pixel[:, None] * TARGET_PITCH + out[None, :], value.to(target.dtype.element_ty)
     )
@@ -110,7 +110,7 @@ def normalise(
 @triton.jit
 def normalise_back(
     gradient,
-    raw,
+    pre_norm,
     scales,
     sums,
     weight,
@@ -119,26 +119,26 @@ def normalise_back(
     programs,
     PITCH: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    EACH: tl.constexpr,
+    COUNT: tl.constexpr,
     ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """In place, the gradient of what was normalised from that of what came out; the first program adds those of
+    """In place, the gradient before normalisation from the one behind it; the first program adds the gradients of
     weight and bias to theirs."""
     out = tl.arange(0, OUTPUTS)
     row = tl.arange(0, ROWS)
-    there = (row < programs)[:, None]
+    inside = (row < programs)[:, None]
     at = sums + row[:, None] * 2 * PITCH + out[None, :]
-    plain = tl.sum(tl.load(at, mask=there, other=0.0), 0)
-    along = tl.sum(tl.load(at + PITCH, mask=there, other=0.0), 0)
+    plain = tl.sum(tl.load(at, mask=inside, other=0.0), 0)
+    along = tl.sum(tl.load(at + PITCH, mask=inside, other=0.0), 0)
     if tl.program_id(0) == 0:
         tl.store(weight_gradient + out, tl.load(weight_gradient + out) + along)
         tl.store(bias_gradient + out, tl.load(bias_gradient + out) + plain)
-    total = programs * EACH
+    total = programs * COUNT
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     at = pixel[:, None] * PITCH + out[None, :]
-    normal = normal_of(raw, scales, at, PITCH, OUTPUTS)
+    normalised = normalised_values(pre_norm, scales, at, PITCH, OUTPUTS)
     value = tl.load(gradient + at).to(tl.float32)
-    value -= plain[None, :] / total + normal * (along[None, :] / total)
+    value -= plain[None, :] / total + normalised * (along[None, :] / total)
     value *= (tl.load(weight + out) * tl.load(scales + PITCH + out))[None, :]
     tl.store(gradient + at, value.to(gradient.dtype.element_ty))

@@ -1,4 +1,4 @@
-"""Batch normalisation as part of the convolution before it, which it is once training is over."""
+"""Batch normalisation folded into the convolution before it, which is exact once training is over."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from collections.abc import Mapping
 from torch import Tensor
 
 EPSILON = 1e-5
-"""What torch's batch normalisation adds to a variance unless told otherwise."""
+"""Added to the variance; the default of `nn.BatchNorm2d`."""
 
 
 def fold_batch_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without batch normalisation, of the same function in evaluation mode.
+    """A state dict without batch normalisation that computes the same function in evaluation mode.
 
-    Each `normX` is taken to follow the `convX` beside it, as in every network here:
+    Each `normX` follows the `convX` beside it, as in every network here:
     norm(conv(x)) = g (W x + b - mean) / sqrt(var + eps) + beta is one convolution with weights
-    W g / sqrt(var + eps). Computed in float64 and rounded once. What has no batch normalisation comes
-    back as it is.
+    W g / sqrt(var + eps). Computed in float64 and rounded once. Other weights stay unchanged.
     """
-    folded = {name: value for name, value in weights.items() if not _is_norm(name)}
+    folded = {name: value for name, value in weights.items() if not _belongs_to_norm(name)}
     for name, variance in weights.items():
         norm, _, field = name.rpartition(".")
         if field != "running_var":
@@ -33,5 +32,5 @@ def fold_batch_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return folded
 
 
-def _is_norm(name: str) -> bool:
+def _belongs_to_norm(name: str) -> bool:
     return name.split(".")[-2].startswith("norm")

@@ -1,8 +1,8 @@
-"""3x3 convolutions of a part of each pixel's channels into another part, with what comes before and behind them.
+"""3x3 convolutions from some channels of each pixel to others, with the pointwise operations before and after.
 
-A 3x3 convolution reads nine shifted pictures. Here a program reads its pixels three times, shifted by whole rows,
-multiplies them with the three taps of that row at once, and shifts the three sums by a column in the end: a third
-of the reading, which is what bounds products of 32 columns.
+A 3x3 convolution reads nine shifted maps. Here a program reads its pixels three times, shifted by whole rows,
+multiplies them with the three taps of that row at once, and shifts the three sums by a column at the end. That is a
+third of the reading, and reading bounds products of 32 columns.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from trainer.networks.kernels.norms import normal_of, store_moments, store_sums
+from trainer.kernels.triton.norms import normalised_values, store_moments, store_sums
 
 
 @triton.jit
-def _summed(
+def _convolve(
     source,
-    kernels,
+    weights,
     height,
     PITCH: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     WIDTH: tl.constexpr,
-    ALONG_INPUTS: tl.constexpr,
-    ALONG_OUTPUTS: tl.constexpr,
+    INPUT_STRIDE: tl.constexpr,
+    OUTPUT_STRIDE: tl.constexpr,
     TAP: tl.constexpr,
     PIXELS: tl.constexpr,
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """The convolution of a program's PIXELS, whole rows of a picture: float32 [PIXELS OUTPUTS]."""
+    """The convolution of a program's PIXELS, whole rows of an image: float32 [PIXELS OUTPUTS]."""
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     row = pixel // WIDTH % height
     channel = tl.arange(0, STEP)
@@ -40,11 +40,11 @@ def _summed(
     for number in tl.range(0, INPUTS // STEP * 3, num_stages=STAGES):
         down = number % 3 - 1
         inputs = number // 3 * STEP + channel
-        there = (row + down >= 0) & (row + down < height)
+        inside = (row + down >= 0) & (row + down < height)
         at = source + (pixel + down * WIDTH)[:, None] * PITCH + inputs[None, :]
-        maps = tl.load(at, mask=there[:, None], other=0.0)
-        taps = kernels + (down + 1) * 3 * TAP
-        taps = taps + inputs[:, None] * ALONG_INPUTS + out[None, :] * ALONG_OUTPUTS
+        maps = tl.load(at, mask=inside[:, None], other=0.0)
+        taps = weights + (down + 1) * 3 * TAP
+        taps = taps + inputs[:, None] * INPUT_STRIDE + out[None, :] * OUTPUT_STRIDE
         left = tl.dot(maps, tl.load(taps), left)
         middle = tl.dot(maps, tl.load(taps + TAP), middle)
         right = tl.dot(maps, tl.load(taps + 2 * TAP), right)
@@ -59,11 +59,11 @@ def _summed(
 @triton.jit
 def forward(
     source,
-    kernels,
+    weights,
     bias,
     target,
-    first,
-    second,
+    inner,
+    outer,
     moments,
     height,
     PITCH: tl.constexpr,
@@ -71,8 +71,8 @@ def forward(
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     WIDTH: tl.constexpr,
-    ALONG_INPUTS: tl.constexpr,
-    ALONG_OUTPUTS: tl.constexpr,
+    INPUT_STRIDE: tl.constexpr,
+    OUTPUT_STRIDE: tl.constexpr,
     TAP: tl.constexpr,
     RESIDUALS: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -82,13 +82,13 @@ def forward(
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """A map of a block, through its LeakyReLU; or, with RESIDUALS 1 or 2, what a block or three of them make.
+    """A map of a block after its LeakyReLU; or, with RESIDUALS 1 or 2, the output of one block or of three.
 
     With NORM it is the map before its normalisation, and its moments.
     """
-    total = _summed(
-        source, kernels, height, PITCH, INPUTS, OUTPUTS, WIDTH,
-        ALONG_INPUTS, ALONG_OUTPUTS, TAP, PIXELS, STEP, STAGES,
+    total = _convolve(
+        source, weights, height, PITCH, INPUTS, OUTPUTS, WIDTH,
+        INPUT_STRIDE, OUTPUT_STRIDE, TAP, PIXELS, STEP, STAGES,
     )  # fmt: skip
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     out = tl.arange(0, OUTPUTS)
@@ -100,9 +100,9 @@ def forward(
         total = tl.where(total > 0, total, SLOPE * total)
     else:
         at = pixel[:, None] * PITCH + out[None, :]
-        total = tl.load(first + at).to(tl.float32) + RESIDUAL * total
+        total = tl.load(inner + at).to(tl.float32) + RESIDUAL * total
         if RESIDUALS == 2:
-            total = tl.load(second + at).to(tl.float32) + RESIDUAL * total
+            total = tl.load(outer + at).to(tl.float32) + RESIDUAL * total
     tl.store(
         target + pixel[:, None] * TARGET_PITCH + out[None, :], total.to(target.dtype.element_ty)
     )
@@ -111,9 +111,9 @@ def forward(
 @triton.jit
 def backward(
     source,
-    kernels,
-    seen,
-    raw,
+    weights,
+    output,
+    pre_norm,
     scales,
     target,
     sums,
@@ -122,8 +122,8 @@ def backward(
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     WIDTH: tl.constexpr,
-    ALONG_INPUTS: tl.constexpr,
-    ALONG_OUTPUTS: tl.constexpr,
+    INPUT_STRIDE: tl.constexpr,
+    OUTPUT_STRIDE: tl.constexpr,
     TAP: tl.constexpr,
     SLOPE: tl.constexpr,
     NORM: tl.constexpr,
@@ -131,31 +131,31 @@ def backward(
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """The gradient of a map before its LeakyReLU, from all that read the map, and its sums."""
-    total = _summed(
-        source, kernels, height, PITCH, INPUTS, OUTPUTS, WIDTH,
-        ALONG_INPUTS, ALONG_OUTPUTS, TAP, PIXELS, STEP, STAGES,
+    """The gradient of a map before its LeakyReLU, from all convolutions that read the map, and its sums."""
+    total = _convolve(
+        source, weights, height, PITCH, INPUTS, OUTPUTS, WIDTH,
+        INPUT_STRIDE, OUTPUT_STRIDE, TAP, PIXELS, STEP, STAGES,
     )  # fmt: skip
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     out = tl.arange(0, OUTPUTS)
     at = pixel[:, None] * PITCH + out[None, :]
-    total = tl.where(tl.load(seen + at) > 0, total, SLOPE * total)
+    total = tl.where(tl.load(output + at) > 0, total, SLOPE * total)
     tl.store(target + at, total.to(target.dtype.element_ty))
-    normal = total
+    normalised = total
     if NORM:
-        normal = normal_of(raw, scales, at, PITCH, OUTPUTS)
-    store_sums(sums, total, normal, PITCH, OUTPUTS, NORM)
+        normalised = normalised_values(pre_norm, scales, at, PITCH, OUTPUTS)
+    store_sums(sums, total, normalised, PITCH, OUTPUTS, NORM)
 
 
 @triton.jit
-def backward_out(
+def input_gradient(
     source,
-    kernels,
-    first,
-    second,
+    weights,
+    inner,
+    outer,
     target,
-    share,
-    raw,
+    seed,
+    pre_norm,
     scales,
     sums,
     height,
@@ -165,37 +165,37 @@ def backward_out(
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     WIDTH: tl.constexpr,
-    ALONG_INPUTS: tl.constexpr,
-    ALONG_OUTPUTS: tl.constexpr,
+    INPUT_STRIDE: tl.constexpr,
+    OUTPUT_STRIDE: tl.constexpr,
     TAP: tl.constexpr,
-    SECOND: tl.constexpr,
-    SHARED: tl.constexpr,
+    OUTER: tl.constexpr,
+    SEEDS: tl.constexpr,
     NORM: tl.constexpr,
     PIXELS: tl.constexpr,
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """The gradient of a block's input; with SHARED also the part of it that enters the block before, and its sums."""
-    total = _summed(
-        source, kernels, height, PITCH, INPUTS, OUTPUTS, WIDTH,
-        ALONG_INPUTS, ALONG_OUTPUTS, TAP, PIXELS, STEP, STAGES,
+    """The gradient of a block's input; with SEEDS also the part of it that seeds the previous block, and its sums."""
+    total = _convolve(
+        source, weights, height, PITCH, INPUTS, OUTPUTS, WIDTH,
+        INPUT_STRIDE, OUTPUT_STRIDE, TAP, PIXELS, STEP, STAGES,
     )  # fmt: skip
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     out = tl.arange(0, OUTPUTS)
     at = pixel[:, None] * OUTPUTS + out[None, :]
-    total += keep * tl.load(first + at).to(tl.float32)
-    if SECOND:
-        total += tl.load(second + at).to(tl.float32)
+    total += keep * tl.load(inner + at).to(tl.float32)
+    if OUTER:
+        total += tl.load(outer + at).to(tl.float32)
     tl.store(target + at, total.to(target.dtype.element_ty))
-    if SHARED:
-        _share(share, raw, scales, sums, part * total, pixel, PITCH, OUTPUTS, NORM)
+    if SEEDS:
+        _store_seed(seed, pre_norm, scales, sums, part * total, pixel, PITCH, OUTPUTS, NORM)
 
 
 @triton.jit
-def enter(
-    given,
-    share,
-    raw,
+def seed_gradient(
+    gradient,
+    seed,
+    pre_norm,
     scales,
     sums,
     part,
@@ -204,20 +204,20 @@ def enter(
     NORM: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """The part of a gradient that enters the last block, and its sums."""
+    """The part of a gradient that seeds the last block, and its sums."""
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     out = tl.arange(0, OUTPUTS)
-    total = part * tl.load(given + pixel[:, None] * OUTPUTS + out[None, :]).to(tl.float32)
-    _share(share, raw, scales, sums, total, pixel, PITCH, OUTPUTS, NORM)
+    total = part * tl.load(gradient + pixel[:, None] * OUTPUTS + out[None, :]).to(tl.float32)
+    _store_seed(seed, pre_norm, scales, sums, total, pixel, PITCH, OUTPUTS, NORM)
 
 
 @triton.jit
-def _share(
-    share, raw, scales, sums, total, pixel, PITCH: tl.constexpr, OUTPUTS: tl.constexpr, NORM: tl.constexpr
+def _store_seed(
+    seed, pre_norm, scales, sums, total, pixel, PITCH: tl.constexpr, OUTPUTS: tl.constexpr, NORM: tl.constexpr
 ):  # fmt: skip
     at = pixel[:, None] * PITCH + tl.arange(0, OUTPUTS)[None, :]
-    tl.store(share + at, total.to(share.dtype.element_ty))
-    normal = total
+    tl.store(seed + at, total.to(seed.dtype.element_ty))
+    normalised = total
     if NORM:
-        normal = normal_of(raw, scales, at, PITCH, OUTPUTS)
-    store_sums(sums, total, normal, PITCH, OUTPUTS, NORM)
+        normalised = normalised_values(pre_norm, scales, at, PITCH, OUTPUTS)
+    store_sums(sums, total, normalised, PITCH, OUTPUTS, NORM)

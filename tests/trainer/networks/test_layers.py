@@ -1,4 +1,4 @@
-"""The last convolution of each generator is in float32, whatever autocast makes of the others."""
+"""The last convolution of each generator is in float32, even under autocast."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def generator(architecture: str) -> nn.Module:
     return build_generator(SIZES[architecture], scale=4)
 
 
-def test_under_autocast_pictures_leave_in_float32_and_are_rounded_no_more(architecture):
+def test_under_autocast_images_leave_in_float32_without_rounding(architecture):
     module, seen = generator(architecture), []
     last = module.get_submodule(LAST[architecture])
     last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
