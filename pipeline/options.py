@@ -19,7 +19,7 @@ from shards.images.resize import Kernel
 
 SCALES = (2, 3, 4, 8)
 MAX_BLOCKINESS = 1.3
-"""A photo whose blockiness (`admit.blockiness`) is above this is scaled by `pre_scale` first."""
+"""A photo whose blockiness (`accept.measure_blockiness`) is above this is scaled by `pre_scale` first."""
 FLAT_DETAIL = 4.0
 """A patch is flat when the standard deviation of its luma is below this, grey levels."""
 

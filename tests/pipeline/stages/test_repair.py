@@ -186,16 +186,16 @@ def test_photos_that_change_between_two_tries_are_cut_again(photos, tmp_path, wh
 @pytest.mark.parametrize("what", ["changes", "vanishes"])
 def test_a_photo_that_changes_while_it_is_read_is_an_error(photos, tmp_path, monkeypatch, what):
     bmp(photos / "f.bmp", 50)
-    admit = spill.admit
+    accept = spill.accept_photo
 
     def meddling(photo, options):
         if photo.name == "f.bmp" and what == "changes":
             bmp(photos / "f.bmp", 51)
         elif photo.name == "f.bmp":
             (photos / "f.bmp").rename(tmp_path / "f.bmp")
-        return admit(photo, options)
+        return accept(photo, options)
 
-    monkeypatch.setattr(spill, "admit", meddling)
+    monkeypatch.setattr(spill, "accept_photo", meddling)
     out = tmp_path / "out"
     failed = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, code=1)
     last = failed.stderr.splitlines()[-1]

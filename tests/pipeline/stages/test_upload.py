@@ -258,7 +258,7 @@ def test_a_run_that_comes_while_another_publishes_leaves_nothing(photos, store, 
     make(photos, URL)
     before = below(URL)
     monkeypatch.setattr(
-        pipeline.stages.prepare, "_done", lambda *_: None
+        pipeline.stages.prepare, "_existing_result", lambda *_: None
     )  # it was not there a moment ago
     refused = prep(*where, "--seed", 9, code=2)
     assert "seed 0 then, 9 now" in refused.stderr

@@ -5,12 +5,8 @@ from __future__ import annotations
 from itertools import islice
 
 import numpy as np
-import pytest
 import torch
 
-from shards.format import png
-from shards.read.dataset import open_dataset
-from tests.pipeline.support import make, make_photo
 from trainer.config.schema import DataConfig
 from trainer.data.loader import PatchLoader
 
@@ -34,14 +30,3 @@ def assert_equal(found, wanted):
         assert torch.equal(one.dihedrals, other.dihedrals)
         assert torch.equal(one.lr, other.lr)
         assert torch.equal(one.hr, other.hr)
-
-
-@pytest.fixture(scope="module")
-def larger(tmp_path_factory):
-    """Patches of 96 pixels, of which training crops 64."""
-    folder = tmp_path_factory.mktemp("larger")
-    (folder / "photos").mkdir()
-    for number in range(3):
-        (folder / f"photos/{number}.png").write_bytes(png.encode_rgb(make_photo(number)))
-    make(folder / "photos", folder / "out", "--store-larger", 32)
-    return open_dataset(folder / "out").split("train")
