@@ -51,15 +51,19 @@ class Dataset:
         return SplitReader(self.location, self.manifest, name, self.indices[name], ranges)
 
 
-def open_dataset(location: Location) -> Dataset:
-    """Open a local folder that `prep-shards` wrote, or a URL of fsspec (`s3://…`).
+def open_dataset(location: Path | str) -> Dataset:
+    """Open a data set that `prep-shards` wrote.
+
+    Args:
+        location: a folder, or a URL of fsspec (`s3://…`).
 
     Raises:
         UsageError: it is no finished data set, or of a newer format.
         DamagedData: its manifest is damaged.
         UsrganError: the store of a URL does not answer.
     """
-    if isinstance(location, Path):
+    if isinstance(location, Path) or not remote.is_url(location):
+        location = Path(location)
         return Dataset(location, load_manifest(location))
     try:
         content = remote.read_file(remote.child(location, NAME))

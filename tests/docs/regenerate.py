@@ -1,7 +1,11 @@
-"""Writes docs/cli/*.txt and docs/guide/config.md from the code; run as `python -m tests.docs.regenerate`."""
+"""Writes the generated pages from the code: docs/cli/*.txt, docs/guide/config.md, the packages of architecture.md.
+
+Run as `python -m tests.docs.regenerate`.
+"""
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import click
@@ -11,7 +15,11 @@ import shards.cli
 import trainer.cli
 from trainer.config.write import settings_to_markdown
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+ARCHITECTURE_PAGE = DOCS / "internals/architecture.md"
+PACKAGES_BEGIN = "<!-- from the docstrings, by python -m tests.docs.regenerate -->"
+PACKAGES_END = "<!-- end of the packages -->"
 FOLDER = DOCS / "cli"
 CONFIG_PAGE = DOCS / "guide/config.md"
 CONFIG_INTRODUCTION = """\
@@ -59,7 +67,21 @@ def config_page() -> str:
     return CONFIG_INTRODUCTION + settings_to_markdown()
 
 
+def architecture_page() -> str:
+    """Return the text of docs/internals/architecture.md with the docstrings of all packages."""
+    head, begin, rest = ARCHITECTURE_PAGE.read_text().partition(PACKAGES_BEGIN)
+    _, end, tail = rest.partition(PACKAGES_END)
+    blocks = []
+    for top in ("shards", "pipeline", "trainer"):
+        for path in sorted((ROOT / top).rglob("__init__.py")):
+            docstring = ast.get_docstring(ast.parse(path.read_text()))
+            name = path.parent.relative_to(ROOT).as_posix()
+            blocks.append(f"`{name}/`\n\n```\n{docstring}\n```\n")
+    return head + begin + "\n\n" + "\n".join(blocks) + "\n" + end + tail
+
+
 if __name__ == "__main__":
+    ARCHITECTURE_PAGE.write_text(architecture_page())
     CONFIG_PAGE.write_text(config_page())
     for command in COMMANDS:
         (FOLDER / f"{command.replace(' ', '-')}.txt").write_text(help_text(command))

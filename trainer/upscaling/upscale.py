@@ -18,7 +18,7 @@ from shards.io import atomic
 from trainer.device import explain_out_of_memory
 from trainer.upscaling.picture_files import encode_picture
 from trainer.upscaling.tiling import Tiled, upscale_tiled
-from trainer.weights.generators import Generator
+from trainer.weights.generators import LoadedGenerator
 
 DEFAULT_TILE = 256
 DEFAULT_OVERLAP = 32
@@ -111,7 +111,7 @@ def upscale_all(
 
 
 def picture_upscaler(
-    loaded: Generator,
+    loaded: LoadedGenerator,
     *,
     tile: int,
     overlap: int,

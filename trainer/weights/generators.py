@@ -24,7 +24,7 @@ from trainer.weights.safetensors_io import load_tensors
 
 
 @dataclass(frozen=True)
-class Generator:
+class LoadedGenerator:
     """A generator that is ready to upscale: evaluation mode, float32, [0, 1] RGB in and out."""
 
     module: nn.Module
@@ -33,7 +33,7 @@ class Generator:
     metadata: dict[str, str]
 
 
-def load_generator(path: Path, *, device: torch.device) -> Generator:
+def load_generator(path: Path, *, device: torch.device) -> LoadedGenerator:
     """Load a generator; what it looks like follows from the names and shapes of its weights.
 
     Batch normalisation is folded into the convolutions: the same function, in fewer passes over memory.
@@ -47,7 +47,7 @@ def load_generator(path: Path, *, device: torch.device) -> Generator:
     return _ready(fold_batch_norm(tensors), config, scale, path.stem, metadata, device)
 
 
-def load_blend(first: Path, second: Path, *, alpha: float, device: torch.device) -> Generator:
+def load_blend(first: Path, second: Path, *, alpha: float, device: torch.device) -> LoadedGenerator:
     """A generator between two others: `first` at alpha 0, `second` at 1.
 
     The weights are interpolated, not the pictures (ESRGAN §3.4): between a stage psnr and the stage gan
@@ -95,11 +95,11 @@ def _ready(
     name: str,
     metadata: dict[str, str],
     device: torch.device,
-) -> Generator:
+) -> LoadedGenerator:
     module = build_generator(msgspec.structs.replace(config, norm="none"), scale=scale)
     module.load_state_dict(folded)
     module.eval().requires_grad_(False).to(device)
-    return Generator(module=module, scale=scale, name=name, metadata=metadata)
+    return LoadedGenerator(module=module, scale=scale, name=name, metadata=metadata)
 
 
 def load_initial_weights(path: Path, config: GeneratorConfig, *, scale: int) -> dict[str, Tensor]:

@@ -328,7 +328,7 @@ def test_ranks_may_differ_in_threads_caches_and_acceleration_alone():
 
 
 def test_the_configuration_needs_no_torch():
-    modules = "trainer.config.load, trainer.config.write, trainer.config.paper"
+    modules = "trainer, trainer.config.load, trainer.config.write, trainer.config.paper"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

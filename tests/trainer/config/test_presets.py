@@ -16,7 +16,7 @@ from trainer.config.schema import STAGES
 from trainer.config.settings import flatten
 from trainer.losses.content import build_content_features, parse_layers
 from trainer.models import build_discriminator, build_generator
-from trainer.networks import discriminator, rrdb
+from trainer.networks import rrdb
 from trainer.training.optim import learning_rate
 from trainer.training.state import build_state
 from trainer.training.step import train_step
@@ -80,7 +80,7 @@ def test_usrgans_networks_are_those_of_section_3_2():
     widths = [each.out_channels for each in judge.modules() if isinstance(each, nn.Conv2d)]
     assert list(dict.fromkeys(widths)) == [4, 8, 16, 32]
     assert judge(torch.rand(1, 3, 128, 128)).shape == (1,)
-    assert rrdb.SLOPE == discriminator.SLOPE == 0.2
+    assert rrdb.SLOPE == discriminators.SLOPE == 0.2
 
 
 def test_usrgans_generator_loss_is_equation_5_of_equations_1_2_and_3():

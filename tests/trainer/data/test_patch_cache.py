@@ -10,7 +10,7 @@ import torch
 
 from shards.errors import UsageError
 from shards.read.dataset import open_dataset
-from tests.trainer.data.support import assert_equal, larger, take
+from tests.trainer.data.support import assert_equal, take
 from trainer.config.schema import DataConfig
 from trainer.data.loader import PatchLoader
 
