@@ -10,7 +10,7 @@ PHOTOS := .cache/scikit-image/skimage/data
 # Commands that tests start find their modules compiled, as an installation has them.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test check lint types imports test-slow test-gpu test-kernels test-storage test-engines test-interop clean
+.PHONY: demo test check lint types imports report test-portable test-slow test-gpu test-kernels test-storage test-engines test-interop clean
 
 demo: .venv/ready $(PHOTOS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh $(DEMO) $(PHOTOS)
@@ -18,7 +18,11 @@ demo: .venv/ready $(PHOTOS)
 test: .venv/ready
 	$(BIN)/python -m pytest
 
-check: lint types imports test
+check: lint types imports report test
+
+# The numeric tests as other processors would run them.
+test-portable: .venv/ready
+	bash tests/portable.sh $(BIN)/python
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .
@@ -29,6 +33,9 @@ types: .venv/ready
 
 imports: .venv/ready
 	$(BIN)/lint-imports
+
+report: .venv/ready
+	$(BIN)/python -m tests.code_report
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow

@@ -16,7 +16,7 @@ from trainer.config.schema import STAGES
 from trainer.config.settings import flatten
 from trainer.losses.content import build_content_features, parse_layers
 from trainer.models import build_discriminator, build_generator
-from trainer.networks import rrdb
+from trainer.networks import discriminators, rrdb
 from trainer.training.optim import learning_rate
 from trainer.training.state import build_state
 from trainer.training.step import train_step

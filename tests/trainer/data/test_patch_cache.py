@@ -14,8 +14,6 @@ from tests.trainer.data.support import assert_equal, take
 from trainer.config.schema import DataConfig
 from trainer.data.loader import PatchLoader
 
-__all__ = ["larger"]
-
 
 @pytest.fixture
 def split(tiny_shards):
