@@ -6,7 +6,7 @@ tests=(
   tests/shards/format tests/shards/images
   tests/trainer/networks tests/trainer/losses tests/trainer/perceptual
   tests/trainer/training/test_optim.py tests/trainer/training/test_flat_buffers.py
-  tests/trainer/test_weights.py tests/trainer/test_metrics.py tests/trainer/test_spectrum.py tests/trainer/test_tiles.py
+  tests/trainer/weights tests/trainer/evaluation/test_metrics.py tests/trainer/evaluation/test_spectrum.py tests/trainer/upscaling/test_tiling.py
   tests/compatibility
 )
 existing=()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
 from shards import writer
@@ -14,15 +12,10 @@ from shards.format import png
 from shards.format.manifest import Manifest, Photos, Resize, SampleInfo, Split, encode_info
 from shards.images import resize
 from tests.shards.support import Sample, write_samples
+from tests.trainer.support import make_patch
 
 SIDE = 64
 """Of an HR patch: training on the usual 128 would take the tests four times as long, and show no more."""
-
-
-def make_patch(seed: int, *, side: int = 128) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
-    return cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
 
 
 def samples(first: int, last: int, split: str) -> Iterator[Sample]:

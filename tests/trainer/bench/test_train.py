@@ -10,7 +10,6 @@ import msgspec
 import pytest
 import torch
 from click.testing import CliRunner
-from trainer.training.acceleration import apply
 
 from shards.errors import UsrganError
 from trainer.bench.agree import CAPTURED_STEPS, Contestant, check_same_work
@@ -24,6 +23,7 @@ from trainer.config.load import load_config
 from trainer.config.schema import SpeedConfig
 from trainer.distributed.process_group import SINGLE_PROCESS
 from trainer.losses.adversarial import discriminator_loss
+from trainer.training.acceleration import apply
 from trainer.training.cuda_graph import WARM_UP
 from trainer.training.speed_settings import build_step
 from trainer.training.state import build_state

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from trainer.training.acceleration import apply, fuse
 
 from shards.read.dataset import open_dataset
 from tests.trainer.ranked import group_of_one
@@ -26,6 +25,7 @@ from trainer.data.loader import PatchLoader
 from trainer.data.patch_cache import PatchCache
 from trainer.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer.networks.rrdb import RRDBNet
+from trainer.training.acceleration import apply, fuse
 from trainer.training.speed_settings import build_step, resolve
 from trainer.training.state import build_state, restore, state_tensors
 from trainer.training.step import STOP, count_step

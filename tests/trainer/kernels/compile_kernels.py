@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import triton
 from torch import nn
-from trainer.training.acceleration import block_params
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -23,6 +22,7 @@ from trainer.kernels import bias_leaky_relu, dense_block, dense_block_launches
 from trainer.kernels.triton import bias_leaky_relu as activations
 from trainer.kernels.triton import convolve, norms, weights
 from trainer.networks.rrdb import RRDB, DenseBlock
+from trainer.training.acceleration import block_params
 
 POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from trainer.training.acceleration import block_params, fuse
 
 from trainer.kernels import bias_leaky_relu, dense_block
 from trainer.networks.discriminators import UNetDiscriminator, VGGDiscriminator
 from trainer.networks.feature_extractors import VGGFeatures
 from trainer.networks.rrdb import RRDB, DenseBlock, RRDBNet
+from trainer.training.acceleration import block_params, fuse
 
 pytestmark = pytest.mark.kernels
 HERE = Path(__file__).parent

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.trainer.losses.support import gan, images
 from tests.trainer.support import logged, spawn, train, weights
-from tests.trainer.test_losses import gan, images
 from trainer.training.state import state_tensors
 from trainer.training.step import train_step
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from tests.trainer.losses.support import SETTINGS, gan, images
 from tests.trainer.support import logged, train
-from tests.trainer.test_losses import SETTINGS, gan, images
 from trainer.config.load import load_config
 from trainer.networks.discriminators import cached_spectral_weights
 from trainer.training.diagnostics import (

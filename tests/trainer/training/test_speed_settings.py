@@ -9,7 +9,6 @@ import msgspec
 import pytest
 import torch
 from torch.nn import functional as F
-from trainer.training.acceleration import apply
 
 from shards.errors import ConfigError
 from tests.trainer.support import logged, train
@@ -20,6 +19,7 @@ from trainer.config.schema import SpeedConfig
 from trainer.distributed.process_group import SINGLE_PROCESS
 from trainer.kernels.toolchain import unavailable_reason
 from trainer.losses.content import build_content_features
+from trainer.training.acceleration import apply
 from trainer.training.speed_settings import build_step, missing_fast_path, resolve
 from trainer.training.state import build_state
 from trainer.weights.safetensors_io import load_tensors, save_tensors

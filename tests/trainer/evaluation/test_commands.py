@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from shards.format import png
 from shards.images import resize
 from shards.images.photos import read_photo
-from tests.trainer.conftest import make_patch
+from tests.trainer.support import make_patch
 from trainer.cli import eval_main, upscale_main
 from trainer.config.schema import GeneratorConfig
 from trainer.evaluation.comparison import tiles_of

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from trainer.training.acceleration import FusedBody, FusedConvLeakyReLU, block_params, fuse
 
 from trainer.kernels import dense_block
 from trainer.kernels.autograd import check_grads_accumulate, once_differentiable
@@ -22,6 +21,7 @@ from trainer.networks.discriminators import (
 from trainer.networks.feature_extractors import VGGFeatures
 from trainer.networks.rrdb import DenseBlock, RRDBNet
 from trainer.networks.srresnet import SRResNet
+from trainer.training.acceleration import FusedBody, FusedConvLeakyReLU, block_params, fuse
 
 NETWORKS = {
     "rrdbnet": lambda: RRDBNet(scale=2, features=16, blocks=1, growth=8, norm="batch"),

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from shards.format import png
 from shards.images.photos import read_photo
-from tests.trainer.conftest import make_patch
+from tests.trainer.support import make_patch
 from trainer.cli import upscale_main
 from trainer.config.schema import GeneratorConfig
 from trainer.models import build_generator

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainer.losses.support import gan, gradients, images
 from tests.trainer.support import logged, train, weights
-from tests.trainer.test_losses import gan, gradients, images
 from trainer.config.schema import AdversarialKind
 from trainer.losses.adversarial import (
     discriminator_confidence,

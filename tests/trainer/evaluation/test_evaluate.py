@@ -19,7 +19,7 @@ from PIL import Image
 from shards.format import png
 from shards.images import resize
 from shards.images.photos import read_photo
-from tests.trainer.conftest import make_patch
+from tests.trainer.support import make_patch
 from trainer.cli import eval_main
 from trainer.config.schema import GeneratorConfig
 from trainer.evaluation.comparison import CAPTION, ERROR_LEVELS, GAP, SIDE, error_map, tiles_of
@@ -423,7 +423,7 @@ def test_a_standard_set_is_known_by_each_of_its_names(name, published):
     assert (anchor and anchor[0]) == published
 
 
-DATA = Path(__file__).resolve().parents[2] / "../shared/data"
+DATA = Path(__file__).resolve().parents[3] / "../shared/data"
 
 
 @pytest.mark.parametrize("lr", ["LRx4", None])
