@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from shards.errors import UsageError
+from shards.errors import UsageError, UsrganError
 from shards.io.remote import Location
 from shards.terminal import console
 from shards.terminal.progress import progress
 
 if TYPE_CHECKING:
     from trainer.distributed.heartbeat import Heartbeat
-    from trainer.distributed.process_group import ProcessGroup as Places
+    from trainer.distributed.process_group import ProcessGroup
 
 
 @console.command(
@@ -126,14 +128,17 @@ def train_main(
         console.print_json({"report": str(path)}) if as_json else click.echo(str(path))
         return
     stages = [name for name in STAGES if stage in (name, "both")]
-    configs = {name: load_config(preset, stage=name, overrides=overrides) for name in stages}
+    debug = "--debug" in given
+    with contextlib.nullcontext() if print_config else _report_early_errors(debug=debug):
+        configs = {name: load_config(preset, stage=name, overrides=overrides) for name in stages}
+        if shards is None and not print_config:
+            raise UsageError(
+                "--shards: name the folder that prep-shards wrote, for example --shards shards/"
+            )
     if print_config:
         click.echo(config_to_toml(configs), nl=False)
         return
-    if shards is None:
-        raise UsageError(
-            "--shards: name the folder that prep-shards wrote, for example --shards shards/"
-        )
+    assert shards is not None
     run = out or Path("runs") / Path(preset).stem
 
     from trainer.distributed.process_group import ProcessGroup, group_from_environment
@@ -157,9 +162,9 @@ def train_main(
         return Terminal(console.say, console.warn, progress, stop_requested)
 
     if gpus > 1 and ranks.world_size == 1:
-        # mistakes are reported once, before there are processes
-        asked = ProcessGroup(world_size=gpus, local_world_size=gpus)
-        result = train(request, terminal(bool), dry_run=True, ranks=asked)
+        # check options and data once, before the ranks start
+        planned = ProcessGroup(world_size=gpus, local_world_size=gpus)
+        result = train(request, terminal(bool), dry_run=True, ranks=planned)
         if not dry_run:
             from trainer.distributed.launcher import launch_ranks
 
@@ -169,12 +174,12 @@ def train_main(
             console.stop_requests(
                 also=(signal.SIGUSR1,), insist=ranks.world_size == 1
             ) as stop_requested,
-            _together(ranks, debug="--debug" in given) as heartbeat,
+            _watch_ranks(ranks, stop_requested=stop_requested, debug=debug) as heartbeat,
         ):
             if ranks.world_size > 1 and gpus not in (1, ranks.local_world_size):
                 raise UsageError(
-                    f"--gpus {gpus}: torchrun has started {ranks.local_world_size} processes on this machine;"
-                    " leave --gpus out"
+                    f"--gpus {gpus}: torchrun started {ranks.local_world_size} processes on this machine;"
+                    " omit --gpus"
                 )
             result = train(
                 request,
@@ -184,46 +189,75 @@ def train_main(
                 heartbeat=heartbeat,
             )
     if ranks.is_main:
-        _tell(result, as_json=as_json, dry_run=dry_run)
+        _print_result(result, as_json=as_json, dry_run=dry_run)
     if ranks.world_size > 1:
         from trainer.distributed.heartbeat import exit_now
 
         exit_now(0)
 
 
-def _tell(result: dict[str, Any], *, as_json: bool, dry_run: bool) -> None:
+def _print_result(result: dict[str, Any], *, as_json: bool, dry_run: bool) -> None:
     if as_json:
         console.print_json(result)
     elif dry_run:
         click.echo("all checks passed; nothing was trained or written")
     else:
-        for each in result["stages"]:
-            best = "  ".join(f"{name} {value:.4f}" for name, value in each["best"].items())
+        for stage in result["stages"]:
+            best = "  ".join(f"{name} {value:.4f}" for name, value in stage["best"].items())
             click.echo(
-                f"stage {each['stage']}: {each['patches_seen']:,} patches  best {best or 'not validated'}"
+                f"stage {stage['stage']}: {stage['patches_seen']:,} patches  best {best or 'not validated'}"
             )
         click.echo(f"report  {result['report']}\nweights {result['weights']}")
 
 
+def _print_error(error: BaseException, *, debug: bool) -> int:
+    """Print an error as the command line does; return its exit code."""
+    try:
+        with console.report_errors(debug=debug):
+            raise error
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+
+
 @contextlib.contextmanager
-def _together(ranks: Places, *, debug: bool) -> Iterator[Heartbeat | None]:
-    """Watch over the other ranks, if there are any: what one of them cannot go on from ends all."""
+def _report_early_errors(*, debug: bool) -> Iterator[None]:
+    """Report an error that precedes `_watch_ranks` to the other ranks, which would wait for this one."""
+    try:
+        yield
+    except UsrganError as error:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        from trainer.distributed.group_lifetime import report_early_failure
+        from trainer.distributed.process_group import group_from_environment
+        from trainer.distributed.rendezvous import Failure
+
+        ranks = group_from_environment()
+        if ranks.world_size == 1:
+            raise
+        failure = Failure(str(error), _print_error(error, debug=debug))
+        with console.stop_requests(also=(signal.SIGUSR1,)) as stopping:
+            report_early_failure(ranks, failure, stop_requested=stopping)
+
+
+@contextlib.contextmanager
+def _watch_ranks(
+    ranks: ProcessGroup, *, stop_requested: Callable[[], bool], debug: bool
+) -> Iterator[Heartbeat | None]:
+    """Start the heartbeat if this process is one of several ranks; an error of one rank ends all."""
     if ranks.world_size == 1:
         yield None
         return
-    from trainer.distributed.heartbeat import Heartbeat, end_all_on_error, silence_seconds
+    from trainer.distributed.group_lifetime import end_all_on_error
+    from trainer.distributed.heartbeat import Heartbeat, silence_seconds
     from trainer.distributed.rendezvous import connect_store
 
-    def tell(error: BaseException) -> int:
-        try:
-            with console.report_errors(debug=debug):
-                raise error
-        except SystemExit as left:
-            return int(left.code or 0)
-
-    watch = Heartbeat(
-        connect_store(ranks), ranks, silence=silence_seconds(), tell=console.print_error
+    heartbeat = Heartbeat(
+        connect_store(ranks, stop_requested=stop_requested),
+        ranks,
+        silence=silence_seconds(),
+        print_error=console.print_error,
+        stop_requested=stop_requested,
     )
-    watch.ready()
-    with end_all_on_error(ranks, watch, tell=tell):
-        yield watch
+    heartbeat.announce_ready()
+    with end_all_on_error(ranks, heartbeat, print_error=partial(_print_error, debug=debug)):
+        yield heartbeat

@@ -1,8 +1,8 @@
-"""How the ranks of a job learn of each other's death: a thread, a store, and a beat every second.
+"""Detection of a rank that died or hangs: a thread in each rank, and a counter per rank in the store.
 
-A collective notices a peer that was killed, at best after a while and without a name, and one that
-hangs not at all. So each rank counts up in the job's store (the launcher's, torchrun's, or rank 0's)
-and looks at its neighbour's count; the first failure is written there, and ends all.
+A collective detects a killed peer late and without its name, and a hanging peer not at all. Each rank
+therefore increments its counter every second and watches the counter of the next rank. The first
+failure is recorded in the store and ends all ranks.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Callable
+from typing import NoReturn
 
-import torch
-import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]  # torch's stub hides it
 
-from shards.errors import Stopped, UsageError, UsrganError
-from trainer.distributed.process_group import LostRank, ProcessGroup, wrap_collective_errors
+from shards.errors import UsageError
+from trainer.distributed import rendezvous
+from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.rendezvous import (
     Failure,
-    announce_ready,
+    announce_state,
+    describe_rank,
+    have_all_reached,
     is_first_report,
     read_failure,
     record_failure,
@@ -32,197 +33,178 @@ from trainer.distributed.rendezvous import (
 
 BEAT_SECONDS = 1.0
 SILENCE_VARIABLE = "USRGAN_RANK_TIMEOUT"
-"""Seconds after which a rank that cannot be heard counts as gone."""
+"""Environment variable: seconds without a heartbeat after which a rank counts as lost."""
 DEFAULT_SILENCE = 30.0
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for a rank that is alive: rank 0 may be writing to a slow disk."""
 
 
 def silence_seconds() -> float:
-    """How long a rank may be silent.
+    """Return the seconds without a heartbeat after which a rank counts as lost.
 
     Raises:
-        UsageError: USRGAN_RANK_TIMEOUT is no number of seconds.
+        UsageError: USRGAN_RANK_TIMEOUT is not a positive number.
     """
     text = os.environ.get(SILENCE_VARIABLE, str(DEFAULT_SILENCE))
     with contextlib.suppress(ValueError):
         if float(text) > 0:
             return float(text)
     raise UsageError(
-        f"{SILENCE_VARIABLE}: {text!r} is no number of seconds; set it to 30, or unset it"
+        f"{SILENCE_VARIABLE}: {text!r} is not a positive number of seconds; set it to 30, or unset it"
     )
 
 
 class Heartbeat:
-    """Beats for this rank and watches the next one, in a thread, until it is stopped."""
+    """Thread that increments this rank's counter and watches the next rank, until `stop`."""
 
     def __init__(
-        self, store: Store, ranks: ProcessGroup, *, silence: float, tell: Callable[[str], None]
+        self,
+        store: Store,
+        ranks: ProcessGroup,
+        *,
+        silence: float,
+        print_error: Callable[[str], None],
+        stop_requested: Callable[[], bool] = bool,
     ) -> None:
         self.store = store
+        """The store for torch's process group."""
+        self.stop_requested = stop_requested
+        """Whether the user requested a stop of this process."""
+        # a connection of its own: a wait inside torch blocks every other call on the same connection
+        self._store = store.clone()  # type: ignore[attr-defined]  # torch's stub lacks it
         self._ranks = ranks
         self._silence = silence
-        self._tell = tell
+        self._print_error = print_error
         self._stopped = threading.Event()
-        store.set(f"who/{ranks.rank}", f"on {socket.gethostname()}, pid {os.getpid()}")
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        process = f"on {socket.gethostname()}, pid {os.getpid()}"
+        announce_state(self._store, rendezvous.PROCESS, ranks.rank, value=process)
+        self._store.add(_beat_key(ranks.rank), 1)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def ready(self) -> None:
-        """Say that this process listens to signals now."""
-        announce_ready(self.store, self._ranks.rank)
+    @property
+    def is_stopped(self) -> bool:
+        """Whether all ranks agreed to end, so that a missing rank is no failure."""
+        return self._stopped.is_set()
+
+    def announce_ready(self) -> None:
+        """Record that this process handles signals."""
+        announce_state(self._store, rendezvous.READY, self._ranks.rank)
 
     def stop(self) -> None:
-        """End beating; the others must not be watching any more."""
+        """Stop the thread; call it only after all ranks arrived at a barrier."""
         self._stopped.set()
 
-    def why(self) -> Failure | None:
-        """Who is behind a broken connection; None if somebody has told already.
+    def record_failure(self, failure: Failure) -> bool:
+        """Record why the job ends; return False if the store already holds a failure."""
+        return record_failure(self._store, failure)
 
-        The dead do not beat: a rank whose count stands still for three seconds is the one.
+    def is_first_report(self, message: str) -> bool:
+        """Return whether no other rank reported this message."""
+        return is_first_report(self._store, message)
+
+    def find_cause(self) -> tuple[Failure, bool]:
+        """Return the failure behind a broken collective, and whether this rank recorded it.
+
+        Unless the store holds a failure, ranks whose counter stands still for three seconds are lost.
         """
-        before = self._counts()
+        before = self.read_counters()
         for _ in range(3):
+            if (failure := read_failure(self._store)) is not None:
+                return failure, False
             time.sleep(BEAT_SECONDS)
-            if read_failure(self.store) is not None:
-                return None
-        still = [
+        lost = [
             rank
-            for rank, (old, new) in enumerate(zip(before, self._counts(), strict=True))
+            for rank, (old, new) in enumerate(zip(before, self.read_counters(), strict=True))
             if old == new and rank != self._ranks.rank
         ]
+        names = ", ".join(describe_rank(self._store, rank) for rank in lost)
         failure = Failure(
-            _describe_lost(self._names(still)) if still else _describe_broken(self._ranks.rank)
+            _describe_lost(names, number=len(lost)) if lost else _describe_broken(self._ranks.rank)
         )
-        return failure if record_failure(self.store, failure) else None
+        is_first = self.record_failure(failure)
+        return read_failure(self._store) or failure, is_first
 
-    def _counts(self) -> list[int]:
-        return [self.store.add(f"beat/{rank}", 0) for rank in range(self._ranks.world_size)]
+    def exit(self, code: int) -> NoReturn:
+        """End this process; the host of the store first lets the other ranks read the failure."""
+        if not self.is_stopped:
+            with contextlib.suppress(RuntimeError):
+                announce_state(self._store, rendezvous.ENDED, self._ranks.rank)
+                if rendezvous.is_store_host(self._ranks):
+                    self._wait_for_readers()
+        exit_now(code)
 
-    def _names(self, ranks: list[int]) -> str:
-        return ", ".join(
-            f"rank {rank} ({self.store.get(f'who/{rank}').decode()})"
-            if self.store.check([f"who/{rank}"])
-            else f"rank {rank}"
-            for rank in ranks
-        )
+    def _wait_for_readers(self) -> None:
+        """Wait until the other ranks have read the failure; they read it each beat once they started."""
+        began = time.monotonic()
+        others = {"world_size": self._ranks.world_size, "first_rank": 1}
+        while not have_all_reached(self._store, rendezvous.ENDED, **others):
+            waited = time.monotonic() - began
+            all_started = have_all_reached(self._store, rendezvous.PROCESS, **others)
+            if waited > (2 * BEAT_SECONDS if all_started else self._silence):
+                return
+            if self.stop_requested():
+                return
+            time.sleep(rendezvous.POLL_SECONDS)
+
+    def read_counters(self) -> list[int]:
+        """Return the number of heartbeats of each rank."""
+        return [self._store.add(_beat_key(rank), 0) for rank in range(self._ranks.world_size)]
 
     def _run(self) -> None:
         neighbour = (self._ranks.rank + 1) % self._ranks.world_size
         count, heard = 0, time.monotonic()
         try:
             while not self._stopped.wait(BEAT_SECONDS):
-                self.store.add(f"beat/{self._ranks.rank}", 1)
-                failure = read_failure(self.store)
-                if failure is not None:
-                    self._end_soon(failure.code)
-                found = self.store.add(f"beat/{neighbour}", 0)
-                if found != count or not found:  # before its first beat it is still starting
-                    count, heard = found, time.monotonic()
+                self._store.add(_beat_key(self._ranks.rank), 1)
+                if (failure := read_failure(self._store)) is not None:
+                    self._exit_after_grace(failure.code)
+                latest = self._store.add(_beat_key(neighbour), 0)
+                if latest != count or not latest:  # 0: the neighbour has not started yet
+                    count, heard = latest, time.monotonic()
                 elif time.monotonic() - heard > self._silence:
-                    told = Failure(_describe_lost(self._names([neighbour]), seconds=self._silence))
-                    if record_failure(self.store, told):
-                        self._tell(told.message)
-                    exit_now(told.code)
-        except RuntimeError:  # the store has gone, and with it the launcher or its machine
+                    name = describe_rank(self._store, neighbour)
+                    failure = Failure(_describe_lost(name, seconds=self._silence))
+                    if self.record_failure(failure):
+                        self._print_error(failure.message)
+                    self.exit(failure.code)
+        except RuntimeError:  # the host of the store is gone
             if not self._stopped.is_set():
-                self._tell(
-                    f"rank {self._ranks.rank}: the process that started the ranks has gone;"
-                    " run the same command again to go on from the last checkpoint"
+                self._print_error(
+                    f"rank {self._ranks.rank}: the job's store is gone, because the launcher or rank 0 ended;"
+                    " run the same command again to resume from the last checkpoint"
                 )
                 exit_now(1)
 
-    def _end_soon(self, code: int) -> None:
-        """Give the main thread, which may hang in a collective, time to end by itself."""
+    def _exit_after_grace(self, code: int) -> None:
+        """Let the main thread end by itself; exit if it does not, because it may hang in a collective."""
+        announce_state(self._store, rendezvous.ENDED, self._ranks.rank)
         if not self._stopped.wait(2 * BEAT_SECONDS):
-            exit_now(code)
+            self.exit(code)
 
 
-@contextlib.contextmanager
-def open_process_group(
-    ranks: ProcessGroup, watch: Heartbeat | None, device: torch.device
-) -> Iterator[None]:
-    """Open the ways between the ranks; the end, or a stop on request, waits for all of them.
-
-    Raises:
-        LostRank: they cannot be opened, or break.
-    """
-    if watch is None:
-        yield
-        return
-    cuda = device.type == "cuda"
-    with wrap_collective_errors():
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=watch.store,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            timeout=COLLECTIVE_TIMEOUT,
-            device_id=device if cuda else None,
-        )
-    stopped = None
-    try:
-        yield
-    except Stopped as error:
-        stopped = error
-    ranks.barrier()  # for rank 0, which writes
-    watch.stop()
-    ranks.barrier()  # the one that keeps the store leaves when nobody looks into it any more
-    dist.destroy_process_group()
-    if stopped is not None:
-        raise stopped
+def _beat_key(rank: int) -> str:
+    return f"beat/{rank}"
 
 
-@contextlib.contextmanager
-def end_all_on_error(
-    ranks: ProcessGroup, watch: Heartbeat, *, tell: Callable[[BaseException], int]
-) -> Iterator[None]:
-    """Let the first real error of any rank be the one that is told, and end this process hard.
-
-    `tell` prints an error and returns its exit code. What a dead peer leaves behind in the
-    communication libraries can hang a normal exit, so there is none.
-    """
-    try:
-        yield
-    except LostRank:
-        try:
-            failure = watch.why()
-            if failure is not None:
-                tell(UsrganError(failure.message))
-        except RuntimeError:  # the store has gone, too
-            time.sleep(3 * BEAT_SECONDS)  # the watch says so
-        exit_now(1)
-    except Stopped as error:
-        exit_now(tell(error) if ranks.is_main else error.exit_code)
-    except BaseException as error:
-        code = getattr(error, "exit_code", 1)
-        with contextlib.suppress(RuntimeError):
-            record_failure(watch.store, Failure(str(error), code))
-            if not is_first_report(watch.store, str(error)):
-                exit_now(code)
-        prefixed = (
-            code != UsageError.exit_code and ranks.rank > 0 and isinstance(error, UsrganError)
-        )
-        exit_now(tell(type(error)(f"rank {ranks.rank}: {error}") if prefixed else error))
-
-
-def _describe_lost(who: str, *, seconds: float | None = None) -> str:
-    how = "is gone" if seconds is None else f"has not been heard of for {seconds:.0f} s"
+def _describe_lost(names: str, *, number: int = 1, seconds: float | None = None) -> str:
+    if seconds is None:
+        symptom = "is gone" if number == 1 else "are gone"
+    else:
+        symptom = f"has sent no heartbeat for {seconds:.0f} s"
     return (
-        f"{who} {how}, and all ranks stop; the checkpoints are intact:"
-        " run the same command again to go on"
+        f"{names} {symptom}, and all ranks stop; the checkpoints are intact:"
+        " run the same command again to resume from the last checkpoint"
     )
 
 
 def _describe_broken(rank: int) -> str:
     return (
         f"rank {rank}: the connection to the other ranks broke; check the network between the machines,"
-        " and run the same command again to go on from the last checkpoint"
+        " and run the same command again to resume from the last checkpoint"
     )
 
 
-def exit_now(code: int) -> None:
-    """End this process now, whatever its other threads wait for; a normal exit may abort on gloo's."""
+def exit_now(code: int) -> NoReturn:
+    """End this process without clean-up, which may abort in gloo or wait for other threads."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

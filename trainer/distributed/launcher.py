@@ -1,7 +1,7 @@
-"""`train-sr --gpus N`: one process per GPU, started, watched and ended together.
+"""`train-sr --gpus N`: starts one process (rank) per GPU, and ends all of them together.
 
-Each is the same command line with the variables that torchrun sets. The launcher keeps the store in
-which they meet, hands signals on, and tells how a process ended that could not tell itself.
+Each rank runs the same command line with the environment variables of torchrun. The launcher hosts the
+store, forwards signals, and reports a rank that was killed and could not report it itself.
 """
 
 from __future__ import annotations
@@ -17,33 +17,39 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from shards.errors import Stopped, UsrganError
-from trainer.distributed.rendezvous import Failure, are_all_ready, host_store, record_failure
+from trainer.distributed.rendezvous import (
+    READY,
+    Failure,
+    have_all_reached,
+    host_store,
+    record_failure,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]  # torch's stub hides it
 
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 8.0
-"""How long the other ranks have to end by themselves when one has failed."""
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_RUN = "from trainer.cli import train_main; train_main()"
+"""Time that the other ranks have to end by themselves after one failed."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_RANK_CODE = "from trainer.cli import train_main; train_main()"
 
 
 def launch_ranks(arguments: Sequence[str], *, count: int) -> int:
-    """Run `train-sr ARGUMENTS` in `count` processes of this machine; returns the exit code.
+    """Run `train-sr ARGUMENTS` in `count` processes of this machine; return the exit code of the job.
 
     Raises:
-        UsrganError: a process was killed; the others were ended.
+        UsrganError: a process was killed; the others have ended.
     """
     store, port = host_store()
     children: list[subprocess.Popen[bytes]] = []
-    with _forward_signals(children, store) as hand_on:
+    with _forward_signals(children, store) as forward_pending:
         try:
             children.extend(
                 _start_rank(arguments, rank=rank, count=count, port=port) for rank in range(count)
             )
-            while (code := _exit_code(children, store)) is None:
-                hand_on()
+            while (code := _poll_exit_code(children, store)) is None:
+                forward_pending()
                 time.sleep(POLL_SECONDS)
             return code
         finally:
@@ -70,36 +76,36 @@ def _start_rank(
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
-    # a session of its own: Ctrl-C reaches the launcher alone, which hands it on once;
-    # -P: as for `train-sr`, no trainer.py or random.py of the current folder comes in between
+    # own session: Ctrl-C reaches only the launcher, which forwards it once
+    # -P: do not import trainer.py or random.py from the current folder
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", _RUN, *arguments],
+        [sys.executable, "-P", "-c", _RANK_CODE, *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
 
 
-def _exit_code(children: list[subprocess.Popen[bytes]], store: Store) -> int | None:
-    """The exit code of the whole, once nobody works any more."""
+def _poll_exit_code(children: list[subprocess.Popen[bytes]], store: Store) -> int | None:
+    """Return the exit code of the job; None while ranks run.
+
+    Raises:
+        UsrganError: a rank was killed, and no other failure came before.
+    """
     codes = [child.poll() for child in children]
-    failed = [code for code in codes if code not in (None, 0, Stopped.exit_code)]
-    if failed:
-        killed = next(
-            (rank for rank, code in enumerate(codes) if code is not None and code < 0), None
-        )
-        if killed is not None:
-            error = UsrganError(_exit_message(killed, children[killed]))
-            first = record_failure(store, Failure(str(error)))
-            _wait_for_exit(children, GRACE_SECONDS)
-            if first:
-                raise error
-            return 1
-        _wait_for_exit(children, GRACE_SECONDS)
-        return failed[0]
-    if None in codes:
-        return None
-    return max(code for code in codes if code is not None)
+    failed = {
+        rank: code for rank, code in enumerate(codes) if code not in (None, 0, Stopped.exit_code)
+    }
+    if not failed:
+        return None if None in codes else max(code for code in codes if code is not None)
+    rank, code = min(failed.items(), key=lambda item: item[1] >= 0)  # killed ranks first
+    was_killed = code < 0
+    message = _exit_message(rank, children[rank]) if was_killed else f"rank {rank} failed"
+    is_first = record_failure(store, Failure(message, 1 if was_killed else code))
+    _wait_for_exit(children, GRACE_SECONDS)
+    if was_killed and is_first:
+        raise UsrganError(message)
+    return 1 if was_killed else code
 
 
 def _wait_for_exit(children: list[subprocess.Popen[bytes]], seconds: float) -> None:
@@ -111,10 +117,10 @@ def _wait_for_exit(children: list[subprocess.Popen[bytes]], seconds: float) -> N
 def _exit_message(rank: int, child: subprocess.Popen[bytes]) -> str:
     number = -child.returncode
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    often = " (often the kernel, for want of memory)" if number == signal.SIGKILL else ""
+    hint = " (often by the kernel: out of memory)" if number == signal.SIGKILL else ""
     return (
-        f"rank {rank} (pid {child.pid}) was ended by {name}{often}, and all ranks stop;"
-        " the checkpoints are intact: run the same command again to go on"
+        f"rank {rank} (pid {child.pid}) was ended by {name}{hint}, and all ranks stop;"
+        " the checkpoints are intact: run the same command again to resume from the last checkpoint"
     )
 
 
@@ -122,27 +128,30 @@ def _exit_message(rank: int, child: subprocess.Popen[bytes]) -> str:
 def _forward_signals(
     children: list[subprocess.Popen[bytes]], store: Store
 ) -> Iterator[Callable[[], None]]:
-    """Hand signals on as soon as every rank listens; a second one ends them all at once."""
-    asked: list[int] = []
-    handed = 0
+    """Yield a function that forwards received signals once all ranks handle them.
 
-    def request(number: int, _frame: FrameType | None) -> None:
-        if asked and number != signal.SIGUSR1:
+    A second SIGTERM or SIGINT kills all ranks at once.
+    """
+    received: list[int] = []
+    forwarded = 0
+
+    def receive(number: int, _frame: FrameType | None) -> None:
+        if received and number != signal.SIGUSR1:
             for child in children:
                 child.kill()
             os._exit(1)
-        asked.append(number)
+        received.append(number)
 
-    def hand_on() -> None:
-        nonlocal handed
-        if handed < len(asked) and are_all_ready(store, world=len(children)):
+    def forward_pending() -> None:
+        nonlocal forwarded
+        if forwarded < len(received) and have_all_reached(store, READY, world_size=len(children)):
             for child in children:
-                child.send_signal(asked[handed])
-            handed += 1
+                child.send_signal(received[forwarded])
+            forwarded += 1
 
-    before = {number: signal.signal(number, request) for number in STOPPING}
+    previous = {number: signal.signal(number, receive) for number in STOP_SIGNALS}
     try:
-        yield hand_on
+        yield forward_pending
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

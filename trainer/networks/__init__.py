@@ -6,7 +6,6 @@ srresnet, srcnn       generators of the paper's comparisons
 discriminators        VGG, U-Net and patch discriminators
 feature_extractors    VGG-19 for the content loss; AlexNet and VGG-16 for perceptual metrics
 fold_batch_norm       batch normalisation folded into convolutions
-synced                batch normalisation over all ranks
 
 `trainer.training.acceleration` replaces some of their layers by fused forms of the same function.
 """

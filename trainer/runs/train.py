@@ -15,7 +15,8 @@ from trainer.config.load import PAPER_PRESET, load_config
 from trainer.config.schema import Stage
 from trainer.data.loader import use_cache_dir
 from trainer.device import explain_out_of_memory
-from trainer.distributed.heartbeat import Heartbeat, open_process_group
+from trainer.distributed.group_lifetime import open_process_group
+from trainer.distributed.heartbeat import Heartbeat
 from trainer.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer.reporting.report import write_report
 from trainer.runs.checkpoint import deliverable_weights

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config.schema import Config, Stage
+from trainer.distributed.sync_batchnorm import sync_batch_norm_
 from trainer.losses.content import build_content_features
 from trainer.models import build_discriminator, build_generator
 from trainer.networks.feature_extractors import VGGFeatures
-from trainer.networks.synced import synchronise
 from trainer.training.flat_buffers import (
     Gradients,
     as_one_parameter,
@@ -118,7 +118,7 @@ def build_state(
     trained = [generator] if adversary is None else [generator, adversary.discriminator]
     if synced:
         for network in trained:
-            synchronise(network)
+            sync_batch_norm_(network)
     gradients, params_flat = flatten_grads_(generator.parameters()), _flatten(generator)
     return TrainState(
         stage=stage,

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from shards.read.dataset import open_dataset
-from tests.trainer.ranked import group_of_one
+from tests.trainer.distributed.support import group_of_one
 from tests.trainer.support import logged, train
 from trainer.bench.implementations import IMPLEMENTATIONS, PLAIN
 from trainer.bench.train import batch_of

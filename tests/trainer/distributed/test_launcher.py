@@ -1,4 +1,4 @@
-"""Several processes as one command: they start, stop, and die together, and one line says why."""
+"""Several processes of one command start, stop and end together, and one line reports the cause."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 
 from shards.format.manifest import load_manifest
 from shards.writer import publish
+from tests.trainer.distributed.support import find_free_port
 from tests.trainer.perceptual.support import random_weights
 from tests.trainer.support import arguments, logged, spawn, train, weights
 from trainer.distributed.launcher import launch_ranks
@@ -25,11 +25,11 @@ from trainer.weights.safetensors_io import load_tensors, save_tensors
 LONG = ["--stage", "psnr", "--set", "epochs=2000", "--set", "precision=fp32"]
 SHORT = [*LONG, "--set", "epochs=4"]
 SAME = 1e-2
-"""Relative to the largest weight: Adam turns the rounding of a tiny gradient into a step of its own."""
+"""Tolerance relative to the largest weight: Adam amplifies the rounding of tiny gradients."""
 
 
-def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
-    """Process ids of the ranks, in their order."""
+def find_rank_pids(launcher: subprocess.Popen[str]) -> list[int]:
+    """Return the process ids of the ranks, in rank order."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     return sorted(map(int, children))
 
@@ -41,7 +41,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def all_gone(pids: list[int], *, within: float) -> bool:
+def have_exited(pids: list[int], *, within: float) -> bool:
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         if not any(is_alive(pid) for pid in pids):
@@ -50,8 +50,10 @@ def all_gone(pids: list[int], *, within: float) -> bool:
     return False
 
 
-def started(shards: Path, out: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
-    """Two ranks that have saved their first checkpoint."""
+def start_training(
+    shards: Path, out: Path, *more: str, **environment: str
+) -> subprocess.Popen[str]:
+    """Start two ranks, and wait for their first checkpoint."""
     running = spawn(shards, out, *LONG, "--gpus", "2", *more, **environment)
     deadline = time.monotonic() + 120
     while not list((out / "checkpoints/last").glob("*.safetensors")):
@@ -61,7 +63,7 @@ def started(shards: Path, out: Path, *more: str, **environment: str) -> subproce
     return running
 
 
-def close_to(one: Path, other: Path) -> bool:
+def has_close_weights(one: Path, other: Path) -> bool:
     pairs = [load_tensors(run / "checkpoints/final/psnr.safetensors")[0] for run in (one, other)]
     return all(
         (value - pairs[1][name]).abs().max() <= SAME * value.abs().max()
@@ -69,15 +71,15 @@ def close_to(one: Path, other: Path) -> bool:
     )
 
 
-def test_two_processes_stop_together_and_one_goes_on(tiny_shards, tmp_path):
-    running = started(tiny_shards, tmp_path / "run")
+def test_two_processes_stop_together_and_one_resumes(tiny_shards, tmp_path):
+    running = start_training(tiny_shards, tmp_path / "run")
     running.send_signal(signal.SIGUSR1)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 75, errors
     assert errors.count("stopped:") == 1
     assert "saved at" in errors.splitlines()[-1]
-    told = train(tiny_shards, tmp_path / "run", *LONG, "--dry-run")
-    assert "nothing was trained" in told.stdout
+    result = train(tiny_shards, tmp_path / "run", *LONG, "--dry-run")
+    assert "nothing was trained" in result.stdout
 
 
 def test_one_process_then_two_then_one_end_as_one_alone(tiny_shards, tmp_path):
@@ -91,15 +93,15 @@ def test_one_process_then_two_then_one_end_as_one_alone(tiny_shards, tmp_path):
     assert "going on at 16 patches" in errors
     train(tiny_shards, run, *SHORT, *constant)
     train(tiny_shards, whole, *SHORT, *constant)
-    assert close_to(run, whole)
+    assert has_close_weights(run, whole)
     pairs = [(row["val_psnr_y"], row["loss_pixel"]) for row in logged(run)]
     wanted = [(row["val_psnr_y"], row["loss_pixel"]) for row in logged(whole)]
     assert pairs == [pytest.approx(each, rel=1e-3) for each in wanted]
 
 
 def test_a_killed_rank_ends_the_job_with_its_name_and_no_orphans(tiny_shards, tmp_path):
-    running = started(tiny_shards, tmp_path / "run")
-    pids = ranks_of(running)
+    running = start_training(tiny_shards, tmp_path / "run")
+    pids = find_rank_pids(running)
     os.kill(pids[1], signal.SIGKILL)
     began = time.monotonic()
     _, errors = running.communicate(timeout=60)
@@ -107,11 +109,11 @@ def test_a_killed_rank_ends_the_job_with_its_name_and_no_orphans(tiny_shards, tm
     assert time.monotonic() - began < 30
     assert f"rank 1 (pid {pids[1]}) was ended by SIGKILL" in errors.splitlines()[-1]
     assert errors.count("error:") == 1
-    assert all_gone(pids, within=5)
+    assert have_exited(pids, within=5)
 
 
 def test_ranks_import_nothing_from_the_current_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     monkeypatch.chdir(tmp_path)
     for name in ("trainer.py", "random.py"):
         Path(name).write_text("raise SystemExit(3)")
@@ -120,15 +122,15 @@ def test_ranks_import_nothing_from_the_current_folder(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_job_with_its_name(tiny_shards, tmp_path):
-    running = started(tiny_shards, tmp_path / "run", USRGAN_RANK_TIMEOUT="3")
-    pids = ranks_of(running)
+    running = start_training(tiny_shards, tmp_path / "run", USRGAN_RANK_TIMEOUT="3")
+    pids = find_rank_pids(running)
     os.kill(pids[1], signal.SIGSTOP)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 1
     said = errors.splitlines()[-1]
     assert "rank 1 (on " in said
-    assert f"pid {pids[1]}) has not been heard of for 3 s" in said
-    assert all_gone(pids, within=5)
+    assert f"pid {pids[1]}) has sent no heartbeat for 3 s" in said
+    assert have_exited(pids, within=5)
 
 
 @pytest.mark.slow
@@ -147,7 +149,7 @@ def test_two_processes_that_are_killed_again_and_again_end_bit_equal(tiny_shards
             if "deviates" in line:
                 break
         time.sleep(rng.uniform(0, 1.5))
-        os.kill(rng.choice(ranks_of(running)), signal.SIGKILL)
+        os.kill(rng.choice(find_rank_pids(running)), signal.SIGKILL)
         running.communicate(timeout=60)
         assert running.returncode == 1
     for run in ("run", "whole"):
@@ -160,17 +162,17 @@ def test_two_processes_that_are_killed_again_and_again_end_bit_equal(tiny_shards
 
 @pytest.mark.slow
 def test_ranks_do_not_outlive_their_launcher(tiny_shards, tmp_path):
-    running = started(tiny_shards, tmp_path / "run")
-    pids = ranks_of(running)
+    running = start_training(tiny_shards, tmp_path / "run")
+    pids = find_rank_pids(running)
     running.kill()
     _, errors = running.communicate(timeout=60)
-    assert all_gone(pids, within=20)
-    assert "the process that started the ranks has gone" in errors
+    assert have_exited(pids, within=20)
+    assert "the job's store is gone" in errors
 
 
 @pytest.mark.slow
-def test_an_error_of_one_rank_is_told_once_and_ends_all(tiny_shards, tmp_path):
-    running = started(tiny_shards, tmp_path / "run")
+def test_an_error_of_one_rank_is_printed_once_and_ends_all(tiny_shards, tmp_path):
+    running = start_training(tiny_shards, tmp_path / "run")
     shard = tiny_shards / "train-000001.tar"
     content = shard.read_bytes()
     try:
@@ -186,8 +188,8 @@ def test_an_error_of_one_rank_is_told_once_and_ends_all(tiny_shards, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_to_the_whole_group_stop_once(tiny_shards, tmp_path, number):
-    running = started(tiny_shards, tmp_path / "run")
-    for pid in [running.pid, *ranks_of(running)]:
+    running = start_training(tiny_shards, tmp_path / "run")
+    for pid in [running.pid, *find_rank_pids(running)]:
         os.kill(pid, number)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 75, errors
@@ -200,19 +202,13 @@ def torchrun(*options: str) -> list[str]:
 COMMAND = ["-c", "from trainer.cli import train_main; train_main()"]
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.mark.slow
 def test_torchrun_starts_again_from_the_last_checkpoint(tiny_shards, tmp_path):
     out = tmp_path / "run"
     options = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
-    asked = [*SHORT, "--set", "epochs=40", "--set", "checkpoint.keep=99"]
+    settings = [*SHORT, "--set", "epochs=40", "--set", "checkpoint.keep=99"]
     running = subprocess.Popen(
-        [*torchrun(*options), *COMMAND, *arguments(tiny_shards, out, *asked)],
+        [*torchrun(*options), *COMMAND, *arguments(tiny_shards, out, *settings)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -220,20 +216,20 @@ def test_torchrun_starts_again_from_the_last_checkpoint(tiny_shards, tmp_path):
     while len(list((out / "checkpoints/last").glob("*.safetensors"))) < 3:
         assert running.poll() is None, running.communicate()
         time.sleep(0.05)
-    os.kill(ranks_of(running)[1], signal.SIGKILL)
+    os.kill(find_rank_pids(running)[1], signal.SIGKILL)
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 0, errors
-    assert "rank 1 (on " in errors  # torchrun's own words follow
+    assert "rank 1 (on " in errors  # torchrun's own messages follow
     assert "going on at" in errors
-    train(tiny_shards, tmp_path / "whole", *asked)
+    train(tiny_shards, tmp_path / "whole", *settings)
     assert [row["patches_seen"] for row in logged(out)] == [
         row["patches_seen"] for row in logged(tmp_path / "whole")
     ]
 
 
 @pytest.mark.slow
-def test_torchrun_hands_on_what_slurm_sends(tiny_shards, tmp_path):
-    """As docs/guide/training.md has it."""
+def test_torchrun_forwards_the_signal_of_slurm(tiny_shards, tmp_path):
+    """The command is that of docs/guide/training.md."""
     options = ["--standalone", "--nproc-per-node", "2", "--signals-to-handle", "SIGTERM,SIGUSR1"]
     out = tmp_path / "run"
     running = subprocess.Popen(
@@ -253,8 +249,8 @@ def test_torchrun_hands_on_what_slurm_sends(tiny_shards, tmp_path):
 
 @pytest.mark.slow
 def test_two_machines_train_as_one_without_sharing_a_run_folder(tiny_shards, tmp_path):
-    """Two addresses on loopback; the second machine has another run folder, and it stays empty."""
-    end = f"127.0.0.1:{free_port()}"
+    """Two loopback addresses stand for two machines; the run folder of the second stays empty."""
+    end = f"127.0.0.1:{find_free_port()}"
     nodes = []
     for rank, address in enumerate(("127.0.0.1", "127.0.0.2")):
         options = [
@@ -273,12 +269,12 @@ def test_two_machines_train_as_one_without_sharing_a_run_folder(tiny_shards, tmp
                 env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
             )
         )
-    told = [node.communicate(timeout=180)[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], told
+    errors = [node.communicate(timeout=180)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], errors
     train(tiny_shards, tmp_path / "whole", *SHORT)
     runs = [tmp_path / str(rank) for rank in range(2) if (tmp_path / str(rank)).exists()]
     assert len(runs) == 1
-    assert close_to(runs[0], tmp_path / "whole")
+    assert has_close_weights(runs[0], tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +287,7 @@ def test_two_machines_train_as_one_without_sharing_a_run_folder(tiny_shards, tmp
         ),
     ],
 )
-def test_machines_that_were_asked_for_different_things_do_not_train(tiny_shards, tmp_path, odd):
+def test_machines_with_different_options_do_not_train(tiny_shards, tmp_path, odd):
     copied = tmp_path / "shards"
     shutil.copytree(tiny_shards, copied)
     if odd == "--shards":
@@ -313,7 +309,7 @@ def test_machines_that_were_asked_for_different_things_do_not_train(tiny_shards,
         "--stage": ["--stage", "both"],
         "--lpips": ["--lpips", str(network)],
     }
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
     running = [
         spawn(
             tiny_shards if rank == 0 else copied, tmp_path / f"{rank}", *SHORT,
@@ -321,8 +317,8 @@ def test_machines_that_were_asked_for_different_things_do_not_train(tiny_shards,
         )
         for rank in range(2)
     ]  # fmt: skip
-    told = [each.communicate(timeout=60)[1] for each in running]
-    assert running[1].returncode == 2, told
+    errors = [each.communicate(timeout=60)[1] for each in running]
+    assert running[1].returncode == 2, errors
     assert running[0].returncode
-    assert f"error: rank 1: {odd} is " in told[1], told
+    assert f"error: rank 1: {odd} is " in errors[1], errors
     assert not list(tmp_path.glob("*/checkpoints/last/*"))

@@ -1,4 +1,4 @@
-"""Several processes compute what one computes, and stay equal to the bit."""
+"""Several ranks compute the same as one process, and stay bit-identical."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import torch
 import torch.distributed as dist
 
 from shards.errors import UsageError
-from tests.trainer.ranked import CASES, compared, group_of_one, steps, together
+from tests.trainer.distributed.support import CASES, compared, group_of_one, run_ranks, steps
 from trainer.distributed.process_group import SINGLE_PROCESS, group_from_environment
 
 ROUNDING = 2e-5
-"""Of the largest value of a tensor: sums of float32 in another order."""
+"""Tolerance relative to the largest value of a tensor: float32 sums in another order."""
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    return together(tmp_path_factory.mktemp("ranks"), world=2)
+    return run_ranks(tmp_path_factory.mktemp("ranks"), world=2)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_loss_that_compares_patches_of_all_ranks_is_that_of_one(both):
 
 def test_a_loss_that_is_bad_on_one_rank_changes_no_bit_on_any(both):
     for rank in both:
-        for case, found in rank["bad"].items():
+        for case, found in rank["nonfinite"].items():
             assert {"stop", "pixel"} <= set(found["signs"])
             assert ("content" in found["signs"]) == case.startswith("gan")
             for name, value in found["before"].items():
@@ -82,15 +82,15 @@ def test_a_loss_that_is_bad_on_one_rank_changes_no_bit_on_any(both):
 
 
 def test_what_rank_0_has_is_shared_and_what_differs_is_named(both):
-    for found in (rank["odd"] for rank in both):
+    for found in (rank["collectives"] for rank in both):
         assert [len(each) for each in found["gathered"]] == [3, 5]
         assert found["gathered"][1].flatten().tolist() == [0, 1, 2, 3, 4]
         assert found["shared"] == {"rank": 0}
         assert found["tensors"]["a"].abs().max() == 0
         assert found["tensors"]["b"].item() == 0
-        assert "weights of rank 1 differ from rank 0" in found["complaint"]
-    assert "asked" not in both[0]["odd"]
-    said = both[1]["odd"]["asked"]
+        assert "weights of rank 1 differ from rank 0" in found["unequal_weights"]
+    assert "unequal_args" not in both[0]["collectives"]
+    said = both[1]["collectives"]["unequal_args"]
     assert said.startswith("rank 1: optim.lr is 0.0002 here and 0.0001 on rank 0;")
 
 

@@ -1,7 +1,7 @@
-"""What two ranks compute together, for the tests: `python -m tests.trainer.ranked FOLDER`.
+"""Tasks that several ranks compute together: `python -m tests.trainer.distributed.support FOLDER`.
 
-Every rank writes its findings to FOLDER/RANK.pt. Run by `together`, which is also how one looks at
-them; with one rank the same code runs without any process group.
+Each rank saves its results as FOLDER/RANK.pt. `run_ranks` starts them and loads the results. With one
+rank the same code runs without a process group.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch.distributed as dist
 from shards.errors import UsageError, UsrganError
 from trainer.config.load import load_config
 from trainer.config.schema import Config
-from trainer.distributed.heartbeat import Heartbeat, open_process_group
+from trainer.distributed.group_lifetime import open_process_group
+from trainer.distributed.heartbeat import Heartbeat
 from trainer.distributed.process_group import ProcessGroup, group_from_environment
 from trainer.distributed.rendezvous import connect_store, host_store
 from trainer.losses.adversarial import discriminator_loss
@@ -42,7 +43,7 @@ CASES = {
 def images(
     ranks: ProcessGroup, *, seed: int = 0, batch: int = 8
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """This rank's share of one global batch."""
+    """Return this rank's part of one global batch."""
     generator = torch.Generator().manual_seed(seed)
     lr = torch.rand(batch, 3, 8, 8, generator=generator)
     hr = torch.rand(batch, 3, 32, 32, generator=generator)
@@ -68,7 +69,7 @@ def cloned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def steps(ranks: ProcessGroup) -> dict[str, Any]:
-    """Two steps of each case: gradients of the first, and everything after the second."""
+    """Take two steps per case; return gradients of the first, and the state after the second."""
     found = {}
     for case in CASES:
         state, config = build(case, ranks)
@@ -89,8 +90,8 @@ def steps(ranks: ProcessGroup) -> dict[str, Any]:
     return found
 
 
-def bad(ranks: ProcessGroup) -> dict[str, Any]:
-    """A good step, then one in which the last rank alone has a loss that is not a number."""
+def nonfinite(ranks: ProcessGroup) -> dict[str, Any]:
+    """Take a good step, then one in which only the last rank has a NaN loss."""
     found = {}
     for case in ("psnr batch 1", "gan batch 1"):
         state, config = build(case, ranks)
@@ -107,8 +108,8 @@ def bad(ranks: ProcessGroup) -> dict[str, Any]:
     return found
 
 
-def odd(ranks: ProcessGroup) -> dict[str, Any]:
-    """Shared values, and networks that are not equal on all ranks."""
+def collectives(ranks: ProcessGroup) -> dict[str, Any]:
+    """Return results of collectives, and the errors for unequal weights and arguments."""
     state, _ = build("gan none 1", ranks)
     ranks.check_equal(network_tensors(state), what="run")
     gathered = ranks.all_gather(
@@ -127,18 +128,18 @@ def odd(ranks: ProcessGroup) -> dict[str, Any]:
     try:
         ranks.check_equal(network_tensors(state), what="run")
     except UsrganError as error:
-        found["complaint"] = str(error)
+        found["unequal_weights"] = str(error)
     ranks.check_same_args({"batch_size": 8})
     try:
         ranks.check_same_args({"batch_size": 8, "optim.lr": 1e-4 * (1 + ranks.rank)})
     except UsageError as error:
-        found["asked"] = str(error)
-        ranks.barrier()  # where rank 0 is
+        found["unequal_args"] = str(error)
+        ranks.barrier()  # rank 0 waits there
     return found
 
 
 def compared(ranks: ProcessGroup) -> dict[str, Any]:
-    """A loss that compares logits of all ranks, and the mean gradient of a weight before it."""
+    """Return a loss over the logits of all ranks, and the mean gradient of a weight before it."""
     share = slice(ranks.rank * 8 // ranks.world_size, (ranks.rank + 1) * 8 // ranks.world_size)
     weight = torch.ones(1, requires_grad=True)
     real, fake = (weight * torch.arange(8.0)[share], weight * torch.arange(8.0).square()[share])
@@ -152,20 +153,25 @@ def compared(ranks: ProcessGroup) -> dict[str, Any]:
 
 
 TASKS: dict[str, Callable[[ProcessGroup], dict[str, Any]]] = {
-    "steps": steps, "bad": bad, "odd": odd, "compared": compared,
+    "steps": steps, "nonfinite": nonfinite, "collectives": collectives, "compared": compared,
 }  # fmt: skip
 
 
-def together(folder: Path, *, world: int) -> list[Any]:
-    """Run every task on several ranks; what each of them found."""
+def find_free_port() -> int:
+    """Return a local TCP port that no process uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def run_ranks(folder: Path, *, world: int) -> list[Any]:
+    """Run every task on several ranks; return the results of each rank."""
+    port = find_free_port()
     folder.mkdir(exist_ok=True)
     places = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer.ranked", str(folder)],
+            [sys.executable, "-m", "tests.trainer.distributed.support", str(folder)],
             env={**os.environ, "OMP_NUM_THREADS": "1", **places, "RANK": str(rank)},
         )
         for rank in range(world)
@@ -180,15 +186,15 @@ def together(folder: Path, *, world: int) -> list[Any]:
 
 @contextlib.contextmanager
 def group_of_one(device: torch.device) -> Iterator[ProcessGroup]:
-    """A process group of this process alone, opened and closed as `train-sr` does it."""
+    """Open and close a process group of a single process, as `train-sr` does."""
     ranks = ProcessGroup(grouped=True)
     store, _ = host_store()
-    watch = Heartbeat(store, ranks, silence=60, tell=print)
+    heartbeat = Heartbeat(store, ranks, silence=60, print_error=print)
     try:
-        with open_process_group(ranks, watch, device):
+        with open_process_group(ranks, heartbeat, device):
             yield ranks
     finally:
-        watch.stop()
+        heartbeat.stop()
         if dist.is_initialized():  # a test failed inside
             dist.destroy_process_group()
 
@@ -196,8 +202,8 @@ def group_of_one(device: torch.device) -> Iterator[ProcessGroup]:
 def main() -> None:
     torch.use_deterministic_algorithms(mode=True)
     ranks, folder = group_from_environment(), sys.argv[1]
-    watch = Heartbeat(connect_store(ranks), ranks, silence=60, tell=print)
-    with open_process_group(ranks, watch, torch.device("cpu")):
+    heartbeat = Heartbeat(connect_store(ranks), ranks, silence=60, print_error=print)
+    with open_process_group(ranks, heartbeat, torch.device("cpu")):
         found = {name: task(ranks) for name, task in TASKS.items()}
         torch.save(found, Path(folder) / f"{ranks.rank}.pt")
 
