@@ -160,9 +160,9 @@ def test_the_step_takes_r1_every_so_many_steps_and_it_moves_the_discriminator(ar
         train_step(state, config, *images(), False)
         found[weight] = gradients(state.adversary.discriminator)
     assert any(not torch.equal(found[0.0][name], value) for name, value in found[10.0].items())
-    state.patches_seen = config.batch_size
+    state.progress.patches_seen = config.batch_size
     assert train_step(state, config, *images(), False).losses["r1"] == 0
-    state.patches_seen = 2 * config.batch_size
+    state.progress.patches_seen = 2 * config.batch_size
     losses = train_step(state, config, *images(), False).losses
     assert losses["r1"] > 0
     patches = images()[1].requires_grad_()

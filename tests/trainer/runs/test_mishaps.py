@@ -108,14 +108,14 @@ def test_a_best_that_is_lost_in_the_middle_is_kept_again(tiny_shards, tmp_path):
     (out / BEST).unlink()
     more = ["--set", "optim.schedule=constant", "--set", "epochs=4"]
     told = train(tiny_shards, out, "--stage", "psnr", *more)
-    assert "the next validation counts as the best again" in told.stderr
+    assert "the next validation becomes the best" in told.stderr
     assert load_tensors(out / BEST)[1]["patches_seen"] == "64"
 
 
 def test_a_run_without_its_checkpoints_starts_anew_and_says_so(copied, finished, tiny_shards):
     shutil.rmtree(copied / LAST)
     told = train(tiny_shards, copied, "--stage", "psnr")
-    assert "has no checkpoint to go on from; stage psnr starts anew" in told.stderr
+    assert "no checkpoint to resume from; stage psnr starts over" in told.stderr
     assert weights(copied) == weights(finished)
     assert len(read_metrics(copied)) == len(read_metrics(finished))
 

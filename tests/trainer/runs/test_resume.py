@@ -85,7 +85,7 @@ def test_sigterm_saves_exits_75_and_resumes_bit_equal(tiny_shards, tmp_path, uni
     running.send_signal(signal.SIGTERM)
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 75, errors
-    assert "run the same command again to go on" in errors.splitlines()[-1]
+    assert "run the same command again to resume" in errors.splitlines()[-1]
     train(tiny_shards, run, "--stage", "both")
     assert weights(run) == weights(uninterrupted)
 
@@ -120,7 +120,7 @@ def finished(uninterrupted, tmp_path) -> Path:
 
 def test_a_finished_run_is_left_as_it_is(tiny_shards, finished, uninterrupted):
     again = train(tiny_shards, finished, "--stage", "psnr")
-    assert "done before" in again.stderr
+    assert "already finished" in again.stderr
     assert weights(finished) == weights(uninterrupted)
 
 

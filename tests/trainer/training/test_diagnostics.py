@@ -54,7 +54,7 @@ def test_the_step_tells_each_terms_pull_at_the_output():
         train_step(state, config, lr, hr, False)
         norms[term] = caught[0].grad.double().norm().item()
     state, config = gan(**weights)
-    state.patches_seen = 2  # the second of two steps
+    state.progress.patches_seen = 2  # the second of two steps
     losses = train_step(state, config, lr, hr, False).losses
     seen = mean_diagnostics(state.telemetry)
     for term, norm in norms.items():
@@ -83,7 +83,7 @@ def test_looking_changes_no_bit_of_what_is_trained(stage, architecture):
         state = build_state(config, stage=stage, scale=4, device=device, content_weights=None)
         for _ in range(3):
             train_step(state, config, *images(), False)
-            state.patches_seen += config.batch_size
+            state.progress.patches_seen += config.batch_size
         assert bool(state.telemetry) == bool(every)
         networks = [state.generator]
         networks += [state.adversary.discriminator] if state.adversary else []
