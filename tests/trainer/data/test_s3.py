@@ -17,7 +17,7 @@ pytestmark = pytest.mark.storage
 READ = """
 import hashlib, json, sys
 from itertools import islice
-from shards.dataset import open_dataset
+from shards.read.dataset import open_dataset
 from trainer.data import DataConfig, batches, with_cache
 config = DataConfig(workers=2, cache_dir=sys.argv[2])
 split = with_cache(open_dataset(sys.argv[1]), config).split("train")
