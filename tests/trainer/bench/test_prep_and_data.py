@@ -16,13 +16,11 @@ from shards.errors import UsrganError
 from shards.format import png
 from shards.images import resize
 from shards.read.dataset import open_dataset
-from tests.pipeline.conftest import five_photos, photos
 from tests.pipeline.support import make, make_photo
 from trainer.bench import basicsr, data, floor, reading
 from trainer.bench.process import measure
 from trainer.cli import bench_main
 
-__all__ = ["five_photos", "photos"]
 STOCK_PILLOW = Path(sys.prefix) / "stock-pillow"
 SPIN = """
 import multiprocessing, sys, time
