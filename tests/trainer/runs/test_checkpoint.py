@@ -187,8 +187,10 @@ def test_a_newer_setting_that_is_not_its_default_is_refused_with_the_version_and
     with pytest.raises(UsageError) as refused:
         check_same_run(without("adversarial.kind"), changed, run=tmp_path, dataset_sha256="ab")
     told = str(refused.value)
-    assert "by usrgan 0.0.9, which had no adversarial.kind and behaved as with non-saturating" in told
-    assert "now it is hinge; name another --out" in told
+    assert (
+        "by usrgan 0.0.9, which had no adversarial.kind and behaved as with non-saturating" in told
+    )
+    assert "now it is hinge; use another --out" in told
     assert f"--init {tmp_path}/checkpoints/best-psnr_y/gan.safetensors" in told
 
 
