@@ -190,7 +190,7 @@ main()
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_photos(tmp_path):
-    from trainer.bench.process import measure
+    from trainer.bench.prep import measure_command
 
     rng = np.random.default_rng(0)
     base = cv2.resize(rng.integers(0, 256, (400, 600, 3), np.uint8), (6000, 4000))
@@ -205,7 +205,7 @@ def test_memory_does_not_grow_with_the_number_of_photos(tmp_path):
             )
         where = ["--src", str(folder), "--out", str(tmp_path / f"out{count}"), "--workers", "0"]
         more = ["--patches-per-image", "200", "--samples-per-shard", "1024", "--hr-size", "64"]
-        found = measure([sys.executable, "-c", BUSY, *where, *more, "--similar", "keep"])
+        found = measure_command([sys.executable, "-c", BUSY, *where, *more, "--similar", "keep"])
         peaks.append(found.peak_mib)
     assert (tmp_path / "out200/manifest.json").exists()
     assert max(peaks) < 700, peaks

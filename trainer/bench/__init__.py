@@ -1,10 +1,9 @@
-"""`bench-sr`: the cost of the work beside its floor and beside a peer, in one run.
+"""`bench-sr`: cost of the work beside its floor and beside a peer, measured in one run.
 
-prep     the offline stage; floor, basicsr: its least possible work, and BasicSR's scripts
-process  wall time, CPU time and memory of a command with all its descendants
-data     the reader; reading: the readers compared in one process
-train    the training step; implementations: accelerations by name; result: its figures as JSON and text
-machine  rates of the device; flop: arithmetic of a step; work: operations and memory
-peer     BasicSR's training step; agree: both compute the same; rounds: interleaved timing
-wait     share of its time that a step waits for data
+prep            the offline stage; measured commands
+prep_baselines  floor and peer of prep: decode, resize and encode once; BasicSR's scripts
+data            the reader beside webdataset; starting and resuming
+data_wait       share of a training loop that waits for data
+train           the training step; flops (its arithmetic), peer (BasicSR's step), equivalence (same work or no ratio),
+                timing (interleaved rounds, statistics), implementations (settings by name)
 """

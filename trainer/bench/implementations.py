@@ -1,12 +1,12 @@
-"""Settings of acceleration: how a step is computed, and nothing about what it computes.
+"""Settings of `speed.*` by name, for `bench-sr train --impl`.
 
-Each value has a test against the plain form;
-`trainer.training.speed_settings` resolves "auto", `trainer.training.acceleration` applies them.
+Each value has a test against the plain form; `trainer.training.speed_settings` resolves "auto", and
+`trainer.training.acceleration` applies the settings.
 """
 
 from __future__ import annotations
 
-from trainer.config.schema import SpeedConfig
+from trainer.config.schema import AUTO, SpeedConfig
 
 PLAIN = SpeedConfig(
     dense="plain",
@@ -17,7 +17,7 @@ PLAIN = SpeedConfig(
     convolutions="fastest",
 )
 IMPLEMENTATIONS: dict[str, SpeedConfig] = {
-    "auto": SpeedConfig(),
+    AUTO: SpeedConfig(),
     "plain": PLAIN,
     "fused": SpeedConfig(dense="fused", graph="none"),
     "compile": SpeedConfig(dense="plain", compile="blocks", graph="none"),
@@ -25,4 +25,3 @@ IMPLEMENTATIONS: dict[str, SpeedConfig] = {
     "graph-fused": SpeedConfig(dense="fused", graph="step"),
     "graph-compile": SpeedConfig(dense="plain", compile="blocks", graph="step"),
 }
-"""The rungs of the ladder by name, for `bench-sr train --impl`; "auto" is what `train-sr` takes."""

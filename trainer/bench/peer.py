@@ -1,18 +1,17 @@
-"""A training step the way of BasicSR, in our own words: the peer of `bench-sr train`.
+"""The training step of BasicSR in our own words: the peer of `bench-sr train`.
 
-What its models do (BasicSR v1.4.2, `models/sr_model.py`, `srgan_model.py`, `esrgan_model.py`): eager
-PyTorch, contiguous tensors, losses read with `.item()` in every step, the average of the weights by a
-loop in Python over all parameters. Its ESRGAN passes five batches through the discriminator in a step
-and goes back through it three times; every pass in training mode makes a power iteration of its own.
-The networks are ours, with the same weights, as are Adam's settings and the weights of the losses.
+BasicSR v1.4.2 (`models/sr_model.py`, `srgan_model.py`, `esrgan_model.py`) uses eager PyTorch and contiguous tensors,
+reads losses with `.item()` in each step, and updates the EMA in a Python loop over all parameters. Its ESRGAN passes
+five batches through the discriminator in a step and three times back; each pass in training mode runs its own power
+iteration. The networks are ours with the same weights, as are Adam's settings and the weights of the losses.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, TypeVar
 
 import msgspec
 import torch
@@ -20,28 +19,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.bench.agree import Contestant
+from trainer.bench.equivalence import Candidate
 from trainer.config.schema import Config
 from trainer.losses.content import parse_layers
+from trainer.training.acceleration import return_freed_memory
 from trainer.training.optim import build_adam
 from trainer.training.state import TrainState
 
 Images = Float[Tensor, "b 3 h w"]
-PeerStep = Callable[[], dict[str, float | Tensor]]
+N = TypeVar("N", bound=nn.Module)
+EMA_DECAY = 0.999
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """One way of running it."""
+    """Settings of a peer."""
 
     autocast: bool = False
-    """bf16 autocast; BasicSR itself has none."""
+    """bf16 autocast; BasicSR has none."""
     channels_last: bool = False
     tf32: bool = False
-    """Whether float32 products may round their factors to TF32 on a GPU."""
+    """True: float32 products on a GPU may round their factors to TF32."""
     judged: Literal["five", "three"] = "five"
-    """Batches through the discriminator: ESRGAN's relativistic five, or SRGAN's three."""
+    """Batches through the discriminator: five of relativistic ESRGAN, or three of SRGAN."""
     reads_losses: bool = True
-    """`.item()` on every loss of every step."""
+    """True: `.item()` on each loss of each step."""
 
 
 PEERS: dict[str, Peer] = {
@@ -51,136 +52,156 @@ PEERS: dict[str, Peer] = {
     "peer-amp-cl": Peer(autocast=True, channels_last=True),
     "peer-lean": Peer(autocast=True, channels_last=True, judged="three", reads_losses=False),
 }
-"""The last is no peer's way as published, but what a careful user would make of it."""
+"""peer-lean is not published: it is BasicSR as a careful user would improve it."""
 
 
-def peer_step(peer: Peer, state: TrainState, config: Config, lr: Images, hr: Images) -> Contestant:
-    """A step on copies of a state's networks, and on the same batch every time.
+def build_peer(peer: Peer, state: TrainState, config: Config, lr: Images, hr: Images) -> Candidate:
+    """A step on copies of a state's networks and always the same batch.
 
-    The networks must be in plain form: the copy takes their code along.
+    The networks must be in plain form, because a copy shares their code.
     """
-    layout = torch.channels_last if peer.channels_last else torch.contiguous_format
-    generator = copy.deepcopy(state.generator).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
-    average = copy.deepcopy(generator)
-    optimizer = build_adam(config.optim, generator.parameters())
-    low, high = lr.contiguous(memory_format=layout), hr.contiguous(memory_format=layout)
-    keep = 0.999
+    trainer = PeerTrainer(peer, state, config, lr, hr)
+    networks: dict[str, nn.Module] = {"generator": trainer.generator}
+    if trainer.discriminator is not None:
+        networks["discriminator"] = trainer.discriminator
+    return Candidate(
+        step=trainer.step,
+        networks=networks,
+        rounded=peer.autocast or peer.tf32,
+        kind="relativistic" if peer.judged == "five" else "non-saturating",
+        peer=True,
+    )
 
-    def precision() -> torch.autocast:
-        return torch.autocast(lr.device.type, torch.bfloat16, enabled=peer.autocast)
 
-    def update_average() -> None:
-        live = dict(generator.named_parameters())
-        for name, target in average.named_parameters():
-            target.data.mul_(keep).add_(live[name].data, alpha=1 - keep)
+class PeerTrainer:
+    """Networks, optimisers and batch of a peer."""
 
-    def losses_of(found: dict[str, Tensor]) -> dict[str, float | Tensor]:
-        return {name: loss.item() if peer.reads_losses else loss for name, loss in found.items()}
+    def __init__(
+        self, peer: Peer, state: TrainState, config: Config, lr: Images, hr: Images
+    ) -> None:
+        self.peer, self.loss = peer, config.loss
+        layout = torch.channels_last if peer.channels_last else torch.contiguous_format
 
-    def psnr() -> dict[str, float | Tensor]:
-        with precision():
-            sr = generator(low)
-        optimizer.zero_grad()
-        pixel = F.l1_loss(sr.float(), high)
+        def copy_network(network: N) -> N:
+            copied: N = copy.deepcopy(network).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
+            return copied
+
+        self.lr, self.hr = (images.contiguous(memory_format=layout) for images in (lr, hr))
+        self.generator = copy_network(state.generator).train()
+        self.ema = copy.deepcopy(self.generator)
+        self.optimizer = build_adam(config.optim, self.generator.parameters())
+        self.discriminator: nn.Module | None = None
+        if state.adversary is not None:
+            self.discriminator = copy_network(state.adversary.discriminator).train()
+            self.content = copy_network(state.adversary.content)
+            self.layer_weights = list(parse_layers(config.content.layer).values())
+            self.squared = config.content.criterion == "l2"
+            self.d_optimizer = build_adam(config.optim, self.discriminator.parameters())
+
+    def step(self) -> dict[str, float | Tensor]:
+        """Train on the batch once, with the allocator of a process without `speed.allocator`; returns the losses."""
+        return_freed_memory()
+        with _allow_tf32(self.peer.tf32):
+            losses = (
+                self._step_psnr()
+                if self.discriminator is None
+                else self._step_gan(self.discriminator)
+            )
+        read = self.peer.reads_losses
+        return {name: loss.item() if read else loss.detach() for name, loss in losses.items()}
+
+    def _step_psnr(self) -> dict[str, Tensor]:
+        with self._autocast():
+            sr = self.generator(self.lr)
+        self.optimizer.zero_grad()
+        pixel = F.l1_loss(sr.float(), self.hr)
         pixel.backward()
-        optimizer.step()
-        update_average()
-        return losses_of({"pixel": pixel.detach()})
+        self.optimizer.step()
+        self._update_ema()
+        return {"pixel": pixel}
 
-    def contestant(step: PeerStep, **networks: nn.Module) -> Contestant:
-        def run() -> dict[str, float | Tensor]:
-            with _rounding(peer):
-                return step()
+    def _step_gan(self, discriminator: nn.Module) -> dict[str, Tensor]:
+        relativistic = self.peer.judged == "five"
 
-        return Contestant(
-            step=run,
-            networks=networks,
-            rounded=peer.autocast or peer.tf32,
-            kind="relativistic" if peer.judged == "five" else "non-saturating",
-            peer=True,
-        )
-
-    generator.train()
-    if state.adversary is None:
-        return contestant(psnr, generator=generator)
-    discriminator = copy.deepcopy(state.adversary.discriminator).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
-    content = copy.deepcopy(state.adversary.content).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
-    shares = list(parse_layers(config.content.layer).values())
-    squared = config.content.criterion == "l2"
-    judging = build_adam(config.optim, discriminator.parameters())
-    discriminator.train()
-
-    def judge(images: Tensor) -> Tensor:
-        with precision():
-            logits: Tensor = discriminator(images)
-        return logits.float()
-
-    def gan() -> dict[str, float | Tensor]:
         # generator
         discriminator.requires_grad_(False)
-        optimizer.zero_grad()
-        with precision():
-            sr = generator(low)
-            found, wanted = content(sr), [each.detach() for each in content(high)]
-        pixel = F.l1_loss(sr.float(), high)
-        looks = torch.zeros((), device=lr.device)
-        for ours, theirs, share in zip(found, wanted, shares, strict=True):
-            difference = ours.float() - theirs.float()
-            looks = looks + share * (difference.square() if squared else difference.abs()).mean()
-        if peer.judged == "five":
-            real, fake = judge(high).detach(), judge(sr)
-            fooled = (_as(real - fake.mean(), 0.0) + _as(fake - real.mean(), 1.0)) / 2
+        self.optimizer.zero_grad()
+        with self._autocast():
+            sr = self.generator(self.lr)
+        pixel, content = F.l1_loss(sr.float(), self.hr), self._content_loss(sr)
+        if relativistic:
+            real, fake = self._judge(self.hr).detach(), self._judge(sr)
+            adversarial = (
+                _cross_entropy(real - fake.mean(), 0.0) + _cross_entropy(fake - real.mean(), 1.0)
+            ) / 2
         else:
-            fooled = _as(judge(sr), 1.0)
-        total = (
-            config.loss.pixel * pixel
-            + config.loss.content * looks
-            + config.loss.adversarial * fooled
-        )
-        total.backward()
-        optimizer.step()
+            adversarial = _cross_entropy(self._judge(sr), 1.0)
+        weights = self.loss
+        total = weights.pixel * pixel + weights.content * content
+        (total + weights.adversarial * adversarial).backward()
+        self.optimizer.step()
 
-        # discriminator: the halves one after the other
+        # discriminator, one backward pass per half
         discriminator.requires_grad_(True)
-        judging.zero_grad()
-        made = sr.detach().float()
-        if peer.judged == "five":
-            against = judge(made).detach()
-            real = judge(high)
-            real_loss = _as(real - against.mean(), 1.0) / 2
+        self.d_optimizer.zero_grad()
+        sr = sr.detach().float()
+        if relativistic:
+            fake = self._judge(sr).detach()
+            real = self._judge(self.hr)
+            real_loss = _cross_entropy(real - fake.mean(), 1.0) / 2
             real_loss.backward()
-            fake_loss = _as(judge(made) - real.detach().mean(), 0.0) / 2
+            fake_loss = _cross_entropy(self._judge(sr) - real.detach().mean(), 0.0) / 2
         else:
-            real_loss = _as(judge(high), 1.0)
+            real_loss = _cross_entropy(self._judge(self.hr), 1.0)
             real_loss.backward()
-            fake_loss = _as(judge(made), 0.0)
+            fake_loss = _cross_entropy(self._judge(sr), 0.0)
         fake_loss.backward()
-        judging.step()
-        update_average()
-        return losses_of(
-            {
-                "pixel": pixel.detach(),
-                "content": looks.detach(),
-                "adversarial": fooled.detach(),
-                "discriminator": (real_loss + fake_loss).detach(),
-            }
-        )
+        self.d_optimizer.step()
+        self._update_ema()
+        return {
+            "pixel": pixel,
+            "content": content,
+            "adversarial": adversarial,
+            "discriminator": real_loss + fake_loss,
+        }
 
-    return contestant(gan, generator=generator, discriminator=discriminator)
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.lr.device.type, torch.bfloat16, enabled=self.peer.autocast)
+
+    def _judge(self, images: Tensor) -> Tensor:
+        assert self.discriminator is not None
+        with self._autocast():
+            logits: Tensor = self.discriminator(images)
+        return logits.float()
+
+    def _content_loss(self, sr: Tensor) -> Tensor:
+        with self._autocast():
+            sr_maps, hr_maps = self.content(sr), [each.detach() for each in self.content(self.hr)]
+        loss = torch.zeros((), device=sr.device)
+        for ours, theirs, weight in zip(sr_maps, hr_maps, self.layer_weights, strict=True):
+            difference = ours.float() - theirs.float()
+            loss = (
+                loss + weight * (difference.square() if self.squared else difference.abs()).mean()
+            )
+        return loss
+
+    def _update_ema(self) -> None:
+        live = dict(self.generator.named_parameters())
+        for name, average in self.ema.named_parameters():
+            average.data.mul_(EMA_DECAY).add_(live[name].data, alpha=1 - EMA_DECAY)
 
 
 @contextlib.contextmanager
-def _rounding(peer: Peer) -> Iterator[None]:
-    """Let float32 products on a GPU round to TF32 or not, inside."""
+def _allow_tf32(allowed: bool) -> Iterator[None]:
+    """Allow float32 products on a GPU to round to TF32, or forbid it, inside the block."""
     cudnn, cublas = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, cublas.allow_tf32
-    cudnn.allow_tf32 = cublas.allow_tf32 = peer.tf32
+    cudnn.allow_tf32 = cublas.allow_tf32 = allowed
     try:
         yield
     finally:
         cudnn.allow_tf32, cublas.allow_tf32 = before
 
 
-def _as(logits: Tensor, truth: float) -> Tensor:
-    """Cross-entropy of logits against one label."""
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, truth))
+def _cross_entropy(logits: Tensor, label: float) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))

@@ -3,7 +3,7 @@
 train        `train-sr`
 evaluate     `eval-sr`
 upscale      `upscale-sr`
-bench        `bench-sr`; bench_train: `bench-sr train`
+bench        `bench-sr`; bench_train: `bench-sr train`; bench_output: printing and saving of results
 later        `export-sr`, not built yet
 """
 

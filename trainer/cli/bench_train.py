@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 import click
-import msgspec
 
 from shards.errors import UsageError
-from shards.io import atomic
 from shards.io.remote import Location
 from shards.terminal import console
+from trainer.cli.bench_output import print_result
 
-PEERS = ("peer-fp32", "peer-tf32", "peer-amp", "peer-amp-cl", "peer-lean")
+PEER_NAMES = ("peer-fp32", "peer-tf32", "peer-amp", "peer-amp-cl", "peer-lean")
+ALL, NONE = ("all",), ("none",)
 
 
 class Milliseconds(click.ParamType[float]):
-    """`10ms`."""
+    """A time such as `10ms`, converted to milliseconds."""
 
     name = "time"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Milliseconds."""
+        """Milliseconds of a number with its unit, ms or s."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s)", str(value))
         if match is None:
-            self.fail(f"{value} is no time; write 10ms", param, ctx)
+            self.fail(f"{value} is not a time; write 10ms", param, ctx)
         return float(match[1]) * (1000 if match[2] == "s" else 1)
 
 
@@ -40,48 +39,46 @@ def _split(_context: click.Context, _option: click.Parameter, value: str) -> tup
 @click.command("train", cls=console.command_class("bench-sr train --stage both --batch 32,64,128"))
 @click.option(
     "--stage", type=click.Choice(["psnr", "gan", "both"]), default="both", show_default=True,
-    help="Which training step.",
+    help="Training stage.",
 )  # fmt: skip
 @click.option("--config", default="usrgan", show_default=True, help="Preset or TOML file of the networks.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
 @click.option(
     "--batch", "--batch-size", "batches", default="32", show_default=True, callback=_split, metavar="N[,N...]",
-    help="Pairs of patches in a step.",
+    help="Pairs of patches per step.",
 )  # fmt: skip
 @click.option(
     "--impl", "implementations", default="auto", show_default=True, callback=_split,
-    metavar="NAME[,NAME...]", help="Ways of doing it; the first is the headline. See docs/internals/gpu-runbook.md.",
+    metavar="NAME[,NAME...]", help="Implementations of the step, headline first. Names: docs/internals/gpu-runbook.md.",
 )  # fmt: skip
 @click.option(
     "--peer", "peers", default="all", show_default=True, callback=_split, metavar="NAME[,NAME...]",
-    help=f"BasicSR's way: all, none, or of {', '.join(PEERS)}.",
+    help=f"Variants of BasicSR's step: all, none, or a list of {', '.join(PEER_NAMES)}.",
 )  # fmt: skip
 @click.option(
     "--shards", type=console.FolderOrUrl(), metavar="DIR|URL",
-    help="Also measure the wait for the batches of this data set.",
+    help="Also measure how long steps wait for batches of this data set.",
 )  # fmt: skip
 @click.option(
     "--fake-step", type=Milliseconds(), metavar="TIME",
-    help="Only that wait, with steps that do nothing for so long (10ms): what the reader costs a busy GPU.",
+    help="Measure only that wait, with steps that sleep for TIME (10ms), as beside a busy GPU.",
 )  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(0), default=2, show_default=True, metavar="N",
-    help="Threads that decode (data.workers).",
+    help="Decoding threads (data.workers).",
 )  # fmt: skip
-@click.option(
-    "--vgg", type=console.FilePath(), help="VGG-19 weights; without them they are random."
-)
+@click.option("--vgg", type=console.FilePath(), help="VGG-19 weights.  [default: random weights]")
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-    help="Where.",
+    help="Device of the steps.",
 )  # fmt: skip
 @click.option(
     "--rounds", type=click.IntRange(1), default=5, show_default=True, metavar="N",
-    help="So often all take turns, after one round that does not count.",
+    help="Interleaved timing rounds; one extra warm-up round is discarded.",
 )  # fmt: skip
 @click.option(
     "--steps", type=click.IntRange(1), default=None, metavar="N", show_default="20 on a GPU, else 1; 500 fake",
-    help="Steps of each in a round.",
+    help="Steps of each implementation per round.",
 )  # fmt: skip
 @click.option(
     "--save", type=console.FilePath(), metavar="FILE", help="Also write the JSON to FILE."
@@ -105,27 +102,27 @@ def train_command(
     *,
     as_json: bool,
 ) -> None:
-    """Measure the training step: patches a second, share of the floor, speed over BasicSR's way."""
+    """Measure the training step: patches per second, share of the floor, speed over BasicSR."""
     if not batches or not all(size.isdecimal() and int(size) for size in batches):
-        raise UsageError(f"--batch {','.join(batches)}: write numbers, for example 32,64,128")
+        raise UsageError(f"--batch {','.join(batches)}: not numbers; write for example 32,64,128")
     sizes = [int(size) for size in batches]
     if fake_step is not None:
-        _fake(shards, fake_step, sizes[0], steps or 500, workers, as_json=as_json)
+        _run_fake(shards, fake_step, sizes[0], steps or 500, workers, save, as_json=as_json)
         return
+    from trainer.bench.data_wait import measure_data_wait
     from trainer.bench.implementations import IMPLEMENTATIONS
-    from trainer.bench.result import lines
-    from trainer.bench.train import bench_train
-    from trainer.bench.wait import data_wait
+    from trainer.bench.train import Measurement, bench_train, format_result
     from trainer.config.load import load_config
     from trainer.config.schema import STAGES
     from trainer.device import choose_device
 
     chosen = choose_device(device)
-    known = [name for name in PEERS if chosen.type == "cuda" or name != "peer-tf32"]
-    wanted = known if peers == ("all",) else [] if peers == ("none",) else list(peers)
-    _check("--peer", wanted, ["all", "none", *PEERS])
-    _check("--impl", list(implementations), list(IMPLEMENTATIONS))
-    usual_steps = 20 if chosen.type == "cuda" else 1
+    known = tuple(name for name in PEER_NAMES if chosen.type == "cuda" or name != "peer-tf32")
+    names = known if peers == ALL else () if peers == NONE else peers
+    _check_names("--peer", names, [*ALL, *NONE, *PEER_NAMES])
+    _check_names("--impl", implementations, list(IMPLEMENTATIONS))
+    if not implementations:
+        raise UsageError(f"--impl: name at least one of {', '.join(IMPLEMENTATIONS)}")
     if vgg is None:
         overrides = (*overrides, "content.features=random")
     overrides = (*overrides, f"data.workers={workers}")
@@ -134,29 +131,35 @@ def train_command(
         for name in STAGES
         if stage in (name, "both")
     }
-    found = bench_train(
-        configs,
-        batches=sizes,
+    measure_wait = partial(measure_data_wait, device=chosen, content_weights=vgg)
+    measurement = Measurement(
         implementations=implementations,
-        peers=wanted,
+        peers=names,
         device=chosen,
         rounds=rounds,
-        steps=steps or usual_steps,
-        small=False,
+        steps=steps or (20 if chosen.type == "cuda" else 1),
         content_weights=vgg,
-        data_wait=partial(data_wait, shards, device=chosen, content_weights=vgg)
-        if shards
-        else None,
-        command=_command(config, overrides, stage, batches),
-        say=console.say,
+        measure_data_wait=partial(measure_wait, shards) if shards else None,
     )
-    _finish(found, lines(found), save=save, as_json=as_json)
+    sets = "".join(f" --set {each}" for each in overrides)
+    command = f"bench-sr train --stage {stage} --config {config} --batch {','.join(batches)}{sets}"
+    result = bench_train(
+        configs, batches=sizes, measurement=measurement, command=command, say=console.say
+    )
+    print_result(result, format_result, as_json=as_json, save=save)
 
 
-def _fake(
-    shards: Location | None, step_ms: float, batch: int, steps: int, workers: int, *, as_json: bool
+def _run_fake(
+    shards: Location | None,
+    step_ms: float,
+    batch: int,
+    steps: int,
+    workers: int,
+    save: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
-    from trainer.bench.wait import fake_train, lines
+    from trainer.bench.data_wait import format_result, run_fake_training
     from trainer.config.schema import DataConfig
 
     if shards is None:
@@ -164,32 +167,13 @@ def _fake(
             "--shards: name the folder that prep-shards wrote, for example --shards shards/"
         )
     config = DataConfig(workers=workers)
-    found = fake_train(shards, step_ms=step_ms, batch_size=batch, steps=steps, config=config)
-    _tell(found, lines(found), as_json=as_json)
+    result = run_fake_training(
+        shards, step_ms=step_ms, batch_size=batch, steps=steps, config=config
+    )
+    print_result(result, format_result, as_json=as_json, save=save)
 
 
-def _finish(found: object, lines: Iterable[str], *, save: Path | None, as_json: bool) -> None:
-    if save is not None:
-        atomic.write_file(save, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
-    _tell(found, lines, as_json=as_json)
-
-
-def _tell(found: object, lines: Iterable[str], *, as_json: bool) -> None:
-    if as_json:
-        console.print_json(found)
-    else:
-        for line in lines:
-            click.echo(line)
-
-
-def _check(option: str, given: list[str], known: list[str]) -> None:
-    for name in given:
+def _check_names(option: str, names: tuple[str, ...], known: list[str]) -> None:
+    for name in names:
         if name not in known:
-            raise UsageError(f"{option} {name}: there is no such way; choose of {', '.join(known)}")
-    if not given and option == "--impl":
-        raise UsageError(f"{option}: name at least one of {', '.join(known)}")
-
-
-def _command(config: str, overrides: tuple[str, ...], stage: str, batches: tuple[str, ...]) -> str:
-    sets = "".join(f" --set {each}" for each in overrides)
-    return f"bench-sr train --stage {stage} --config {config} --batch {','.join(batches)}{sets}"
+            raise UsageError(f"{option} {name}: no such name; choose from {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""What `bench-sr train` compares is the same work, and its floor is the arithmetic of the live networks."""
+"""`bench-sr train` compares the same work; its floor is the arithmetic of the live networks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from click.testing import CliRunner
 
 from shards.errors import UsrganError
-from trainer.bench.agree import CAPTURED_STEPS, Contestant, check_same_work
-from trainer.bench.flop import flop_of
+from trainer.bench.equivalence import CAPTURED_STEPS, Candidate, check_same_work
+from trainer.bench.flops import count_flops
 from trainer.bench.implementations import PLAIN
-from trainer.bench.peer import PEERS, peer_step
-from trainer.bench.rounds import percentile, race, ratio_of_medians
-from trainer.bench.train import batch_of, trained
+from trainer.bench.peer import PEERS, build_peer
+from trainer.bench.timing import compute_ratio, time_rounds
+from trainer.bench.train import get_trained_networks, make_batch
 from trainer.cli import bench_main
 from trainer.config.load import load_config
 from trainer.config.schema import SpeedConfig
@@ -36,7 +36,7 @@ SMALL += ["discriminator.features=4", "content.layer=conv1_1"]
 def test_flop_of_the_papers_networks_are_those_of_an_independent_count():
     """shared/research/gpu.md counted them by another script: 110.139 and 183.88 GFLOP a pair."""
     config = load_config("usrgan", stage="gan", overrides=["generator.norm=none"])  # none counts
-    found = flop_of(config, stage="gan", scale=4, hr_size=128)
+    found = count_flops(config, stage="gan", scale=4, hr_size=128)
     assert found.step == pytest.approx(183.88, abs=0.01)
     # the generator goes forward once and back twice, but for the gradient of the LR picture
     first_layer = 2 * 9 * 3 * 64 * 32 * 32 / 1e9
@@ -44,56 +44,56 @@ def test_flop_of_the_papers_networks_are_those_of_an_independent_count():
 
 
 def test_flop_of_stage_psnr_are_three_passes_less_the_gradient_of_the_picture():
-    found = flop_of(load_config("tiny", stage="psnr"), stage="psnr", scale=4, hr_size=128)
+    found = count_flops(load_config("tiny", stage="psnr"), stage="psnr", scale=4, hr_size=128)
     assert found.step == pytest.approx(3 * found.generator_forward - 2 * 27 * 16 * 1024 / 1e9)
 
 
 @pytest.mark.parametrize("judged", ["peer-amp", "peer-lean"])
-def test_a_peers_first_losses_are_ours(judged):
+def test_first_losses_of_a_peer_are_ours(judged):
     config = load_config("tiny", stage="gan", overrides=SMALL)
-    lr, hr = batch_of(2, CPU)
+    lr, hr = make_batch(2, CPU)
     state = build_state(config, stage="gan", scale=4, device=CPU, content_weights=None)
-    found = peer_step(PEERS["peer-fp32"], state, config, lr, hr).step()
-    other = peer_step(PEERS[judged], state, config, lr, hr).step()
+    found = build_peer(PEERS["peer-fp32"], state, config, lr, hr).step()
+    other = build_peer(PEERS[judged], state, config, lr, hr).step()
     sr = state.generator(lr)
     assert found["pixel"] == pytest.approx((sr - hr).abs().mean().item(), rel=1e-5)
     for loss in ("pixel", "content"):
         assert float(other[loss]) == pytest.approx(float(found[loss]), rel=2e-2)
 
 
-def contestant(*, bf16: bool = False, peer: str = "", speed: SpeedConfig = PLAIN) -> Contestant:
-    """One of ours, or a peer, from the same weights on the same batch."""
+def build_candidate(*, bf16: bool = False, peer: str = "", speed: SpeedConfig = PLAIN) -> Candidate:
+    """One of ours or a peer, always from the same weights and batch."""
     config = load_config("tiny", stage="gan", overrides=SMALL)
-    lr, hr = batch_of(2, CPU)
+    lr, hr = make_batch(2, CPU)
     state = build_state(config, stage="gan", scale=4, device=CPU, content_weights=None)
     state.generator.train()
     if peer:
-        return peer_step(PEERS[peer], state, config, lr, hr)
+        return build_peer(PEERS[peer], state, config, lr, hr)
     apply(state, speed)
     step = build_step(state, config, bf16, ranks=SINGLE_PROCESS, speed=speed)
-    return Contestant(
+    return Candidate(
         step=lambda: step(lr, hr, False).losses,
-        networks=trained(state),
+        networks=get_trained_networks(state),
         rounded=bf16,
         kind="non-saturating",
     )
 
 
-def with_standing_discriminator(one: Contestant) -> Contestant:
-    """The same, but that its discriminator never learns."""
-    network = one.networks["discriminator"]
+def freeze_discriminator(candidate: Candidate) -> Candidate:
+    """The same candidate with a discriminator that never learns."""
+    network = candidate.networks["discriminator"]
     start = copy.deepcopy(network.state_dict())
 
     def run():
-        losses = one.step()
+        losses = candidate.step()
         network.load_state_dict(start)
         return losses
 
-    return replace(one, step=run)
+    return replace(candidate, step=run)
 
 
-def with_broken_discriminator_half(one: Contestant) -> Contestant:
-    """The same, but that its discriminator takes real patches for generated ones."""
+def swap_discriminator_labels(candidate: Candidate) -> Candidate:
+    """The same candidate with the labels of its discriminator swapped."""
 
     def run():
         with pytest.MonkeyPatch.context() as patch:
@@ -101,70 +101,69 @@ def with_broken_discriminator_half(one: Contestant) -> Contestant:
                 "trainer.training.objectives.discriminator_loss",
                 lambda kind, real, fake: discriminator_loss(kind, fake, real),
             )
-            return one.step()
+            return candidate.step()
 
-    return replace(one, step=run)
+    return replace(candidate, step=run)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_same_work_is_timed(bf16):
     keep = msgspec.structs.replace(PLAIN, allocator="keep")
-    ours = {"plain": contestant(bf16=bf16), "keep": contestant(bf16=bf16, speed=keep)}
+    ours = {"plain": build_candidate(bf16=bf16), "keep": build_candidate(bf16=bf16, speed=keep)}
     names = ["peer-amp-cl"] if bf16 else ["peer-fp32", "peer-lean"]
-    peers = {name: contestant(peer=name) for name in names}
+    peers = {name: build_candidate(peer=name) for name in names}
     assert "generator and discriminator moved alike" in check_same_work(ours | peers)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("spoil", [with_standing_discriminator, with_broken_discriminator_half])
+@pytest.mark.parametrize("spoil", [freeze_discriminator, swap_discriminator_labels])
 def test_one_of_ours_with_a_wrong_discriminator_half_is_not_timed(spoil, bf16):
-    broken = spoil(contestant(bf16=bf16))
+    broken = spoil(build_candidate(bf16=bf16))
     with pytest.raises(UsrganError, match=r"b does other work than a: .*; no ratio is printed"):
-        check_same_work({"a": contestant(bf16=bf16), "b": broken})
+        check_same_work({"a": build_candidate(bf16=bf16), "b": broken})
 
 
 @pytest.mark.parametrize("name", ["peer-fp32", "peer-amp", "peer-lean"])
 def test_a_peer_whose_discriminator_stands_still_is_not_timed(name):
-    broken = with_standing_discriminator(contestant(peer=name))
+    broken = freeze_discriminator(build_candidate(peer=name))
     with pytest.raises(UsrganError, match=r"other work than a: its discriminator moves 0 times"):
-        check_same_work({"a": contestant(), "b": broken})
+        check_same_work({"a": build_candidate(), "b": broken})
 
 
 def test_other_losses_or_other_weights_at_the_start_are_other_work():
     numbers = iter([0.9, 0.8, 0.7])
-    twice = replace(contestant(), step=lambda: {"pixel": next(numbers)})
+    twice = replace(build_candidate(), step=lambda: {"pixel": next(numbers)})
     with pytest.raises(UsrganError, match=r"b does other work than a: pixel of step 1 is 0.9"):
-        check_same_work({"a": contestant(), "b": twice})
-    ahead = contestant()
+        check_same_work({"a": build_candidate(), "b": twice})
+    ahead = build_candidate()
     ahead.step()
     with pytest.raises(UsrganError, match=r"its generator starts from other weights"):
-        check_same_work({"a": contestant(), "b": ahead})
+        check_same_work({"a": build_candidate(), "b": ahead})
 
 
 def test_a_graph_is_replayed_before_it_is_timed():
     assert CAPTURED_STEPS > WARM_UP + 1
 
 
-def test_all_take_turns_and_the_first_round_does_not_count():
+def test_rounds_are_interleaved_and_the_warm_up_round_is_discarded():
     order = []
     ways = {name: lambda name=name: order.append(name) for name in "ab"}
-    taken = race(ways, rounds=2, steps=2, device=CPU)
+    taken = time_rounds(ways, rounds=2, steps=2, device=CPU)
     assert "".join(order) == "ab" + 2 * "aabb"
     assert {name: len(times) for name, times in taken.items()} == {"a": 4, "b": 4}
 
 
 def test_a_ratio_lies_within_its_interval_which_narrows_with_the_spread():
-    wide = ratio_of_medians([3.0, 4.0, 5.0, 4.1, 3.9], [1.0, 2.0, 3.0, 2.1, 1.9])
-    narrow = ratio_of_medians([4.0, 4.01, 4.02], [2.0, 2.01, 2.0])
+    wide = compute_ratio([3.0, 4.0, 5.0, 4.1, 3.9], [1.0, 2.0, 3.0, 2.1, 1.9])
+    narrow = compute_ratio([4.0, 4.01, 4.02], [2.0, 2.01, 2.0])
     for ratio, (low, high) in (wide, narrow):
         assert low <= ratio <= high
         assert ratio == pytest.approx(2, rel=0.01)
     assert narrow[1][1] - narrow[1][0] < wide[1][1] - wide[1][0]
-    assert percentile([4.0, 1.0, 3.0, 2.0], 0.5) == 2.5
 
 
-def test_the_command_prints_what_the_contract_names(tiny_shards, monkeypatch):
-    monkeypatch.setattr("trainer.bench.wait.STEPS", 2)
+def test_the_command_prints_the_figures_of_the_contract(tiny_shards, monkeypatch):
+    monkeypatch.setattr("trainer.bench.data_wait.STEPS", 2)
     sets = [part for each in SMALL for part in ("--set", each)]
     options = ["--config", "tiny", "--batch", "1", "--rounds", "1", "--device", "cpu", *sets]
     options += ["--impl", "auto,plain", "--peer", "peer-fp32", "--json"]
@@ -184,9 +183,9 @@ def test_the_command_prints_what_the_contract_names(tiny_shards, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--impl", "fast"], "--impl fast: there is no such way; choose of auto"),
-        (["--peer", "basicsr"], "--peer basicsr: there is no such way; choose of all, none"),
-        (["--batch", "3x"], "--batch 3x: write numbers"),
+        (["--impl", "fast"], "--impl fast: no such name; choose from auto"),
+        (["--peer", "basicsr"], "--peer basicsr: no such name; choose from all, none"),
+        (["--batch", "3x"], "--batch 3x: not numbers; write"),
         (["--impl", "graph", "--device", "cpu"], "speed.graph: a CUDA graph needs a CUDA device"),
     ],
 )

@@ -17,7 +17,7 @@ from shards.read.dataset import open_dataset
 from tests.trainer.distributed.support import group_of_one
 from tests.trainer.support import logged, train
 from trainer.bench.implementations import IMPLEMENTATIONS, PLAIN
-from trainer.bench.train import batch_of
+from trainer.bench.train import make_batch
 from trainer.config.load import load_config
 from trainer.config.schema import DataConfig, SpeedConfig
 from trainer.data.batches import to_float_images
@@ -66,7 +66,7 @@ def run(
     decided = resolve(config, device=CUDA, bf16=bf16)
     apply(state, decided)
     step = build_step(state, config, bf16, ranks=ranks, speed=decided)
-    lr, hr = batch_of(4, CUDA)
+    lr, hr = make_batch(4, CUDA)
     found = []
     for _ in range(steps):
         outcome = step(lr, hr, False)
@@ -102,7 +102,7 @@ def test_a_captured_step_hears_the_wish_to_stop_and_the_learning_rate():
     step = build_step(
         state, config, True, ranks=SINGLE_PROCESS, speed=resolve(config, device=CUDA, bf16=True)
     )
-    lr, hr = batch_of(4, CUDA)
+    lr, hr = make_batch(4, CUDA)
     for number in range(8):
         outcome = step(lr, hr, number == 6)
         flags = dict(zip(outcome.flag_names, outcome.nonfinite_flags.tolist(), strict=True))
@@ -158,7 +158,7 @@ def test_fused_gradients_are_as_near_to_float32_as_plain_ones(norm, upsampler, k
             else:
                 parameter.mul_(3)
     start = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    lr, _ = batch_of(4, CUDA)
+    lr, _ = make_batch(4, CUDA)
     back = torch.randn(4, 3, 128, 128, device=CUDA)
 
     accelerated = copy.deepcopy(network)
@@ -204,7 +204,7 @@ def test_no_layout_is_changed_within_a_step():
     config = load_config("tiny", stage="psnr", overrides=SMALL)
     state = build_state(config, stage="psnr", scale=4, device=CUDA, content_weights=None)
     step = build_step(state, config, True, ranks=SINGLE_PROCESS, speed=PLAIN)
-    lr, hr = batch_of(4, CUDA)
+    lr, hr = make_batch(4, CUDA)
     step(lr, hr, False)
     cuda = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=cuda, acc_events=True) as profiler:
@@ -227,7 +227,7 @@ def test_no_step_waits_for_the_device(stage, speed):
     state.generator.train()
     apply(state, speed)
     step = build_step(state, config, True, ranks=SINGLE_PROCESS, speed=speed)
-    lr, hr = batch_of(4, CUDA)
+    lr, hr = make_batch(4, CUDA)
     for _ in range(2):
         count_step(state, config, step(lr, hr, False))
     before = torch.cuda.get_sync_debug_mode()
@@ -253,7 +253,7 @@ def test_a_restored_state_steps_as_the_one_it_was_saved_from(exact):
     other = build_state(config, stage="gan", scale=4, device=CUDA, content_weights=None)
     other.generator.train()
     restore(other, {name: value.clone() for name, value in state_tensors(state).items()})
-    lr, hr = batch_of(4, CUDA)
+    lr, hr = make_batch(4, CUDA)
     losses = [
         build_step(each, config, False, ranks=SINGLE_PROCESS, speed=EXACT)(lr, hr, False).losses
         for each in (state, other)

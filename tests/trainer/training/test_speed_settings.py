@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from shards.errors import ConfigError
 from tests.trainer.support import logged, train
 from trainer.bench.implementations import PLAIN
-from trainer.bench.train import batch_of
+from trainer.bench.train import make_batch
 from trainer.config.load import load_config
 from trainer.config.schema import SpeedConfig
 from trainer.distributed.process_group import SINGLE_PROCESS
@@ -53,7 +53,9 @@ def losses(
     decided = resolve(config, device=CPU, bf16=bf16)
     apply(state, decided)
     step = build_step(state, config, bf16, ranks=SINGLE_PROCESS, speed=decided)
-    lr, hr = (each[..., : each.shape[-1] // 2, : each.shape[-1] // 2] for each in batch_of(2, CPU))
+    lr, hr = (
+        each[..., : each.shape[-1] // 2, : each.shape[-1] // 2] for each in make_batch(2, CPU)
+    )
     rows = [step(lr, hr, False).losses for _ in range(steps)]
     found = [{name: value.item() for name, value in row.items()} for row in rows]
     return found, {name: value.clone() for name, value in state.generator.state_dict().items()}
@@ -81,7 +83,9 @@ def test_weights_in_bf16_and_kept_memory_change_no_bit(settings):
 def test_the_content_gradient_in_bf16_points_where_that_in_float32_does():
     config = load_config("tiny", stage="gan", overrides=["content.layer=conv3_4 + conv5_4"])
     network = build_content_features(config.content, weights=None)
-    lr, hr = (each[..., : each.shape[-1] // 2, : each.shape[-1] // 2] for each in batch_of(1, CPU))
+    lr, hr = (
+        each[..., : each.shape[-1] // 2, : each.shape[-1] // 2] for each in make_batch(1, CPU)
+    )
     gradients = []
     for bf16 in (False, True):
         sr = F.interpolate(lr, scale_factor=4.0, mode="bicubic").requires_grad_()
