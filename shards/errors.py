@@ -6,7 +6,7 @@
     ├── DamagedData              1  bytes that are not what the index or the manifest promises
     ├── TooManyRejects           1  more photos were refused than --max-rejects allows
     ├── WriteFailed              1  a file could not be written (disk full, read-only, ...)
-    └── Stopped                 75  SIGTERM or SIGINT, after saving: run the same command again to go on
+    └── Stopped                 75  SIGTERM or SIGINT, after saving: run the same command again to resume
 
 Every message is one line: the file or option first, then what is wrong, then the fix.
 """

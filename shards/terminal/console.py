@@ -165,7 +165,7 @@ def report_errors(*, debug: bool) -> Iterator[None]:
     except UsrganError as error:
         exit_with_error(str(error), code=error.exit_code, debug=debug)
     except KeyboardInterrupt:
-        exit_with_error("run the same command again to go on", code=Stopped.exit_code, debug=debug)
+        exit_with_error("run the same command again to resume", code=Stopped.exit_code, debug=debug)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

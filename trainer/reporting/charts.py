@@ -1,7 +1,7 @@
 """Figures drawn by Vega-Lite through altair and vl-convert (the `[report]` extra): SVG and PNG.
 
-A page may colour an SVG anew for a dark background: ink, lines of the grid and background are the
-colours named here, and nothing else is drawn in them.
+A page may recolour an SVG for a dark background: ink, grid lines and background have the colours named here,
+and nothing else uses them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from trainer.reporting.figures import RAW, Figure
 
 WIDTH, HEIGHT = 290, 190
-"""Of the inner part, CSS pixels: three of these fit a desktop's page, one a phone's."""
+"""Size of the plot area in CSS pixels: three plots fit a desktop page, one a phone's."""
 INK, GRID, PAPER = "#30343a", "#e4e6ea", "#ffffff"
 COLOURS = ("#3f7fd0", "#e07a2c", "#2f9e74", "#b05cc6")
 STAR = "#d62839"
@@ -38,7 +38,7 @@ _CONFIG: dict[str, Any] = {
 
 
 def available() -> bool:
-    """Whether the `[report]` extra is installed, and can be used by this account."""
+    """Return whether the `[report]` extra is installed and usable by this account."""
     try:
         import altair  # noqa: F401
         import vl_convert  # noqa: F401

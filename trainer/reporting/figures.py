@@ -17,7 +17,7 @@ Row = Mapping[str, object]
 Mark = Literal["line", "smoothed", "scatter", "bars"]
 
 WINDOW_EPOCHS = 10
-"""Of the moving average (paper §7.2, figure 5)."""
+"""Window of the moving average (paper §7.2, figure 5)."""
 REACHED = (0.70, 0.80, 0.90, 0.95, 0.99)
 """Parts of the best value whose epochs are counted (paper §7.2, figure 7)."""
 LOG_FROM = 10.0
@@ -36,10 +36,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """What to draw."""
+    """Data and titles of one figure."""
 
     name: str
-    """Of its file: `figure-3-psnr`."""
+    """Name of its file: `figure-3-psnr`."""
     title: str
     caption: str
     x: str
@@ -53,7 +53,7 @@ class Figure:
 
 
 def figures_of_run(rows: Sequence[Row]) -> list[Figure]:
-    """What shows both stages side by side: figure 3, the pixel loss, speed."""
+    """Return the figures that show both stages: figure 3, the pixel loss, speed."""
     return [
         *_lines(rows, "figure-3-psnr", "PSNR over epochs", "PSNR-Y, dB", {"val_psnr_y": ""},
                 "On held-out patches (the paper's figure 3)."),
@@ -73,7 +73,7 @@ def figures_of_run(rows: Sequence[Row]) -> list[Figure]:
 
 
 def figures_of_stage(rows: Sequence[Row], stage: str) -> list[Figure]:
-    """What belongs to one stage: figures 4 to 7, and what pulls at the generator."""
+    """Return the figures of one stage: figures 4 to 7, and gradient shares."""
     own = [row for row in rows if row["stage"] == stage]
     found = [*_smoothed(own, stage), *_relation(own, stage), *_convergence(own, stage)]
     if stage == "gan":

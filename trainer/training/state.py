@@ -86,7 +86,7 @@ class TrainState:
     """Sums of the losses of the applied steps since the epoch began, on the device, and their number
     under `COUNTED`; logged and cleared at the end of the epoch."""
     telemetry: dict[str, Tensor] = field(default_factory=dict)
-    """Sums of the diagnostics since the epoch began, likewise."""
+    """Sums of the diagnostics since the epoch began, logged and cleared in the same way."""
 
     @property
     def output(self) -> nn.Module:

@@ -106,7 +106,7 @@ def upscale_all(
     """
     for task in tasks:
         if stopping():
-            raise Stopped(f"{task.source}: not begun; run the same command again to go on")
+            raise Stopped(f"{task.source}: not begun; run the same command again to resume")
         report(_upscale(task, upscaler, overwrite=overwrite))
 
 

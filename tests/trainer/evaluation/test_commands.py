@@ -292,7 +292,7 @@ def test_sigterm_ends_between_pictures_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr("trainer.upscaling.upscale.upscale_tiled", terminated)
         stopped = run(upscale_main, odd_pictures, "-o", out, "--model", model, code=75)
-    assert "run the same command again to go on" in stopped.stderr.splitlines()[-1]
+    assert "run the same command again to resume" in stopped.stderr.splitlines()[-1]
     assert [path.name for path in out.iterdir()] == ["p0.png"]  # the one under way
     again = run(upscale_main, odd_pictures, "-o", out, "--model", model, "--json")
     result = json.loads(again.stdout)
