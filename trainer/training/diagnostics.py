@@ -32,7 +32,7 @@ def gradient_shares(
 ) -> dict[str, Tensor]:
     """Return the share of each weighted loss in the gradient at the generator's output.
 
-    The share is the norm of the loss's gradient by `sr` over the sum of all norms. The values of the losses mean little:
+    The share is the norm of the loss's gradient by `sr` over the sum of all norms. The values mean little:
     a mean squared feature difference may be large and flat, a logarithm small and steep.
     """
     norms: dict[str, Tensor] = {}
