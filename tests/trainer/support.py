@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import cv2
+import numpy as np
 from click.testing import CliRunner
 
 from trainer.cli import train_main
@@ -83,3 +85,9 @@ def logged(run: Path) -> list[dict]:
     return [
         {k: v for k, v in row.items() if k not in ("patches_per_s", "data_wait")} for row in rows
     ]
+
+
+def make_patch(seed: int, *, side: int = 128) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)

@@ -17,8 +17,8 @@ import pytest
 
 from shards.format.manifest import load_manifest
 from shards.writer import publish
+from tests.trainer.perceptual.support import random_weights
 from tests.trainer.support import arguments, logged, spawn, train, weights
-from tests.trainer.test_perceptual import random_weights
 from trainer.distributed.launcher import launch_ranks
 from trainer.weights.safetensors_io import load_tensors, save_tensors
 

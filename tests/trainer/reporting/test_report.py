@@ -17,9 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from shards.format import png
-from tests.trainer.conftest import make_patch
 from tests.trainer.reporting.support import run_of
-from tests.trainer.support import train
+from tests.trainer.support import make_patch, train
 from trainer.cli import train_main
 from trainer.config.load import load_config
 from trainer.config.write import config_to_toml

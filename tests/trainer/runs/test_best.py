@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.perceptual.support import random_weights
 from tests.trainer.support import logged, train
-from tests.trainer.test_perceptual import random_weights
 from trainer.networks.feature_extractors import BackboneKind
 from trainer.runs.best import deliverable_metrics, find_improvements, forget_metric
 from trainer.weights.safetensors_io import load_tensors, save_tensors

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from shards.format import png
 from shards.format.manifest import Split, load_manifest
 from shards.writer import publish
+from tests.trainer.perceptual.support import random_weights
 from tests.trainer.support import train, weights
-from tests.trainer.test_perceptual import random_weights
 from trainer.cli import eval_main, train_main, upscale_main
 from trainer.networks.feature_extractors import VGGFeatures
 from trainer.reporting.run_folder import append_metrics, read_metrics

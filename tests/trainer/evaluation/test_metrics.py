@@ -11,7 +11,7 @@ from shards.images import resize
 from shards.images.photos import read_photo
 from trainer.evaluation.metrics import EQUAL_PSNR, luma, mean_scores, psnr, score, ssim
 
-DATA = Path(__file__).resolve().parents[2] / "../shared/data"
+DATA = Path(__file__).resolve().parents[3] / "../shared/data"
 RNG = np.random.default_rng(3)
 A = RNG.integers(0, 256, (40, 33, 3), dtype=np.uint8)
 B = np.clip(A.astype(int) + RNG.integers(-20, 21, A.shape), 0, 255).astype(np.uint8)

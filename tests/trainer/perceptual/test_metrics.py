@@ -11,7 +11,8 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from shards.errors import UsageError, UsrganError
-from trainer.networks.feature_extractors import WIDTHS, Backbone, VGGFeatures
+from tests.trainer.perceptual.support import random_weights
+from trainer.networks.feature_extractors import WIDTHS, VGGFeatures
 from trainer.perceptual import metric
 from trainer.perceptual.dists import build_dists
 from trainer.perceptual.lpips import build_lpips
@@ -19,20 +20,9 @@ from trainer.perceptual.metric import PerceptualMetric, load_learnt_weights
 from trainer.weights.safetensors_io import load_tensors, save_tensors
 
 CPU = torch.device("cpu")
-HEADS = Path(__file__).resolve().parents[2] / "../shared/weights/lpips_v0.1"
+HEADS = Path(__file__).resolve().parents[3] / "../shared/weights/lpips_v0.1"
 VGG16_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 VGG16_TAPS, VGG16_POOLED_BEFORE = (2, 7, 14, 21, 28), (5, 10, 17, 24)
-
-
-def random_weights(kind: str) -> dict[str, torch.Tensor]:
-    """A backbone that keeps the size of what it sees, as a trained one does."""
-    generator = torch.Generator().manual_seed(5)
-    weights = {}
-    for name, shape in Backbone(kind).expected_shapes().items():
-        fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
-        spread = (2 / fan_in) ** 0.5 if len(shape) > 1 else 0.1
-        weights[name] = torch.randn(shape, generator=generator) * spread
-    return weights
 
 
 @pytest.fixture(scope="module")

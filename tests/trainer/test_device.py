@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.conftest import make_patch
+from tests.trainer.support import make_patch
 from trainer.evaluation.validation import upscale_patches
 from trainer.perceptual.metric import PerceptualMetric
 from trainer.upscaling.tiling import upscale_tiled
