@@ -28,4 +28,4 @@ def test_a_blend_is_a_row_between_its_two_models(odd_pictures, tmp_path, model):
 
 def test_a_blend_needs_two_models(odd_pictures, model):
     refused = run_eval("--hr", odd_pictures, "--model", model, "--blend", 0.5, code=2)
-    assert "--blend: lies between two --model, and 1 are given" in refused.stderr
+    assert "--blend: needs two --model, not 1" in refused.stderr

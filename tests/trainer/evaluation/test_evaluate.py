@@ -14,7 +14,7 @@ from shards.images import resize
 from shards.images.photos import read_photo
 from tests.trainer.evaluation.support import dump, picture, run_eval, weights
 from trainer.evaluation.metrics import PROTOCOL, score
-from trainer.evaluation.spectrum import NAMES
+from trainer.evaluation.spectrum import DETAIL_NAMES
 from trainer.perceptual.metric import PerceptualMetric
 
 
@@ -116,14 +116,14 @@ def test_lpips_is_a_column_and_part_of_the_protocol(looking):
     assert f"| {found['rows'][0]['lpips']:.4f} |" in shown
     picture("Mine/HR/small.png", 33, 60)
     line = run_eval("--hr", "Mine/HR", "--lpips", "file.pth", code=2).stderr.splitlines()[-1]
-    assert "small.png: 60x33 is too small to score at x4: 36 pixels a side" in line
+    assert "small.png: 60x33 is too small to score at x4; use images of at least 36 pixels a side" in line
 
 
 def test_the_spectrum_is_five_columns_of_decibels_and_part_of_the_protocol():
     picture("Mine/HR/p.png", 80, 96)
     found = json.loads(run_eval("--hr", "Mine/HR", "--spectrum", "--json").stdout)
     row = found["rows"][0]
-    assert [row["per_image"][0][name] for name in NAMES] == [row[name] for name in NAMES]
+    assert [row["per_image"][0][name] for name in DETAIL_NAMES] == [row[name] for name in DETAIL_NAMES]
     assert row["gradient"] < 0  # bicubic
     assert found["protocol"].startswith(f"{PROTOCOL}; gradient and bands: 10 log10")
     shown = run_eval("--hr", "Mine/HR", "--spectrum").stdout.splitlines()
@@ -134,7 +134,7 @@ def test_the_spectrum_is_five_columns_of_decibels_and_part_of_the_protocol():
 @pytest.mark.parametrize("option", ["--lpips", "--dists"])
 def test_missing_perceptual_weights_are_named_before_the_pictures_are_read(option):
     line = run_eval("--hr", "nowhere", option, "none.pth", code=2).stderr.splitlines()[-1]
-    assert f"{option} none.pth: there is no such file; name torchvision's" in line
+    assert f"{option} none.pth: no such file; use torchvision's" in line
 
 
 def test_a_scale_that_is_not_the_models_is_named_as_the_option():
@@ -151,4 +151,4 @@ def test_a_picture_that_memory_does_not_hold_is_named(monkeypatch):
     picture("Mine/HR/p.png")
     failed = run_eval("--hr", "Mine/HR", "--model", weights("m.safetensors"), code=1)
     line = failed.stderr.splitlines()[-1]
-    assert line.startswith("error: m of Mine/p: needs more memory than the device has; free some")
+    assert line.startswith("error: m of Mine/p: needs more memory than the device has; free memory")

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tests.trainer.evaluation.support import picture, run_eval
-from trainer.evaluation.evaluate import Row, missed_anchors, published_score
+from trainer.evaluation.evaluate import Row, list_baseline_mismatches, published_score
 
 
 def test_only_a_missed_anchor_at_x4_is_a_warning():
@@ -33,8 +33,8 @@ def test_only_a_missed_anchor_at_x4_is_a_warning():
 )
 def test_an_anchor_is_missed_beyond_two_hundredths_of_a_db_or_a_thousandth(psnr, ssim, missed):
     row = Row("Set5", "bicubic", 5, psnr, ssim, 26.0, 0.77, [])
-    assert bool(missed_anchors([row], scale=4)) == missed
-    assert not missed_anchors([msgspec.structs.replace(row, model="run/gan")], scale=4)
+    assert bool(list_baseline_mismatches([row], scale=4)) == missed
+    assert not list_baseline_mismatches([msgspec.structs.replace(row, model="run/gan")], scale=4)
 
 
 @pytest.mark.parametrize(

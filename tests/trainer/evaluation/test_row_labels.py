@@ -57,9 +57,9 @@ def test_rows_are_called_what_their_files_say_or_the_options(presets, options, l
     ("names", "words"),
     [
         (["one"], "--name: 1 given for 2 --model"),
-        (["one", "one"], "--name one: each row needs a name of its own"),
-        (["one", "bicubic"], "--name bicubic: each row needs"),
-        (["one", " "], "each row needs"),
+        (["one", "one"], "--name one: row labels must be unique"),
+        (["one", "bicubic"], "--name bicubic: row labels must"),
+        (["one", " "], "row labels must be unique and not blank"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(names, words):

@@ -40,8 +40,8 @@ def test_held_out_patches_are_a_set(tiny_shards):
     [
         ([], "--hr", 2),
         (["--hr", "nowhere"], "nowhere", 2),
-        (["--hr", "Mine/HR", "--lr", "empty"], "holds no pictures", 2),
-        (["--hr", "Mine/HR", "--lr", "other"], "has no picture for p0.png", 2),
+        (["--hr", "Mine/HR", "--lr", "empty"], "has no images", 2),
+        (["--hr", "Mine/HR", "--lr", "other"], "has no image for p0.png", 2),
         (["--hr", "Mine/HR", "--lr", "Mine/HR"], "at x4 needs", 2),
         (["--hr", "Mine/HR", "--model", "no.safetensors"], "no.safetensors", 2),
         (["--hr", "Mine/HR", "--lr", "a", "--lr", "b"], "2 given for 1", 2),
@@ -87,8 +87,8 @@ def test_what_cannot_be_scored_is_one_line_and_nothing_is_written():
     picture("Mine/HR/a.png", 64, 64)
     clear = np.dstack([make_patch(1), np.full((128, 128), 9, np.uint8)])
     for image, words in (
-        (clear, "HR/z.png: has transparent pixels, whose colours nobody sees; flatten it"),
-        (make_patch(1)[:20, :18], "HR/z.png: 18x20 is too small to score at x4: 20 pixels a side"),
+        (clear, "HR/z.png: has transparent pixels; flatten it"),
+        (make_patch(1)[:20, :18], "HR/z.png: 18x20 is too small to score at x4; use images of at least 20 pixels a side"),
     ):
         dump("Mine/HR/z.png", image)
         failed = run_eval("--hr", "Mine/HR", "--strips", "strips", code=2)
@@ -99,7 +99,7 @@ def test_what_cannot_be_scored_is_one_line_and_nothing_is_written():
     for image, words in (
         (
             make_patch(1)[:32, :32, 0],
-            "LR/z.png: is grey, but z.png is in colour; give LR in colour",
+            "LR/z.png: is grey, but z.png is in colour; use LR in colour",
         ),
         (make_patch(1)[:32, :31], "LR/z.png: is 31x32, but z.png at x4 needs 32x32"),
     ):
@@ -111,7 +111,7 @@ def test_what_cannot_be_scored_is_one_line_and_nothing_is_written():
 
 def test_shards_of_another_scale_are_refused_with_the_option_that_would_do(tiny_shards):
     line = run_eval("--shards", tiny_shards, "--scale", 2, code=2).stderr.splitlines()[-1]
-    assert "is of scale 4, not 2; give models of that scale, or --scale 4" in line
+    assert "has scale 4, not 2; use models of that scale, or without models --scale 4" in line
 
 
 @pytest.mark.parametrize("size", [(2, 50), (50, 3), (3, 3), (18, 50)])

@@ -48,16 +48,16 @@ def test_weights_of_another_shape_are_refused(tmp_path):
 
 def test_what_is_no_state_dict_is_refused(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
-    assert "holds no state dict" in refusal(ContentConfig(), tmp_path / "list.pth")
+    assert "has no state dict" in refusal(ContentConfig(), tmp_path / "list.pth")
     (tmp_path / "text.pth").write_text("hello")
-    assert "is no PyTorch file" in refusal(ContentConfig(), tmp_path / "text.pth")
+    assert "is not a readable PyTorch file" in refusal(ContentConfig(), tmp_path / "text.pth")
 
 
 def test_a_file_of_another_digest_than_its_name_says_is_refused(tmp_path):
     torch.save(torchvision_weights("conv2_2"), tmp_path / "vgg19-dcbb9e9d.pth")
     message = refusal(ContentConfig(layer="conv2_2"), tmp_path / "vgg19-dcbb9e9d.pth")
     assert "vgg19-dcbb9e9d.pth: is damaged (its SHA-256 begins with" in message
-    assert "not dcbb9e9d); download it again, or name torchvision's" in message
+    assert "not dcbb9e9d); download it again, or use torchvision's" in message
 
 
 def test_a_pickle_runs_no_code(tmp_path):
@@ -107,7 +107,7 @@ def published(tmp_path, monkeypatch):
     digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
     path = (folder / "new.pth").rename(folder / f"vgg19-{digest[:8]}.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(content, "PUBLISHED", path.name)
+    monkeypatch.setattr(content, "PUBLISHED_FILE", path.name)
     monkeypatch.setattr(content, "_DIGEST", digest[:8])
     monkeypatch.setattr(content, "VGG19_URL", (folder / "served.pth").as_uri())
     return path
@@ -124,7 +124,7 @@ def test_a_fetched_file_that_was_damaged_is_named_with_what_to_do(published):
     published.write_bytes(published.read_bytes()[:1000])
     message = refusal(ContentConfig(layer="conv1_2"), None)
     assert f"content.features {published}: is damaged" in message
-    assert "remove it to have it fetched anew" in message
+    assert "remove it to download it again" in message
     assert "--vgg FILE" in message
 
 
@@ -160,4 +160,4 @@ def test_damaged_safetensors_are_a_wrong_option_like_any_other_file(tmp_path, da
     path.write_bytes(damaged or path.read_bytes()[:-9])
     message = refusal(ContentConfig(layer="conv1_2"), path)
     assert message.startswith(f"--vgg {path}: is damaged (")
-    assert message.endswith("; name torchvision's vgg19-dcbb9e9d.pth")
+    assert message.endswith("; use torchvision's vgg19-dcbb9e9d.pth")

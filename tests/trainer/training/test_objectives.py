@@ -107,10 +107,10 @@ def test_the_discriminators_gradient_is_that_of_its_own_loss_alone():
     other, _ = build_gan_state(pixel=1.0, content=1.0, adversarial=1.0)
     lr, hr = make_batch()
     train_step(state, config, lr, hr, False)
-    judge = other.adversary.discriminator.train()
-    real, fake = judge(torch.cat((hr, other.generator(lr).detach()))).chunk(2)
+    discriminator = other.adversary.discriminator.train()
+    real, fake = discriminator(torch.cat((hr, other.generator(lr).detach()))).chunk(2)
     discriminator_loss("non-saturating", real, fake).backward()
-    wanted = collect_gradients(judge)
+    wanted = collect_gradients(discriminator)
     assert len(wanted) == 24
     for name, gradient in collect_gradients(state.adversary.discriminator).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-7)

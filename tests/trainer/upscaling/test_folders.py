@@ -84,7 +84,7 @@ def test_a_bad_picture_does_not_end_the_run(odd_pictures, tmp_path, model):
         report,
         code=1,
     )
-    assert "2 of 5 pictures could not be upscaled" in failed.stderr.splitlines()[-1]
+    assert "2 of 5 images could not be upscaled" in failed.stderr.splitlines()[-1]
     written = json.loads(report.read_text())
     assert (written["done"], written["failed"]) == (3, 2)
     reasons = {
@@ -98,11 +98,11 @@ def test_a_bad_picture_does_not_end_the_run(odd_pictures, tmp_path, model):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["Mine/HR", "-o", "out"], "--model: name weights"),
-        (["nowhere.png", "-o", "out", "--model", "M"], "nowhere.png: there is no such file"),
-        (["Mine/HR", "-o", "out.png", "--model", "M"], "is one file for 3 pictures"),
+        (["Mine/HR", "-o", "out"], "--model: weights file is missing"),
+        (["nowhere.png", "-o", "out", "--model", "M"], "nowhere.png: no such file"),
+        (["Mine/HR", "-o", "out.png", "--model", "M"], "is one file for 3 images"),
         (["Mine", "-o", "out", "--model", "M"], "with -r"),
-        (["Mine/HR/p0.png", "other/p0.png", "-o", "out", "--model", "M"], "would be written to out/p0.png like"),
+        (["Mine/HR/p0.png", "other/p0.png", "-o", "out", "--model", "M"], "would be written to out/p0.png, and so would Mine/HR/p0.png"),
         (["Mine/HR", "-o", "Mine/HR", "--model", "M"], "would replace itself"),
         (["Mine/HR", "-o", "out.tif", "--model", "M"], "write .png, .jpg or .webp"),
         (["Mine/HR", "-o", "out", "--model", "M", "--overlap", "100"], "--overlap 100"),
@@ -141,7 +141,7 @@ def test_sigterm_ends_between_pictures_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr("trainer.upscaling.upscale.upscale_tiled", terminated)
         stopped = run_upscale(odd_pictures, "-o", out, "--model", model, code=75)
-    assert "run the same command again to go on" in stopped.stderr.splitlines()[-1]
+    assert "run the same command again to resume" in stopped.stderr.splitlines()[-1]
     assert [path.name for path in out.iterdir()] == ["p0.png"]  # the one under way
     again = run_upscale(odd_pictures, "-o", out, "--model", model, "--json")
     result = json.loads(again.stdout)

@@ -70,5 +70,5 @@ def test_a_still_of_an_animation_is_said_to_be_one(model):
 def test_what_a_format_cannot_hold_is_a_failure_that_names_the_picture(model):
     Path("wide.png").write_bytes(png.encode_rgb(np.zeros((1, 4100, 3), np.uint8)))
     failed = run_upscale("wide.png", "-o", "wide.webp", "--model", model, code=1)
-    assert "wide.png: cannot be written as .webp; choose .png" in failed.stderr
+    assert "wide.png: cannot be written as .webp; write .png" in failed.stderr
     assert not Path("wide.webp").exists()

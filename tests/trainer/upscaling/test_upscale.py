@@ -38,9 +38,9 @@ def test_how_far_a_large_picture_is_stands_in_the_log(model, monkeypatch):
         picture("p.png"), "-o", "big.png", "--model", model, "--tile", 16, "--overlap", 4
     )
     lines = [line.partition("upscale: ")[2] for line in told.stderr.splitlines()]
-    tiles = [f"0/1 pictures (0.0/s) tile {number} of 4" for number in (1, 2, 3, 4)]
+    tiles = [f"0/1 images (0.0/s) tile {number} of 4" for number in (1, 2, 3, 4)]
     assert lines[:4] == tiles
-    assert lines[4].startswith("1/1 pictures")
+    assert lines[4].startswith("1/1 images")
 
 
 def test_a_request_to_stop_is_answered_while_the_picture_under_way_is_finished(model, monkeypatch):
@@ -54,7 +54,7 @@ def test_a_request_to_stop_is_answered_while_the_picture_under_way_is_finished(m
     told = run_upscale(
         picture("p.png"), "-o", "big.png", "--model", model, "--tile", 16, "--overlap", 4
     )
-    assert "tile 1 of 4, then it stops (Ctrl-C again: at once)" in told.stderr
+    assert "tile 1 of 4, then stop (Ctrl-C again: stop now)" in told.stderr
     assert Path("big.png").exists()
 
 
@@ -97,7 +97,7 @@ def test_a_report_that_cannot_be_written_is_said_before_the_work(model):
     failed = run_upscale(
         picture("a.png"), "-o", "out", "--model", model, "--report", "report", code=2
     )
-    assert "--report report: is no .json file" in failed.stderr.splitlines()[-1]
+    assert "--report report: is not a .json file" in failed.stderr.splitlines()[-1]
     assert not Path("out").exists()
 
 

@@ -35,13 +35,13 @@ def test_a_checkpoint_to_go_on_from_is_told_from_weights(tmp_path):
     path = tmp_path / "gan-000000000032.safetensors"
     state = build_generator(SMALL, scale=4).state_dict()
     save_tensors(path, {f"generator.{name}": value for name, value in state.items()}, {})
-    with pytest.raises(UsageError, match="use its weights, RUN/checkpoints/final/STAGE"):
+    with pytest.raises(UsageError, match="use the weights RUN/checkpoints/final/STAGE"):
         load_generator(path, device=CPU)
 
 
 def test_other_tensors_are_not_a_generator(tmp_path):
     save_tensors(tmp_path / "vgg.safetensors", {"features.0.weight": torch.zeros(1)}, {})
-    with pytest.raises(UsageError, match="holds no RRDBNet weights"):
+    with pytest.raises(UsageError, match="has no weights of an RRDBNet"):
         load_generator(tmp_path / "vgg.safetensors", device=CPU)
 
 
@@ -74,7 +74,7 @@ def test_weights_that_are_not_finite_are_refused_wherever_they_are_read(tmp_path
         lambda: load_initial_weights(bad, SMALL, scale=4),
     ):
         with pytest.raises(
-            UsageError, match=r"bad\.safetensors: conv_hr\.bias holds values that are"
+            UsageError, match=r"bad\.safetensors: conv_hr\.bias has values that are"
         ):
             read()
 
@@ -83,5 +83,5 @@ def test_names_with_a_wrappers_prefix_are_refused(tmp_path):
     path = tmp_path / "net.safetensors"
     tensors = build_generator(SMALL, scale=4).state_dict()
     save_tensors(path, {f"module.{name}": value for name, value in tensors.items()}, {})
-    with pytest.raises(UsageError, match="holds no RRDBNet weights"):
+    with pytest.raises(UsageError, match="has no weights of an RRDBNet"):
         load_generator(path, device=CPU)

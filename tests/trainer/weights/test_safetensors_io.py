@@ -31,8 +31,8 @@ def test_every_flipped_byte_of_the_content_is_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("missing.safetensors", None, "there is no such file"),
-        ("model.pth", b"PK\x03\x04", "is no .safetensors file"),
+        ("missing.safetensors", None, "no such file"),
+        ("model.pth", b"PK\x03\x04", "is not a .safetensors file"),
         ("cut.safetensors", b"\x10\0\0\0\0\0\0\0{", "is damaged"),
         ("empty.safetensors", b"", "is damaged"),
         ("text.safetensors", b"hello, this is text", "is damaged"),
