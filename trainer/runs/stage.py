@@ -15,7 +15,7 @@ from trainer.config.schema import Config, SpeedConfig
 from trainer.data.batches import to_float_images
 from trainer.data.loader import PatchLoader
 from trainer.device import use_bf16
-from trainer.evaluation.validation import make_sample_strip, validate
+from trainer.evaluation.validation import render_samples, validate
 from trainer.reporting.run_folder import write_run_header
 from trainer.runs.best import find_improvements
 from trainer.runs.checkpoint import final_file
@@ -210,7 +210,7 @@ def _validate_and_keep_best(
         val,
         patches=job.config.validation.patches,
         device=job.device,
-        ranks=job.ranks,
+        group=job.ranks,
         lpips=None if job.lpips is None else job.lpips.metric_for,
     )
     if job.ranks.is_main:
@@ -224,5 +224,5 @@ def _validate_and_keep_best(
         )
         for metric, values in won.items():
             writer.write_best(state, metric, values, found)
-        writer.write_sample(state, make_sample_strip(state.output, val, device=job.device))
+        writer.write_sample(state, render_samples(state.output, val, device=job.device))
     return {f"val_{name}": value for name, value in found.items()}

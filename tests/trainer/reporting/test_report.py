@@ -22,7 +22,7 @@ from tests.trainer.support import make_patch, train
 from trainer.cli import train_main
 from trainer.config.load import load_config
 from trainer.config.write import config_to_toml
-from trainer.evaluation.comparison import SheetColumn, strip
+from trainer.evaluation.comparison import SheetColumn, build_comparison_sheet
 from trainer.evaluation.test_sets import ImagePair
 from trainer.reporting import charts, report
 from trainer.reporting.report import LiveReport, write_report
@@ -50,7 +50,7 @@ def add_evaluation(run: Path, models: list[str]) -> np.ndarray:
     picture = ImagePair("a", hr, np.ascontiguousarray(hr[::4, ::4]))
     shown = [SheetColumn(model, hr // (number + 1), "0 dB") for number, model in enumerate(models)]
     (run / "strips").mkdir()
-    (run / "strips/Mine-a.png").write_bytes(png.encode_rgb(strip(picture, shown)))
+    (run / "strips/Mine-a.png").write_bytes(png.encode_rgb(build_comparison_sheet(picture, shown)))
     values = {
         "psnr_y": 28.431,
         "ssim_y": 0.81114,

@@ -177,7 +177,7 @@ def pictures(tmp_path) -> Path:
 def test_strips_never_lie_among_the_pictures_that_are_scored(pictures):
     for strips in (pictures, pictures / "below"):
         told = run(eval_main, "--hr", pictures, "--strips", strips, code=2)
-        assert "whose pictures are scored" in told.stderr
+        assert "whose images are scored" in told.stderr
     assert len(list(pictures.iterdir())) == 3
     told = run(eval_main, "--hr", pictures, "--strips", pictures / "0.png", code=2)
     assert "is a file" in told.stderr
@@ -190,7 +190,7 @@ def test_a_report_replaces_no_picture_and_no_weights(pictures, finished, tmp_pat
     path = model if report == "model" else tmp_path / report
     options = ["--model", model, "-o", tmp_path / "out", "--device", "cpu", "--report", path]
     told = run(upscale_main, pictures, *options, code=2)
-    assert "is no .json file; name one" in told.stderr
+    assert "is not a .json file; name one" in told.stderr
     assert model.read_bytes() == before
     assert not (tmp_path / "out").exists()
 
@@ -244,7 +244,7 @@ def test_a_text_file_is_no_vgg(tiny_shards, tmp_path):
     (tmp_path / "vgg.txt").write_text("hello")
     options = ["--stage", "gan", "--vgg", tmp_path / "vgg.txt", "--set", "content.features=vgg19"]
     told = train(tiny_shards, tmp_path / "run", *map(str, options), code=2)
-    assert "is no PyTorch file that can be read" in told.stderr
+    assert "is not a readable PyTorch file" in told.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.losses.support import gan, images
 from tests.trainer.support import logged, spawn, train, weights
+from tests.trainer.training.support import build_gan_state, make_batch
 from trainer.training.state import state_tensors
 from trainer.training.step import train_step
 
@@ -97,9 +97,9 @@ def test_steps_of_several_threads_are_bit_equal():
     try:
         torch.set_num_threads(2)
         for _ in range(2):
-            state, config = gan(pixel=1.0, content=1.0, adversarial=1.0)
+            state, config = build_gan_state(pixel=1.0, content=1.0, adversarial=1.0)
             for _ in range(2):
-                train_step(state, config, *images(), False)
+                train_step(state, config, *make_batch(), False)
             ended.append(state_tensors(state))
     finally:
         torch.set_num_threads(threads)
