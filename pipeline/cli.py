@@ -130,11 +130,12 @@ def count_cores() -> int:
     "--max-megapixels", default=200.0, show_default=True, metavar="N", help="Refuse larger photos.",
 )  # fmt: skip
 @click.option(
-    "--seed", default=0, show_default=True, metavar="N", help="Random seed for patch positions, order and the train/val split.",
+    "--seed", default=0, show_default=True, metavar="N",
+    help="Random seed for patch positions, order and the train/val split.",
 )  # fmt: skip
 @click.option(
     "--val-fraction", type=Percentage(), default="5%", show_default=True,
-    help="Share of photos held out for validation (at least one, unless 0), where the layout has no validation folder.",
+    help="Share of photos held out for validation (at least one, unless 0), if the layout has no validation folder.",
 )  # fmt: skip
 @click.option(
     "--val-list", metavar="FILE|GLOB",
