@@ -1,36 +1,26 @@
 """The trainer: shards in, super-resolution models out.
 
-config/       settings of a run
-networks/     generators, discriminators, feature extractors
-kernels/      GPU kernels and their autograd functions
-models        networks that a configuration asks for
-data/         batches from shards
-losses/       loss functions of both stages
-training/     one step
-runs/         a whole run, its checkpoints, its log
-reporting/    run folder and report page
-weights/      files of weights
-perceptual/   LPIPS and DISTS
-evaluation/   PSNR, SSIM, Table 1
-upscaling/    picture files in tiles
-distributed/  several processes
-device        device, precision, out of memory
-api           the Python API, handed out below
-bench/        `bench-sr`
-cli/          the commands
+config/ device: settings and device of a run
+networks/ kernels/ models: networks, their GPU kernels, networks from a configuration
+data/ distributed/: batches from shards, several processes
+losses/ perceptual/: losses of both stages, LPIPS and DISTS
+weights/ upscaling/ evaluation/: weights files, tiled upscaling, scores on test sets
+training/ runs/ reporting/: one step, a whole run, its report page
+api bench/ cli/: the Python API, `bench-sr`, the commands
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.api import Generator as Generator
-    from trainer.api import load_generator as load_generator
-    from trainer.api import score as score
+    from trainer.api import Generator, load_generator, score
+    from trainer.evaluation.metrics import Scores
+
+__all__ = ["Generator", "Scores", "load_generator", "score"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401  as the names have them
-    if name in ("Generator", "load_generator", "score"):
-        from trainer import api  # imports torch, so only on first use
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in __all__:
+        raise AttributeError(f"module 'trainer' has no attribute {name!r}")
+    from trainer import api  # imports torch
 
-        return getattr(api, name)
-    raise AttributeError(f"module 'trainer' has no attribute {name!r}")
+    return getattr(api, name)

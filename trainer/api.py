@@ -1,87 +1,122 @@
-"""The Python API: load a generator, upscale an image, score the result. `import trainer` hands these out lazily."""
+"""Public Python interface: load a generator, upscale images, score them; `import trainer` offers these names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
 
 from shards.errors import UsageError
 from shards.format.png import RGB8
-from trainer.device import choose_device
+from trainer.device import choose_device, explain_out_of_memory
 from trainer.evaluation import metrics
-from trainer.upscaling.tiling import upscale_tiled
-from trainer.upscaling.upscale import DEFAULT_OVERLAP, DEFAULT_TILE
+from trainer.evaluation.metrics import Scores
+from trainer.upscaling.tiling import SMALLEST_TILE
+from trainer.upscaling.upscale import DEFAULT_OVERLAP, DEFAULT_TILE, build_upscaler
 from trainer.weights import generators
+from trainer.weights.generators import LoadedGenerator
 
 
 @dataclass(frozen=True)
-class Generator:
-    """A super-resolution network that is ready to upscale."""
+class Generator(LoadedGenerator):
+    """Generator for inference, as `load_generator` returns it.
 
-    module: nn.Module
-    """In evaluation mode and float32: RGB [B 3 h w] in [0, 1] to [B 3 h*scale w*scale] around [0, 1]."""
-    scale: int
-    name: str
-    """Name of the file without its ending."""
-    metadata: dict[str, str]
-    """Architecture, preset, stage, patches seen and scores, as the file has them."""
-    device: torch.device
+    Attributes:
+        module: network from float32 RGB [b 3 h w] in [0, 1] to RGB [b 3 h*scale w*scale], in evaluation mode.
+        scale: output side over input side: 2, 3, 4 or 8.
+        name: name of the weights file without its suffix.
+        metadata: metadata of the weights file, such as preset and stage.
+    """
 
-    def upscale(
-        self, image: RGB8, *, tile: int = DEFAULT_TILE, overlap: int = DEFAULT_OVERLAP
-    ) -> RGB8:
-        """Return an RGB image, uint8 [h w 3], enlarged to [h*scale w*scale 3].
+    def upscale(self, image: RGB8, *, tile: int | None = None) -> RGB8:
+        """Return the upscaled image, as `upscale-sr` computes it: tiled, in float32, rounded to 8 bits.
 
         Args:
-            image: RGB of any size.
-            tile: side of a tile in pixels of `image`; memory grows with its square, and it halves if memory runs out.
-            overlap: pixels that neighbouring tiles share, at most a quarter of `tile`.
+            image: RGB image [h w 3] in 0..255, uint8, of any size.
+            tile: side of a tile in pixels, at least 16; smaller tiles need less memory. None takes 256.
+
+        Returns:
+            RGB image [h*scale w*scale 3] in 0..255, uint8.
 
         Raises:
-            UsageError: `image` is not uint8 [h w 3].
-            UsrganError: the device lacks the memory for the smallest tile.
+            UsageError: the image or the tile size is not valid.
+            UsrganError: the device has too little memory.
+
+        Example:
+            image = np.asarray(PIL.Image.open("photo.png").convert("RGB"))
+            upscaled = generator.upscale(image, tile=128)
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype.name != "uint8":
-            shape, dtype = list(image.shape), image.dtype
-            raise UsageError(f"image: is {dtype} {shape}; pass RGB as uint8 [height, width, 3]")
-        return upscale_tiled(
-            self.module,
-            image,
-            scale=self.scale,
-            tile=tile,
-            overlap=min(overlap, tile // 4),
-            device=self.device,
+        _check_image(image, name="image")
+        side = DEFAULT_TILE if tile is None else tile
+        if side < SMALLEST_TILE:
+            raise UsageError(f"tile: {tile} is too small; use at least {SMALLEST_TILE}")
+        upscaler = build_upscaler(
+            self,
+            tile=side,
+            overlap=min(DEFAULT_OVERLAP, side // 4),
+            device=next(self.module.parameters()).device,
         )
+        with explain_out_of_memory("image", fix="use a smaller tile"):
+            return upscaler(image)
 
 
-def load_generator(path: str | Path, *, device: str = "auto") -> Generator:
-    """Load a generator from a .safetensors file that train-sr wrote, or one with BasicSR's names.
+def load_generator(path: Path | str, *, device: torch.device | str = "auto") -> Generator:
+    """Return the generator of a weights file; the architecture is detected.
 
     Args:
-        path: file of weights; architecture and scale follow from its names and shapes.
-        device: `cpu`, `cuda`, or `auto`, which takes a GPU where torch sees one.
+        path: `.safetensors` file of `train-sr`, or an RRDBNet with BasicSR's names.
+        device: `cpu`, `cuda`, `cuda:1` or `auto`, which uses a GPU if available.
 
     Raises:
-        UsageError: no such file, an unknown network, or no such device.
+        UsageError: the file does not exist or has no supported generator, or the device is not available.
         DamagedData: the file is damaged.
+
+    Example:
+        generator = trainer.load_generator("runs/usrgan/checkpoints/final/gan.safetensors", device="cpu")
     """
-    chosen = choose_device(device)
+    try:
+        chosen = choose_device(str(device))
+    except RuntimeError:  # torch does not know the name
+        raise UsageError(f"device: {device} is unknown; use auto, cpu or cuda") from None
     loaded = generators.load_generator(Path(path), device=chosen)
-    return Generator(loaded.module, loaded.scale, loaded.name, loaded.metadata, chosen)
+    return Generator(loaded.module, loaded.scale, loaded.name, loaded.metadata)
 
 
-def score(sr: RGB8, hr: RGB8, *, crop: int = 4) -> metrics.Scores:
-    """Return PSNR and SSIM of an image by the protocol of the field's tables (MATLAB's, on Y and on RGB).
+def score(sr: RGB8, hr: RGB8, *, crop: int) -> Scores:
+    """Return PSNR and SSIM by the protocol of published tables (MATLAB's), on luma and on RGB.
 
     Args:
-        sr: the upscaled image, uint8 [h w 3].
-        hr: the original of the same size.
-        crop: pixels left out at each border; the field crops the scale.
+        sr: upscaled RGB image [h w 3] in 0..255, uint8.
+        hr: ground truth of the same size and type.
+        crop: border to leave out at each side, in pixels; by convention the scale.
+
+    Returns:
+        `psnr_y` and `psnr_rgb` in dB (at most 100), `ssim_y` and `ssim_rgb` (at most 1).
 
     Raises:
-        UsrganError: the sizes differ, or the image is too small to score.
+        UsageError: an image or `crop` is not valid.
+        UsrganError: the sizes differ, or the images are too small.
+
+    Example:
+        scores = trainer.score(generator.upscale(lr), hr, crop=generator.scale)
+        print(f"{scores.psnr_y:.2f} dB")
     """
+    _check_image(sr, name="sr")
+    _check_image(hr, name="hr")
+    if crop < 0:
+        raise UsageError(f"crop: {crop} is negative; use the scale")
     return metrics.score(sr, hr, crop=crop)
+
+
+def _check_image(image: RGB8, *, name: str) -> None:
+    """Refuse anything but a non-empty uint8 array [h w 3]."""
+    if not isinstance(image, np.ndarray):
+        raise UsageError(
+            f"{name}: is a {type(image).__name__}; pass RGB as uint8 [height, width, 3]"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise UsageError(
+            f"{name}: is {image.dtype} {list(image.shape)}; pass RGB as uint8 [height, width, 3]"
+        )

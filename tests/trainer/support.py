@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Runs of `train-sr`, their weights and logs, and images that several tests share."""
 
 from __future__ import annotations
 

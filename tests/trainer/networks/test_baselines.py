@@ -171,14 +171,14 @@ def test_weights_tell_what_they_are_and_load(tmp_path, architecture, scale):
     taken = load_initial_weights(path, config, scale=scale)
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in taken.items())
     other = GeneratorConfig(architecture="rrdbnet", features=8, blocks=2)
-    with pytest.raises(UsageError, match=f"architecture {architecture}, the configuration says"):
+    with pytest.raises(UsageError, match=f"architecture {architecture}, the configuration has"):
         load_initial_weights(path, other, scale=scale)
 
 
 def test_an_srcnn_without_a_scale_is_refused(tmp_path):
     path = tmp_path / "net.safetensors"
     save_tensors(path, build_generator(SMALL["srcnn"], scale=4).state_dict(), {})
-    with pytest.raises(UsageError, match="does not say its scale"):
+    with pytest.raises(UsageError, match="without a scale in its metadata"):
         load_generator(path, device=CPU)
 
 
