@@ -259,7 +259,7 @@ def test_a_run_without_an_epoch_says_so(tmp_path):
 
 
 def test_without_the_extra_the_page_says_how_to_get_charts(tmp_path, monkeypatch):
-    monkeypatch.setattr(charts, "available", lambda: False)
+    monkeypatch.setattr(charts, "is_available", lambda: False)
     run = write_run(tmp_path / "run", run_of("psnr", 5))
     text = write_report(run).read_text()
     assert "pip install &#x27;usrgan[report]&#x27;" in text
