@@ -1,14 +1,15 @@
-"""Shards: the contract between `pipeline`, which writes them, and `trainer`, which reads them.
+"""The data set contract between `pipeline`, which writes shards, and `trainer`, which reads them.
 
-format/    the files of a data set: tar, PNG, index, manifest
-images/    strict decoding of photos, sizes, colour profiles, antialiased bicubic
-read/      data sets from disk or a URL: checked, decoded pairs
-io/        writing of files, URLs, folders, compiled C, the user's cache
+format/    files of a data set: tar, PNG, index, manifest
+images/    strict decoding of photos, headers, colour profiles, antialiased bicubic
+read/      data sets in a folder or at a URL: checked, decoded pairs
+io/        atomic file writes, URLs, compiled C, the user's cache
 terminal/  console and progress, shared by all commands
-writer     shards and data sets to disk
-verify     every byte against the manifest
+writer     writes shards and data sets
+verify     checks every byte against the manifest
 cli        `inspect-shards`
 errors     the error tree and the exit codes
+messages   counts and durations as messages show them
 version    the version of usrgan
 """
 

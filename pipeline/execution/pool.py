@@ -213,4 +213,4 @@ def _exit_with_parent() -> None:
 
 def _check_stop(stopping: Callable[[], bool]) -> None:
     if stopping():
-        raise Stopped("run the same command again to go on")
+        raise Stopped("run the same command again to resume")

@@ -66,7 +66,7 @@ def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ..
             left_out.add(low[0])
         elif looks_like_photo(name) and not any(part.startswith(".") for part in parts):
             path = f"{source.rstrip('/')}/{below}"
-            yield tuple(parts), PhotoFile(path, name, found.size, found.changed)
+            yield tuple(parts), PhotoFile(path, name, found.size, found.modified_ns)
     skipped += sorted(left_out)
 
 

@@ -61,7 +61,7 @@ def _write_time_ns(out: Location) -> int:
     if isinstance(out, Path):
         return (out / NAME).stat().st_mtime_ns
     there = remote.list_files(out).get(NAME)
-    return there.changed if there else 0
+    return there.modified_ns if there else 0
 
 
 def _is_same_photo(reader: SplitReader, place: tuple[FoundPhoto, int]) -> bool:

@@ -1,7 +1,7 @@
-"""How the pixels of a patch are stored: `png`, `webp` (lossless) or `raw` (`.npy`).
+"""Storage of patch pixels: `png`, `webp` (lossless) or `raw` (`.npy`).
 
-A flipped bit of a lossless WebP or of raw pixels decodes to a wrong picture; the CRC-32 of the index
-is what notices it, for every codec alike.
+A flipped bit in a WebP or in raw pixels decodes to a wrong image without an error. The CRC-32 of the
+index detects it for every codec.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ EXTENSIONS: dict[str, str] = {"png": "png", "webp": "webp", "raw": "npy"}
 
 
 def encode(image: RGB8, codec: Codec) -> bytes:
-    """Store an RGB image [h w 3] losslessly; the same pixels give the same bytes."""
+    """Encode an RGB image [h w 3] losslessly; the same pixels give the same bytes."""
     if codec == "png":
         return png.encode_rgb(image)
     if codec == "raw":
         return raw_header(image.shape[0], image.shape[1]) + image.tobytes()
-    lossless = (cv2.IMWRITE_WEBP_QUALITY, 101)  # above 100 is lossless
+    lossless = (cv2.IMWRITE_WEBP_QUALITY, 101)  # OpenCV encodes losslessly above 100
     done, content = cv2.imencode(".webp", np.ascontiguousarray(image[..., ::-1]), lossless)
     assert done, image.shape
     return content.tobytes()
 
 
 def decode(content: Buffer, codec: Codec) -> RGB8:
-    """Decode what `encode` stored to RGB [h w 3].
+    """Decode the bytes of `encode` to RGB [h w 3].
 
     Raises:
-        DamagedData: it is damaged or of another codec.
+        DamagedData: the bytes are damaged or of another codec.
     """
     if codec == "png":
         return png.decode_rgb(content)
@@ -47,10 +47,10 @@ def decode(content: Buffer, codec: Codec) -> RGB8:
 
 
 def decode_many(contents: Sequence[Buffer], codec: Codec, out: npt.NDArray[np.uint8]) -> None:
-    """Decode what `encode` stored into `out` [n h w 3], C-contiguous.
+    """Decode the bytes of `encode` into `out` [n h w 3], C-contiguous.
 
     Raises:
-        DamagedData: one is damaged, or of another codec or size.
+        DamagedData: an image is damaged, or of another codec or size.
     """
     if codec == "png":
         png.decode_many(contents, out)
@@ -63,8 +63,8 @@ def decode_many(contents: Sequence[Buffer], codec: Codec, out: npt.NDArray[np.ui
             continue
         image = decode(content, codec)
         if image.shape != target.shape:
-            size, wanted = image.shape, target.shape
-            raise DamagedData(f"is {size[1]}x{size[0]} instead of {wanted[1]}x{wanted[0]}")
+            (h, w, _), (height, width, _) = image.shape, target.shape
+            raise DamagedData(f"is {w}x{h} instead of {width}x{height}")
         target[...] = image
 
 
@@ -89,8 +89,11 @@ def _decode_raw(content: Buffer) -> RGB8:
 
 @lru_cache(maxsize=8)
 def raw_header(height: int, width: int) -> bytes:
-    """Version 1.0 of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html."""
+    """Return the header of an `.npy` file of RGB pixels, version 1.0.
+
+    https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
     stream = io.BytesIO()
-    described = {"descr": "|u1", "fortran_order": False, "shape": (height, width, 3)}
-    np.lib.format.write_array_header_1_0(stream, described)
+    fields = {"descr": "|u1", "fortran_order": False, "shape": (height, width, 3)}
+    np.lib.format.write_array_header_1_0(stream, fields)
     return stream.getvalue()

@@ -1,7 +1,7 @@
-"""Where each sample of a shard lies: `NAME.tar.idx` and `index/NAME.npz`.
+"""Positions of the samples of a shard: `NAME.tar.idx` and `index/NAME.npz`.
 
-The `.tar.idx` is little-endian `u64[N+1]`: the offset of each sample's first header, then the end
-of the last (Megatron-Energon reads the same). The `.npz` adds what a strict reader needs.
+The `.tar.idx` is little-endian `u64[N+1]`: the offset of each sample's first header, then the end of
+the last sample. Megatron-Energon reads this file. The `.npz` adds what a strict reader needs.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import numpy.typing as npt
 
 from shards.errors import DamagedData, remedy
 from shards.format.manifest import ShardEntry
+from shards.messages import format_count
 
-# what zipfile and numpy raise at a damaged file; RuntimeError is a flipped "encrypted" or "method"
+# exceptions of zipfile and numpy for a damaged file; RuntimeError: a flipped "encrypted" or "method" bit
 _DAMAGE = (
     OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
 class Origins(NamedTuple):
-    """Source, position and detail of N samples, as the index stores them."""
+    """Photo, position and detail of N samples, as the index stores them."""
 
     src: Sequence[str]
     x: npt.ArrayLike
@@ -54,22 +55,22 @@ class ShardIndex:
     sha256: str
 
     def entry(self, name: str) -> ShardEntry:
-        """The shard as the manifest lists it."""
+        """Return the shard's entry in the manifest."""
         return ShardEntry(name=name, samples=len(self.key), bytes=self.bytes, sha256=self.sha256)
 
 
 def idx_path(folder: Path, shard: str) -> Path:
-    """`FOLDER/train-000000.tar.idx` of `train-000000.tar`."""
+    """Return the path of `train-000000.tar.idx` for the shard `train-000000.tar`."""
     return folder / f"{shard}.idx"
 
 
 def npz_path(folder: Path, shard: str) -> Path:
-    """`FOLDER/index/train-000000.npz` of `train-000000.tar`."""
+    """Return the path of `index/train-000000.npz` for the shard `train-000000.tar`."""
     return folder / "index" / f"{shard.removesuffix('.tar')}.npz"
 
 
 def encode_idx(starts: Sequence[int], end: int) -> bytes:
-    """The bytes of a `.tar.idx`."""
+    """Return the bytes of a `.tar.idx`."""
     return np.array([*starts, end], dtype="<u8").tobytes()
 
 
@@ -78,11 +79,11 @@ def encode_npz(
     offsets: npt.NDArray[np.int64],
     sizes: npt.NDArray[np.int64],
     crc32: npt.NDArray[np.uint32],
-    origin: Origins,
+    origins: Origins,
     entry: ShardEntry,
 ) -> bytes:
-    """The bytes of an `index/*.npz`, with the fields of `ShardIndex`; the same for the same shard."""
-    src, src_id = np.unique(np.array(origin.src), return_inverse=True)
+    """Return the bytes of an `index/*.npz` with the fields of `ShardIndex`; equal for equal shards."""
+    src, src_id = np.unique(np.array(origins.src), return_inverse=True)
     fields: dict[str, npt.NDArray[Any]] = {
         "key": keys,
         "offset": offsets.astype(np.uint64),
@@ -90,10 +91,10 @@ def encode_npz(
         "crc32": crc32,
         "src": src,
         "src_id": src_id.astype(np.int32),
-        "x": np.asarray(origin.x, np.int32),
-        "y": np.asarray(origin.y, np.int32),
-        "luma_std": np.asarray(origin.luma_std, np.float32),
-        "gradient": np.asarray(origin.gradient, np.float32),
+        "x": np.asarray(origins.x, np.int32),
+        "y": np.asarray(origins.y, np.int32),
+        "luma_std": np.asarray(origins.luma_std, np.float32),
+        "gradient": np.asarray(origins.gradient, np.float32),
         "bytes": np.array(entry.bytes, np.int64),
         "sha256": np.array(entry.sha256),
     }
@@ -102,7 +103,7 @@ def encode_npz(
         for name, values in fields.items():
             member = io.BytesIO()
             np.lib.format.write_array(member, values, allow_pickle=False)
-            # numbers hardly shrink, and to try takes longer than all else here; names do, to a tenth
+            # Numbers hardly compress, and deflating them dominates the time; names shrink to a tenth.
             packing = zipfile.ZIP_DEFLATED if name == "src" else zipfile.ZIP_STORED
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue(), packing)
     return stream.getvalue()
@@ -112,7 +113,7 @@ def load_npz(path: Path) -> ShardIndex:
     """Read an index.
 
     Raises:
-        DamagedData: it is missing, damaged or contradicts itself.
+        DamagedData: the index is missing, damaged or inconsistent.
     """
     try:
         content = path.read_bytes()
@@ -124,10 +125,10 @@ def load_npz(path: Path) -> ShardIndex:
 
 
 def parse_npz(content: bytes, path: str) -> ShardIndex:
-    """The index in the bytes of an `index/*.npz` that lies at `path`.
+    """Return the index in the bytes of the file `path`.
 
     Raises:
-        DamagedData: it is damaged or contradicts itself.
+        DamagedData: the index is damaged or inconsistent.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
@@ -142,8 +143,10 @@ def parse_npz(content: bytes, path: str) -> ShardIndex:
     samples = len(index.key)
     for name in ("offset", "size", "crc32"):
         if getattr(index, name).shape != (samples, 3):
-            raise DamagedData(f"{path}: {name} does not fit its {samples} keys; {remedy(path)}")
+            raise DamagedData(
+                f"{path}: {name} does not match its {format_count(samples, 'key')}; {remedy(path)}"
+            )
     starts = index.offset[:, 0].astype(np.int64)
     if (index.offset + index.size > index.bytes).any() or (np.diff(starts) <= 0).any():
-        raise DamagedData(f"{path}: points outside of its shard; {remedy(path)}")
+        raise DamagedData(f"{path}: has offsets outside its shard; {remedy(path)}")
     return index

@@ -1,7 +1,7 @@
-"""The description of a data set, `manifest.json`, and the JSON of each patch pair.
+"""The manifest of a data set, `manifest.json`, and the JSON of each patch pair.
 
 The manifest is the commit record: it is written last, and a folder without it is not a data set.
-It holds no time and no machine, so the same photos and options give the same bytes.
+It contains no time and no host name, so the same photos and options give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Option = str | int | float | bool | None | list[str]
 
 
 class ShardEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One tar: its file name, how many samples it holds, its length and digest."""
+    """One tar: file name, number of samples, length in bytes, SHA-256."""
 
     name: str
     samples: int
@@ -38,7 +38,7 @@ class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Resize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Implementation that made the LR patches; implementations differ by one grey level in rare values."""
+    """The implementation that made the LR patches; implementations differ by 1 grey level in rare values."""
 
     kernel: str
     implementation: str
@@ -46,7 +46,7 @@ class Resize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Photos(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How many photos were found and used, per split, and how many were left out."""
+    """Numbers of photos found, rejected and used per split."""
 
     layout: str
     found: int
@@ -54,11 +54,11 @@ class Photos(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train: int
     val: int
     listing_sha256: str = ""
-    """Digest of the photos' names and sizes."""
+    """Digest of the names and sizes of the photos."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """The whole promise. `options` holds what decides the bytes, as on the command line."""
+    """All that defines a data set; `options` holds the command-line options that decide the bytes."""
 
     scale: int
     hr_size: int
@@ -69,14 +69,14 @@ class Manifest(msgspec.Struct, frozen=True):
     photos: Photos
     splits: dict[str, Split]
     crop_size: int = 0
-    """Side of the HR crop that training takes out of each patch, pixels; 0 for the whole patch."""
+    """Side of the HR crop that training takes from each patch, pixels; 0: the whole patch."""
     dataset_sha256: str = ""
     created_by: str = ""
     format: int = FORMAT
 
     @property
     def training_size(self) -> int:
-        """Side of an HR patch as training sees it, pixels."""
+        """Side of the HR patch or crop that training uses, pixels."""
         return self.crop_size or self.hr_size
 
 
@@ -90,26 +90,26 @@ class SampleInfo(msgspec.Struct):
     scale: int
     split: str
     src: str
-    """Path of the photo below its source folder, bytes that are not UTF-8 percent-escaped."""
+    """Path of the photo relative to its source folder; bytes that are not UTF-8 are percent-escaped."""
     src_sha256: str
     x: int
     """Left edge of the HR patch in the photo, pixels."""
     y: int
     blockiness: float | UnsetType = UNSET
-    """How much the photo showed its JPEG's blocks, if that was measured; about 1 if it did not."""
+    """Visibility of the photo's JPEG blocks, if measured; about 1 for none."""
     pre_scale: float | UnsetType = UNSET
-    """Scale of the photo before patches were cut; x and y refer to the scaled photo. Present with `blockiness`."""
+    """Scale of the photo before extraction; x and y refer to the scaled photo. Present with `blockiness`."""
     degradation: str | UnsetType = UNSET
-    """How LR was degraded, in words and numbers, where it is no plain bicubic."""
+    """Degradation of LR, in words and numbers; absent for plain bicubic."""
 
 
 def encode_info(info: SampleInfo) -> bytes:
-    """JSON with sorted keys; floats always with a fraction, as schema-guessing readers need."""
+    """Return JSON with sorted keys; floats always have a fraction, for readers that infer a schema."""
     return msgspec.json.encode(info, order="sorted")
 
 
 def dataset_digest(splits: dict[str, Split]) -> str:
-    """SHA-256 over the ordered names, counts and digests of all shards."""
+    """Return the SHA-256 over the ordered names, counts and digests of all shards."""
     digest = hashlib.sha256(b"usrgan shards format 1\n")
     for name in sorted(splits):
         for shard in splits[name].shards:
@@ -118,7 +118,7 @@ def dataset_digest(splits: dict[str, Split]) -> str:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The bytes of `manifest.json`: sorted keys, two spaces, a newline at the end."""
+    """Return the bytes of `manifest.json`: sorted keys, two spaces, a newline at the end."""
     fields = msgspec.to_builtins(manifest)
     return (json.dumps(fields, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
 
@@ -127,8 +127,8 @@ def load_manifest(folder: Path) -> Manifest:
     """Read and check `folder/manifest.json`.
 
     Raises:
-        UsageError: no data set there, an unfinished one, or one of a newer format.
-        DamagedData: the manifest contradicts itself.
+        UsageError: the folder has no data set, an unfinished one, or one of a newer format.
+        DamagedData: the manifest is inconsistent.
     """
     path = folder / NAME
     try:
@@ -143,40 +143,42 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(content: bytes, path: str) -> Manifest:
-    """Read and check the bytes of a manifest that lies at `path`.
+    """Parse and check the bytes of the manifest `path`.
 
     Raises:
-        UsageError: it is of a newer format.
-        DamagedData: it contradicts itself.
+        UsageError: the format is newer than this version reads.
+        DamagedData: the manifest is damaged or inconsistent.
     """
     try:
         fields = msgspec.json.decode(content)
-        found = fields.get("format") if isinstance(fields, dict) else None
-        if isinstance(found, int) and found > FORMAT:
+        version = fields.get("format") if isinstance(fields, dict) else None
+        if isinstance(version, int) and version > FORMAT:
             raise UsageError(
-                f"{path}: has shard format {found}, this usrgan reads up to {FORMAT}; install a newer usrgan"
+                f"{path}: has shard format {version}, but this usrgan reads up to {FORMAT}; install a newer usrgan"
             )
         manifest = msgspec.convert(fields, Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DamagedData(f"{path}: is damaged ({error}); {remedy(path)}") from None
     if dataset_digest(manifest.splits) != manifest.dataset_sha256:
-        raise DamagedData(f"{path}: its shards do not add up to dataset_sha256; {remedy(path)}")
+        raise DamagedData(f"{path}: dataset_sha256 does not match its shards; {remedy(path)}")
     for split in manifest.splits.values():
         if sum(shard.samples for shard in split.shards) != split.samples:
-            raise DamagedData(f"{path}: its sample counts do not add up; {remedy(path)}")
+            raise DamagedData(f"{path}: sample counts do not match the total; {remedy(path)}")
     return manifest
 
 
 def _explain_missing(folder: Path) -> str:
     if not folder.exists():
-        return f"{folder}: there is no such folder; make one with prep-shards --src PHOTOS --out {folder}"
+        return f"{folder}: does not exist; make a data set with prep-shards --src PHOTOS --out {folder}"
     if not folder.is_dir():
         return f"{folder}: is a file; name the folder that prep-shards wrote"
     if (folder / "_work").is_dir():
-        return f"{folder}: prep-shards has not finished here; run it again with the same options to go on"
+        return (
+            f"{folder}: prep-shards has not finished; run it again with the same options to resume"
+        )
     if any(folder.glob("*.tar")):
         return (
-            f"{folder}: has tars but no {NAME}, so it is not a whole data set; copy that as well,"
-            " or make one in an empty folder with prep-shards --src PHOTOS --out FOLDER"
+            f"{folder}: has tars but no {NAME}, so the data set is incomplete; copy the {NAME} too,"
+            " or make a data set in an empty folder with prep-shards --src PHOTOS --out FOLDER"
         )
     return f"{folder}: holds no shards; make some with prep-shards --src PHOTOS --out {folder}"

@@ -1,14 +1,14 @@
-/* PNG's filters undone for pixels of three bytes: https://www.w3.org/TR/png-3/#9Filter-types.
+/* Inverse PNG filters for pixels of three bytes: https://www.w3.org/TR/png-3/#9Filter-types.
  *
- * A row is its filter's number and then 3 * width bytes, each what is left after a prediction from
- * the bytes to the left (a), above (b) and left above (c); all sums are modulo 256. */
+ * A row is its filter type and then 3 * width bytes: the residuals of a prediction from the bytes to
+ * the left (a), above (b) and above left (c). All sums are modulo 256. */
 
 #include <string.h>
 
 enum { NONE, SUB, UP, AVERAGE, PAETH, PIXEL = 3 };
 
 typedef unsigned char byte;
-/* The bytes of a pixel side by side, and one that nobody looks at. */
+/* The three bytes of a pixel, and a fourth that is ignored. */
 typedef short lanes __attribute__((vector_size(8)));
 typedef byte quad __attribute__((vector_size(4)));
 
@@ -23,7 +23,7 @@ static inline void store(byte *at, lanes value) {
     memcpy(at, &bytes, 4);
 }
 
-/* Where a mask is all ones the first, else the second. */
+/* `yes` where the mask is all ones, else `no`. */
 static inline lanes choose(lanes mask, lanes yes, lanes no) {
     return (mask & yes) | (~mask & no);
 }
@@ -32,7 +32,7 @@ static inline lanes magnitude(lanes value) {
     return choose(value < 0, -value, value);
 }
 
-/* Whichever of a, b and c is nearest to a + b - c; of equals the first. */
+/* The one of a, b and c that is nearest to a + b - c; ties prefer a, then b. */
 static inline lanes paeth(lanes a, lanes b, lanes c) {
     lanes near_a = b - c, near_b = a - c;
     lanes to_a = magnitude(near_a), to_b = magnitude(near_b), to_c = magnitude(near_a + near_b);
@@ -90,24 +90,24 @@ static void nearest(const byte *row, const byte *above, byte *out, long length) 
     }
 }
 
-/* ISA-L leaves values behind in the upper parts of vector registers (seen in 2.32, after crc32 and inflate), and
- * code of before AVX, which has to keep them, then takes up to three times as long. */
+/* ISA-L leaves the upper halves of vector registers dirty (seen in 2.32, after crc32 and inflate). SSE code has
+ * to preserve them and then takes up to three times as long. */
 static void clean_registers(void) {
 #ifdef __x86_64__
     if (__builtin_cpu_supports("avx")) __asm__ volatile("vzeroupper");
 #endif
 }
 
-/* `images` of rows [height, 1 + 3 * width] to `out` [count, height, 3 * width]; above the first row of each
- * lies `nothing` [3 * width], all zero. Returns how many rows were understood: all, unless a filter is none
- * of PNG's. */
+/* Unfilter `images` of rows [height, 1 + 3 * width] to `out` [count, height, 3 * width]. `zero_row` is the row of
+ * zeros [3 * width] above the first row. Return the number of rows done: all, unless a filter type is
+ * invalid. */
 long unfilter(
-    const byte *const *images, const byte *nothing, byte *out, long count, long height, long width
+    const byte *const *images, const byte *zero_row, byte *out, long count, long height, long width
 ) {
     long length = PIXEL * width;
     clean_registers();
     for (long image = 0; image < count; image++) {
-        const byte *row = images[image], *above = nothing;
+        const byte *row = images[image], *above = zero_row;
         for (long y = 0; y < height; y++, row += 1 + length, above = out, out += length) {
             switch (row[0]) {
             case NONE: memcpy(out, row + 1, length); break;

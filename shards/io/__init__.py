@@ -1,7 +1,7 @@
-"""Everything that touches disks and networks.
+"""Access to disks and networks.
 
-atomic     the one place that writes files: temporary, fsync, rename
-remote     folders that are URLs
-compile_c  C compiled on first use
+atomic     all file writes: temporary file, fsync, rename
+remote     folders at URLs
+compile_c  C kernels, compiled on first use
 cache_dir  the user's cache folder
 """

@@ -1,9 +1,9 @@
-"""The one place where usrgan writes files: temp beside, fsync, rename, fsync of the folder.
+"""All file writes of usrgan: temporary file in the same folder, fsync, rename, fsync of the folder.
 
-A path that one can see is therefore always whole. Each step is an *operation* with a number, and
-`USRGAN_FAULT=kill@7` (or `enospc@7`, `eio@7`) makes the seventh one of this process fail, which is
-how the tests prove that a crash at any operation loses nothing. A failed fsync is never retried:
-the kernel may have dropped the pages already (https://wiki.postgresql.org/wiki/Fsync_Errors).
+A file under its final name is therefore always complete. Each step is a numbered *operation*:
+`USRGAN_FAULT=kill@7` (or `enospc@7`, `eio@7`) makes the seventh operation of this process fail. Tests
+use it to prove that a crash at any operation loses no data. A failed fsync is never retried, because
+the kernel may already have dropped the pages (https://wiki.postgresql.org/wiki/Fsync_Errors).
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from shards.errors import UsageError, WriteFailed
 
 TEMP_SUFFIX = ".tmp"
 _BUFFER = 2**16
-"""Bytes handed to the kernel at a time: a call costs as much as a few kilobytes."""
+"""Write buffer in bytes; one system call costs as much as copying a few kilobytes."""
 _PARTS_PER_WRITE = 8
-"""Pieces handed to the kernel at a time, about 100 KiB of patches: for more of them it takes larger pages, and
-a virtual machine that gave its free memory back is charged for these."""
+"""Parts per `writev`, about 100 KiB of patches. Larger calls use larger pages, which are expensive
+on a virtual machine that has returned its free memory to the host."""
 _operations = itertools.count(1)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Put `content` at `path`, whole and durable, or leave what was there before."""
+    """Replace `path` by `content`, complete and durable; on an error the old file stays."""
     with open_replacement(path) as stream:
         stream.write(content)
 
 
 @contextlib.contextmanager
 def open_replacement(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`; on a clean exit it is durable and takes the name.
+    """Open a temporary file beside `path`; on a clean exit, make it durable and rename it to `path`.
 
     Raises:
-        WriteFailed: the operating system refused; `path` is as it was and the temp is gone.
+        WriteFailed: a write failed; `path` is unchanged and the temporary file is removed.
     """
-    # no process id: those of two machines that share a folder may be the same
+    # A process id is not unique when two machines share the folder.
     temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMP_SUFFIX}")
     try:
         count_operation("open", temp)
@@ -67,31 +67,29 @@ def open_replacement(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_parts(stream: BinaryIO, pieces: Sequence[bytes]) -> None:
-    """Write pieces behind one another, not by way of the buffer: a third less time for pairs of patches."""
-    for first in range(0, len(pieces), _PARTS_PER_WRITE):
+def write_parts(stream: BinaryIO, parts: Sequence[bytes]) -> None:
+    """Write parts one after the other with `writev`, which saves a third of the time for patch pairs."""
+    for first in range(0, len(parts), _PARTS_PER_WRITE):
         stream.flush()
-        group = pieces[first : first + _PARTS_PER_WRITE]
+        group = parts[first : first + _PARTS_PER_WRITE]
         written = os.writev(stream.fileno(), group)
         if written < sum(map(len, group)):
-            stream.write(b"".join(group)[written:])  # fails, if the disk is full
+            stream.write(b"".join(group)[written:])  # raises the error of a full disk
 
 
 def start_writeback(stream: BinaryIO, start: int, stop: int) -> None:
-    """Start writing bytes [start, stop) to the disk in the background, so that fsync has less to wait for.
+    """Start writing bytes [start, stop) to disk in the background, to shorten the later fsync.
 
-    POSIX_FADV_DONTNEED makes Linux write dirty pages, and keep them.
+    POSIX_FADV_DONTNEED makes Linux write dirty pages; they stay in the cache.
     """
     stream.flush()
     if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(
-            OSError
-        ):  # a hint; what cannot be written fails where it is written
+        with contextlib.suppress(OSError):  # only a hint; fsync reports write errors
             os.posix_fadvise(stream.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add one line to a log, whole or not at all; a crash can cut the last line (readers skip a cut one)."""
+    """Append a complete line to a log; a crash can truncate the last line, which readers skip."""
     rest = line.encode() + b"\n"
     try:
         count_operation("append", path)
@@ -100,7 +98,7 @@ def append_line(path: Path, line: str) -> None:
             try:
                 while rest:
                     rest = rest[stream.write(rest) :]
-            except OSError:  # what is written next must not stand on the same line
+            except OSError:  # remove the partial line, or the next one would continue it
                 with contextlib.suppress(OSError):
                     stream.truncate(before)
                 raise
@@ -112,32 +110,32 @@ def make_folder(path: Path) -> None:
     """Create `path` and its parents, durably."""
     if path.is_dir():
         return
-    missing = [each for each in (path, *path.parents) if not each.exists()]
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         count_operation("mkdir", path)
         path.mkdir(parents=True, exist_ok=True)
-        for each in reversed(missing):
-            sync_folder(each.parent)
+        for folder in reversed(missing):
+            sync_folder(folder.parent)
     except OSError as error:
         raise WriteFailed(_describe_error(path, error)) from error
 
 
 def check_folder(path: Path, *, option: str) -> None:
-    """A folder that is there or can be made, and written to; nothing is written.
+    """Check that a folder exists or can be created, and is writable; write nothing.
 
     Raises:
-        UsageError: naming `option` and the file that is in the way.
-        WriteFailed: naming `option` and the folder that is read-only.
+        UsageError: a file blocks the path; names `option` and the file.
+        WriteFailed: the folder is read-only; names `option` and the folder.
     """
-    nearest = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     if not nearest.is_dir():
         raise UsageError(f"{option} {path}: {nearest} is a file; name a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise WriteFailed(f"{option} {path}: {nearest} cannot be written to; check its permissions")
+        raise WriteFailed(f"{option} {path}: {nearest} is not writable; check its permissions")
 
 
 def remove_file(path: Path) -> None:
-    """Delete a file or a folder tree if it is there."""
+    """Delete a file or a folder tree if it exists."""
     try:
         count_operation("remove", path)
         if path.is_dir() and not path.is_symlink():
@@ -149,7 +147,7 @@ def remove_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names inside a folder durable."""
+    """Make the entries of a folder durable."""
     count_operation("fsync folder", path)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -159,17 +157,18 @@ def sync_folder(path: Path) -> None:
 
 
 def sweep_temps(folder: Path) -> None:
-    """Delete the temporaries that a killed run left in `folder`; call under its lock."""
+    """Delete the temporary files of killed runs in `folder`; the caller holds its lock."""
     for temp in folder.glob(f".*{TEMP_SUFFIX}"):
         remove_file(temp)
 
 
 @contextlib.contextmanager
 def locked(folder: Path, *, holder: str) -> Iterator[None]:
-    """Hold `folder` for one writing run; the kernel frees the lock when the process dies.
+    """Lock `folder` for one writing run; the kernel releases the lock when the process ends.
 
     Raises:
-        UsageError: another process holds it.
+        UsageError: another process holds the lock.
+        WriteFailed: the lock file cannot be written, or the file system has no flock.
     """
     make_folder(folder)
     path = folder / ".lock"
@@ -187,8 +186,8 @@ def locked(folder: Path, *, holder: str) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise WriteFailed(
-                f"{folder}: cannot be locked against a second run ({error.strerror});"
-                " name a folder on a file system that has flock"
+                f"{folder}: cannot be locked ({error.strerror});"
+                " name a folder on a file system that supports flock"
             ) from error
         try:
             os.ftruncate(descriptor, 0)
@@ -204,21 +203,21 @@ def _describe_error(path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         folder = next(parent for parent in path.parents if parent.exists())
         free = shutil.disk_usage(folder).free / 2**20
-        return f"{path}: the disk is full ({free:.0f} MiB free); free some space and run the same command again"
+        return f"{path}: the disk is full ({free:.0f} MiB free); free space and run the same command again"
     if error.errno == errno.EFBIG:
-        return f"{path}: grew larger than files may be here (see ulimit -f); raise the limit"
+        return f"{path}: exceeds the file size limit; raise it with ulimit -f"
     return f"{path}: cannot be written ({error.strerror or error}); check the folder and its permissions"
 
 
 def count_operation(kind: str, path: Path) -> None:
-    """Count one operation and fail it if the tests asked for that."""
+    """Count one operation; raise or kill the process if USRGAN_FAULT names its number."""
     fault = os.environ.get("USRGAN_FAULT")
     if fault is None:
         return
-    what, _, number = fault.partition("@")
+    effect, _, number = fault.partition("@")
     if next(_operations) != int(number):
         return
-    if what == "kill":
+    if effect == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    code = {"enospc": errno.ENOSPC, "eio": errno.EIO}[what]
+    code = {"enospc": errno.ENOSPC, "eio": errno.EIO}[effect]
     raise OSError(code, f"{os.strerror(code)} (injected into {kind})", str(path))

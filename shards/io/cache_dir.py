@@ -8,9 +8,13 @@ from pathlib import Path
 
 
 def user_cache_path(name: str) -> Path | None:
-    """Where it is; None for accounts without a home, as of a container's bare user id."""
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    """Return the path of `name` in the user's cache; None for an account without a home folder.
+
+    A container that runs as a bare user id has no home folder.
+    """
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     with contextlib.suppress(RuntimeError):
-        # a relative one is to be ignored: https://specifications.freedesktop.org/basedir/latest
-        return (named if named.is_absolute() else Path.home() / ".cache") / "usrgan" / name
+        # a relative path must be ignored: https://specifications.freedesktop.org/basedir/latest
+        base = configured if configured.is_absolute() else Path.home() / ".cache"
+        return base / "usrgan" / name
     return None

@@ -1,8 +1,8 @@
-"""Folders that are URLs (s3://, gs://, hf://, memory:// …), by fsspec: listed, read, and filled.
+"""Folders at URLs (s3://, gs://, hf://, memory:// …) through fsspec: list, read and upload.
 
-An object is sent whole from a finished local file and never replaces one: where it is there already,
-its bytes must be the same. So two runs that write to one URL cannot mix their shards, and a run that
-was killed in the middle of an upload sends again what is not there.
+A file is uploaded whole from a finished local file and never replaces another: an existing object must
+have the same bytes. So two runs that write to one URL cannot mix their shards, and a run that was killed
+during an upload sends only what is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EXTRAS = {
     "s3": "'usrgan[s3]'", "s3a": "'usrgan[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs",
     "http": "aiohttp", "https": "aiohttp",
 }  # fmt: skip
-"""Package to install for a protocol; our own extra where one exists."""
+"""pip requirement for each protocol; an extra of usrgan where one exists."""
 _PART = 2**22
 
 
@@ -31,48 +31,49 @@ class RemoteFile(NamedTuple):
     """A file below a URL."""
 
     size: int
-    changed: int
+    modified_ns: int
     """Modification time in nanoseconds since 1970; 0 where the store has none."""
 
 
 def is_url(text: str) -> bool:
-    """Whether this names a store and no local folder."""
+    """Whether a location is the URL of a store, not a local folder."""
     return "://" in text
 
 
 def child(url: str, name: str) -> str:
-    """The URL of a file below a URL."""
+    """Return the URL of a file in the folder `url`."""
     return f"{url.rstrip('/')}/{name}"
 
 
 def list_files(url: str) -> dict[str, RemoteFile]:
-    """All files below a URL, by their paths below it.
+    """Return all files below a URL, keyed by their relative paths.
 
     Raises:
-        UsageError: the store is not known, holds nothing there, or a file of this very name.
+        UsageError: the protocol is unknown, the URL is empty, or it is a file.
+        UsrganError: the store does not answer.
     """
     with _wrap_errors(url, reading=True):
         system, root = _open_filesystem(url)
-        # a store's listing may be cached, and photos may have changed since
+        # fsspec caches listings, but photos may have changed since
         system.invalidate_cache()
         try:
-            found = system.find(root, detail=True)
+            files = system.find(root, detail=True)
         except FileNotFoundError:
-            raise UsageError(f"{url}: there is nothing there; check the URL") from None
+            raise UsageError(f"{url}: does not exist; check the URL") from None
     prefix = root.rstrip("/") + "/"
-    if list(found) == [prefix[:-1]]:
-        raise UsageError(f"{url}: is a file; name the folder that it is in")
+    if list(files) == [prefix[:-1]]:
+        raise UsageError(f"{url}: is a file; name its folder")
     return {
-        path.removeprefix(prefix): RemoteFile(int(info["size"]), _change_marker(info))
-        for path, info in sorted(found.items())
+        path.removeprefix(prefix): RemoteFile(int(info["size"]), _modified_ns(info))
+        for path, info in sorted(files.items())
     }
 
 
 def read_file(url: str) -> bytes:
-    """The bytes of one file.
+    """Return the bytes of one file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UsrganError: the store does not answer.
     """
     with _wrap_errors(url, reading=True):
@@ -82,12 +83,12 @@ def read_file(url: str) -> bytes:
 
 
 def read_range(url: str, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of one file, by one request; fewer where the file ends before.
+    """Return bytes [start, stop) of one file in one request; fewer at the end of the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UsrganError: the store does not answer.
-        UsageError: it sends other bytes than it was asked for.
+        UsageError: the server ignores ranges.
     """
     with _wrap_errors(url, reading=True):
         system, path = _open_filesystem(url)
@@ -100,10 +101,10 @@ def read_range(url: str, start: int, stop: int) -> bytes:
 
 
 def read_parts(url: str) -> Iterator[bytes]:
-    """One file from beginning to end, in parts.
+    """Yield a file from beginning to end, in parts of at most 4 MiB.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         UsrganError: the store does not answer.
     """
     with _wrap_errors(url, reading=True):
@@ -114,11 +115,11 @@ def read_parts(url: str) -> Iterator[bytes]:
 
 
 def upload_file(local: Path, url: str) -> None:
-    """Put a finished file at a URL, unless it is there already.
+    """Upload a finished file, unless the same bytes are already at the URL.
 
     Raises:
-        UsageError: another file is there.
-        WriteFailed: the store refused.
+        UsageError: the URL holds different bytes.
+        WriteFailed: the store refused the upload.
     """
     with _wrap_errors(url, reading=False):
         system, path = _open_filesystem(url)
@@ -133,15 +134,15 @@ def upload_file(local: Path, url: str) -> None:
             digest.update(part)
         if digest.digest() != hashlib.sha256(local.read_bytes()).digest():
             raise UsageError(
-                f"{url}: another run has put something else there; name another folder or add --overwrite"
+                f"{url}: another run wrote different bytes there; name another folder or add --overwrite"
             )
 
 
 def remove_file(url: str) -> None:
-    """Delete one file if it is there.
+    """Delete one file if it exists.
 
     Raises:
-        WriteFailed: the store refused.
+        WriteFailed: the store refused the deletion.
     """
     with _wrap_errors(url, reading=False), contextlib.suppress(FileNotFoundError):
         system, path = _open_filesystem(url)
@@ -150,7 +151,7 @@ def remove_file(url: str) -> None:
 
 
 def _open_filesystem(url: str) -> tuple[Any, str]:
-    import fsspec  # only where a URL is named
+    import fsspec  # slow, and needed only for URLs
 
     protocol = url.partition("://")[0]
     try:
@@ -164,24 +165,24 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _wrap_errors(url: str, *, reading: bool) -> Iterator[None]:
-    """A store's own errors in one line."""
+    """Turn the exceptions of a store into one-line errors of ours."""
     try:
         yield
     except UsrganError:
         raise
-    except Exception as error:  # each store brings a family of its own
+    except Exception as error:  # every store has its own exception classes
         if reading and isinstance(error, FileNotFoundError):
             raise
-        said = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         kind = UsrganError if reading else WriteFailed
         verb = "read" if reading else "written"
         raise kind(
-            f"{url}: cannot be {verb} ({said}); check the URL, the credentials and the network"
+            f"{url}: cannot be {verb} ({reason}); check the URL, the credentials and the network"
         ) from error
 
 
-def _change_marker(info: dict[str, Any]) -> int:
-    """When a file was last written; stores call it differently."""
+def _modified_ns(info: dict[str, Any]) -> int:
+    """Return the modification time in nanoseconds since 1970; every store names that field differently."""
     for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
         value = info.get(name)
         if isinstance(value, datetime):

@@ -77,7 +77,7 @@ def row_copies(
     length = lr_at + size[:, 2] - start
     places = np.stack((start, length, gap, json_at, json_at + size[:, 1]), axis=1).tolist()
     behind = form.before_hr, b"", form.before_lr
-    frames = tar.build_headers(keys, tar.split_name(codec.EXTENSIONS["raw"]), size, behind=behind)
+    frames = tar.build_headers(keys, tar.member_names(codec.EXTENSIONS["raw"]), size, behind=behind)
     return RowCopies(form, places, frames.tobytes(), crcs.tolist())
 
 

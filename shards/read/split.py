@@ -65,7 +65,7 @@ class SplitReader:
             self._form = raw_fast_path.raw_layout(
                 manifest.hr_size, manifest.hr_size // manifest.scale
             )
-        self._parts = tar.split_name(codec.EXTENSIONS[manifest.codec])
+        self._parts = tar.member_names(codec.EXTENSIONS[manifest.codec])
         self._shards = manifest.splits[name].shards
         self._indices = indices
         self._first = [0, *itertools.accumulate(shard.samples for shard in self._shards)]

@@ -92,7 +92,7 @@ def _decode_sample(sample: dict[str, Any], *, name: codec.Codec) -> DecodedSampl
     path = Path(sample["__url__"])
     stored = _load_index(path)
     row = int(np.searchsorted(stored.key, int(sample["__key__"])))
-    parts = tar.split_name(codec.EXTENSIONS[name])
+    parts = tar.member_names(codec.EXTENSIONS[name])
     for number, part in enumerate(parts):
         content = sample.get(part, b"")
         if row == len(stored.key) or isal_zlib.crc32(content) != stored.crc32[row, number]:

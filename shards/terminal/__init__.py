@@ -1,5 +1,5 @@
 """Terminal output, shared by all commands.
 
 console   options, errors, exit codes, JSON
-progress  a bar on a terminal, lines elsewhere
+progress  progress bar on a terminal, log lines otherwise
 """

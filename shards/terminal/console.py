@@ -1,6 +1,6 @@
-"""Terminal functions of all commands: common options, one-line errors, results.
+"""Terminal functions of all commands: shared options, one-line errors, results.
 
-Results go to stdout, everything else to stderr, so that `--json` output can be piped.
+Results go to stdout and everything else to stderr, so that `--json` output can be piped.
 """
 
 from __future__ import annotations
@@ -26,50 +26,50 @@ from shards.version import __version__
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 ARGUMENTS_KEY = "usrgan.given"
-"""Where click's context keeps the arguments as they were typed."""
+"""Key in click's context for the arguments as typed."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class FilePath(click.Path):
-    """A path, never empty: an unset variable would mean the current folder; nor a URL: that would be a folder `s3:`."""
+    """A local path: not empty (an unset variable would mean the current folder) and not a URL."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as click has it
-        """The path as a `Path`."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  click's signature
+        """Return the value as a `Path`."""
         if not str(value):
-            self.fail("the path is empty (a variable that is not set?)", param, ctx)
+            self.fail("the path is empty; check that its variable is set", param, ctx)
         if "://" in str(value):
             self.fail(f"{value} is a URL; name a local path here", param, ctx)
         return super().convert(value, param, ctx)
 
 
 class FolderOrUrl(FilePath):
-    """A path, or a URL of a store as it was typed."""
+    """A local path or the URL of a store."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as click has it
-        """The path as a `Path`, the URL as text."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  click's signature
+        """Return a path as a `Path`, a URL as text."""
         return value if "://" in str(value) else super().convert(value, param, ctx)
 
 
 class _Command(click.Command):
-    """A command whose errors are one line and an exit code."""
+    """A command that reports each error as one line and an exit code."""
 
     example = ""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None,
-        **extra: Any,  # noqa: ANN401  as click has it
+        **extra: Any,  # noqa: ANN401  click's signature
     ) -> click.Context:  # fmt: skip
-        """Report wrong usage like any other error."""
-        for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign gets it escaped
+        """Parse the arguments; report wrong usage like any other error."""
+        for stream in (sys.stdout, sys.stderr):  # escape characters that the terminal cannot show
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         with _report_usage(info_name):
-            given = tuple(args)
+            arguments = tuple(args)
             context = super().make_context(info_name, args, parent, **extra)
-            context.meta[ARGUMENTS_KEY] = given
+            context.meta[ARGUMENTS_KEY] = arguments
             return context
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -86,15 +86,15 @@ class _Command(click.Command):
 
 
 class _Group(click.Group):
-    """A command with subcommands, and an example under its help."""
+    """A command with subcommands and an example in its help."""
 
     example = ""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None,
-        **extra: Any,  # noqa: ANN401  as click has it
+        **extra: Any,  # noqa: ANN401  click's signature
     ) -> click.Context:  # fmt: skip
-        """Report wrong usage like any other error."""
+        """Parse the arguments; report wrong usage like any other error."""
         with _report_usage(info_name):
             return super().make_context(info_name, args, parent, **extra)
 
@@ -111,40 +111,40 @@ class _Group(click.Group):
 
 @contextlib.contextmanager
 def _report_usage(name: str | None) -> Iterator[None]:
-    """Print click's complaint about the options as one line and leave with its exit code."""
+    """Print click's usage error as one line and exit with the code of wrong usage."""
     try:
         yield
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else name
-        said = " ".join(error.format_message().split()).rstrip(".")
-        exit_with_error(f"{said}; see {path} --help", code=UsageError.exit_code)
+        problem = " ".join(error.format_message().split()).rstrip(".")
+        exit_with_error(f"{problem}; see {path} --help", code=UsageError.exit_code)
 
 
 def _format_example(example: str, formatter: click.HelpFormatter) -> None:
-    """Lines as they are typed, never wrapped."""
+    """Write the example below the help, without wrapping its lines."""
     with formatter.section("Example"):
         for line in example.splitlines():
             formatter.write(f"{'':{formatter.current_indent}}{line}\n")
 
 
 def group_class(example: str) -> type[click.Group]:
-    """The `cls=` of a click group: adds an example under its help."""
+    """Return the `cls=` of a click group with an example in its help."""
     return type("Group", (_Group,), {"example": example})
 
 
 def command_class(example: str) -> type[click.Command]:
-    """The `cls=` of a click command: adds `--debug` and, under its help, an example."""
+    """Return the `cls=` of a click command with `--debug` and an example in its help."""
     return type("Command", (_Command,), {"example": example})
 
 
 def command(
     name: str, *, example: str, any_options: bool = False
 ) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a function one of usrgan's commands, with `--version`, `--debug` and an example.
+    """Turn a function into a command of usrgan with `--version`, `--debug` and an example.
 
-    With `any_options` it takes options that it does not know, as arguments.
+    With `any_options`, unknown options are passed on as arguments.
     """
 
     def wrap(function: Callable[..., None]) -> click.Command:
@@ -157,7 +157,7 @@ def command(
 
 @contextlib.contextmanager
 def report_errors(*, debug: bool) -> Iterator[None]:
-    """Print an error as one line and leave with its exit code."""
+    """Print an error as one line and exit with its code."""
     try:
         yield
     except click.ClickException:
@@ -165,11 +165,11 @@ def report_errors(*, debug: bool) -> Iterator[None]:
     except UsrganError as error:
         exit_with_error(str(error), code=error.exit_code, debug=debug)
     except KeyboardInterrupt:
-        exit_with_error("run the same command again to go on", code=Stopped.exit_code, debug=debug)
+        exit_with_error("run the same command again to resume", code=Stopped.exit_code, debug=debug)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except OSError as error:  # of the machine, not of the program
+    except OSError as error:  # caused by the machine, not by a bug
         name = error.filename if isinstance(error.filename, str) else "the output"
         exit_with_error(f"{name}: {error.strerror or error}", code=1, debug=debug)
     except Exception as error:
@@ -187,13 +187,13 @@ def exit_with_error(message: str, *, code: int, debug: bool = False) -> NoReturn
 
 
 def print_error(message: str, *, stopped: bool = False) -> None:
-    """Print one line about what went wrong."""
+    """Print one line that says what went wrong."""
     head = ("stopped:", "yellow") if stopped else ("error:", "red")
     err.print(Text.assemble(head, " ", printable(message)))
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with control and undecodable characters escaped."""
+    """Return `text` on one line, with control and undecodable characters escaped."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "replace").decode()
         for c in text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -201,7 +201,7 @@ def printable(text: str) -> str:
 
 
 def say(message: str) -> None:
-    """Print a line on stderr; with a time stamp where stderr is no terminal."""
+    """Print a line on stderr, with a time stamp if stderr is not a terminal."""
     stamp = "" if err.is_terminal else time.strftime("%H:%M:%S ")
     err.print(stamp + printable(message), markup=False)
 
@@ -220,24 +220,24 @@ def print_json(result: object) -> None:
 def stop_requests(
     *, also: tuple[signal.Signals, ...] = (), insist: bool = True
 ) -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGINT, and `also` others, into a question that the work asks between two steps.
+    """Catch SIGTERM, SIGINT and the signals in `also`; yield a function that says whether one arrived.
 
-    The handler sets a flag and nothing else. With `insist` a second SIGTERM or SIGINT ends the process
-    at once.
+    The handler only sets a flag, which the caller checks between two steps. With `insist`, a second
+    SIGTERM or SIGINT kills the process at once.
     """
-    asked = False
+    requested = False
 
     def request(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked and insist and number not in also:
+        nonlocal requested
+        if requested and insist and number not in also:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        asked = True
+        requested = True
 
     numbers = (signal.SIGTERM, signal.SIGINT, *also)
     before = {number: signal.signal(number, request) for number in numbers}
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, time-stamped lines off it."""
+"""Progress of long work: a bar on a terminal, time-stamped lines otherwise."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from shards.messages import format_duration
 from shards.terminal.console import err, printable, say
 
 LOG_EVERY_SECONDS = 10.0
 Advance = Callable[[int, str], None]
-"""`advance(units, note)`: units finished since the last call, possibly 0; the note is shown behind the bar."""
+"""`advance(units, note)`: units finished since the last call, possibly 0; the bar shows the note."""
 
 
 @contextlib.contextmanager
 def progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Show a bar with rate and time left on a terminal, and time-stamped lines off it.
+    """Show a bar with rate and time left on a terminal, time-stamped lines otherwise.
 
-    `done` units were there before and count for the bar, not for the rate.
+    `done` units were finished before; they count for the bar, not for the rate.
     """
     if err.is_terminal:
         with Progress(
@@ -51,7 +52,7 @@ def progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Ad
                 bars.advance(task, steps)
                 rate = (bars.tasks[0].completed - done) / max(time.monotonic() - started, 1e-3)
                 bars.update(task, rate=f"{rate:,.1f} {unit}/s")
-                if note:  # the last one stays to be read
+                if note:  # keep the last note visible
                     bars.update(task, note=printable(note))
 
             yield advance
@@ -71,7 +72,7 @@ def _log_progress(title: str, *, total: int, unit: str, before: int) -> Advance:
             return
         last = now
         rate = (done - before) / max(now - started, 1e-3)
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
+        left = f", {format_duration((total - done) / rate)} left" if rate > 0 else ""
         say(f"{title}: {done:,}/{total:,} {unit} ({rate:,.1f}/s{left}) {note}".rstrip())
 
     return advance

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from shards import writer
 from shards.format import png
@@ -13,6 +15,9 @@ from shards.format.manifest import Manifest, Photos, Resize, SampleInfo, Split, 
 from shards.images import resize
 from tests.shards.support import Sample, write_samples
 from tests.trainer.support import make_patch
+from trainer.config.schema import GeneratorConfig
+from trainer.models import build_generator
+from trainer.weights.safetensors_io import save_tensors
 
 SIDE = 64
 """Of an HR patch: training on the usual 128 would take the tests four times as long, and show no more."""
@@ -48,4 +53,25 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             splits={"train": Split(24, train), "val": Split(8, (val,))},
         ),
     )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a small RRDBNet, x4."""
+    torch.manual_seed(1)
+    net = build_generator(GeneratorConfig(features=8, blocks=1, growth=4, norm="none"), scale=4)
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_tensors(path, net.state_dict(), {"scale": "4"})
+    return path
+
+
+@pytest.fixture
+def odd_pictures(tmp_path: Path) -> Path:
+    """`Mine/HR` with three pictures of odd sizes."""
+    folder = tmp_path / "Mine/HR"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        picture = np.ascontiguousarray(make_patch(number)[: 128 - number, : 121 + number])
+        (folder / f"p{number}.png").write_bytes(png.encode_rgb(picture))
     return folder

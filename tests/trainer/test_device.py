@@ -38,12 +38,12 @@ def validate(asking: Asking) -> None:
     upscale_patches(asking, [PIXELS], device=CPU)
 
 
-def judge(asking: Asking) -> None:
+def measure_distance(asking: Asking) -> None:
     module = SimpleNamespace(features=asking, compare=lambda sr, hr: torch.zeros(1))
     PerceptualMetric("lpips", "", "", 1, module, CPU).metric_for(PIXELS)(PIXELS)
 
 
-@pytest.mark.parametrize("use", [upscale, validate, judge])
+@pytest.mark.parametrize("use", [upscale, validate, measure_distance])
 @pytest.mark.parametrize("before", [True, False])
 def test_nothing_is_rounded_to_tf32_and_the_setting_comes_back(use, before, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)

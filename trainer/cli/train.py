@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 @click.option(
     "--init",
     type=console.FilePath(),
-    help="Weights to start the (first) stage from, .safetensors.",
+    help="Weights (.safetensors) from which the first stage starts.",
 )
 @click.option(
     "--vgg",
@@ -73,25 +73,25 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--lpips", type=console.FilePath(), metavar="FILE", envvar="USRGAN_LPIPS",
-    help="torchvision's AlexNet or VGG-16: validate by LPIPS, too, which then chooses the best of stage gan."
+    help="torchvision's AlexNet or VGG-16: also validate by LPIPS, which then chooses the best of stage gan."
     "  [default: $USRGAN_LPIPS]",
 )  # fmt: skip
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-    help="Where to compute; auto takes a GPU if there is one.",
+    help="Device; auto takes a GPU if torch sees one.",
 )  # fmt: skip
 @click.option(
     "--gpus", type=click.IntRange(1), default=1, show_default=True, metavar="N",
-    help="Processes on this machine, each with a GPU of its own (or CPU cores: --device cpu).",
+    help="Processes on this machine, each with its own GPU (or CPU cores: --device cpu).",
 )  # fmt: skip
-@click.option("--print-config", is_flag=True, help="Print the resolved settings as TOML and end.")
+@click.option("--print-config", is_flag=True, help="Print the resolved settings as TOML and exit.")
 @click.option("--dry-run", is_flag=True, help="Check everything, train nothing, write nothing.")
 @click.option(
     "--report",
     "report_of",
     type=console.FilePath(),
     metavar="RUN",
-    help="Make RUN/report.html and RUN/figures/ anew and end.",
+    help="Rewrite RUN/report.html and RUN/figures/ and exit.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def train_main(
@@ -113,8 +113,8 @@ def train_main(
 ) -> None:
     """Train a super-resolution model on shards.
 
-    Stage psnr learns to reconstruct, stage gan to look real. A run that was stopped or killed goes
-    on when the same command is run again.
+    Stage psnr learns to reconstruct, stage gan to look real. A stopped or killed run resumes when
+    you run the same command again.
     """
     given = click.get_current_context().meta[console.ARGUMENTS_KEY]
     from trainer.config.load import load_config

@@ -1,4 +1,4 @@
-"""`upscale-sr`: batch upscaling of files and folders."""
+"""`upscale-sr`: upscaling of image files and folders."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option(
     "-o", "--output", required=True, type=console.FilePath(),
-    help="Folder, or a .png, .jpg or .webp file for a single picture.",
+    help="Output folder, or a .png, .jpg or .webp file for a single image.",
 )  # fmt: skip
 @click.option(
     "-r",
     "--recursive",
     is_flag=True,
-    help="Look into subfolders except hidden ones; the tree is mirrored.",
+    help="Search subfolders, except hidden ones; the output mirrors them.",
 )
-@click.option("--model", type=console.FilePath(), help="Weights, .safetensors.")
-@click.option("--overwrite", is_flag=True, help="Upscale again what is there already.")
+@click.option("--model", type=console.FilePath(), help="Weights file, .safetensors.")
+@click.option("--overwrite", is_flag=True, help="Replace existing output files.")
 @click.option(
     "--tile", type=click.IntRange(16), default=256, show_default=True, metavar="N",
-    help="Side of a tile, pixels; smaller needs less memory.",
+    help="Side of a tile, in input pixels; smaller tiles need less memory.",
 )  # fmt: skip
 @click.option(
     "--overlap", type=click.IntRange(0), show_default="32, or a quarter of a smaller tile", metavar="N",
-    help="Pixels that neighbouring tiles share, at most a quarter of a tile.",
+    help="Overlap of neighbouring tiles, in input pixels, at most a quarter of a tile.",
 )  # fmt: skip
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-    help="Where to compute; auto takes a GPU if there is one.",
+    help="Device; auto uses a GPU if available.",
 )  # fmt: skip
 @click.option(
     "--report", type=console.FilePath(), metavar="FILE", help="Write the results as JSON."
@@ -55,17 +55,17 @@ def upscale_main(
     inputs: tuple[str, ...], output: Path, model: Path | None, tile: int, overlap: int | None, device: str,
     report: Path | None, *, recursive: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Upscale pictures: files, folders and patterns.
+    """Upscale images: files, folders and glob patterns.
 
-    What is there already is skipped, so an interrupted run goes on when the same command is run
-    again. A picture that cannot be read does not end the run; it is named, and the exit code is 1.
+    Existing output files are skipped: the same command resumes an interrupted run. An image that cannot be
+    upscaled does not end the run; a warning names it, and the exit code is 1.
 
-    Grey stays grey, Exif's turn is applied, and the colour profile goes along; Exif itself does not.
-    Pictures of 16 bits a channel and with transparent pixels are refused for now.
+    Grey images stay grey, the Exif orientation is applied and the colour profile is kept; Exif is not.
+    Images with 16 bits per channel or with transparent pixels are not supported yet.
     """
     if model is None:
         raise UsageError(
-            "--model: name weights to upscale with, such as RUN/checkpoints/final/gan.safetensors"
+            "--model: weights file is missing; use for example RUN/checkpoints/final/gan.safetensors"
             " of a train-sr run"
         )
     if overlap is None:
@@ -73,14 +73,14 @@ def upscale_main(
     if 4 * overlap > tile:
         raise UsageError(f"--overlap {overlap}: use at most a quarter of the tile, {tile // 4}")
     from trainer.device import choose_device
-    from trainer.upscaling.upscale import picture_upscaler, plan, upscale_all
+    from trainer.upscaling.upscale import build_upscaler, plan_tasks, upscale_files
     from trainer.weights.generators import load_generator
 
     if report is not None and (report.is_dir() or report.suffix.lower() != ".json"):
-        raise UsageError(f"--report {report}: is no .json file; name one")
+        raise UsageError(f"--report {report}: is not a .json file; name one")
     if report is not None:
         atomic.check_folder(report.parent, option="--report")
-    tasks = plan(inputs, output, recursive=recursive)
+    tasks = plan_tasks(inputs, output, recursive=recursive)
     chosen = choose_device(device)
     loaded = load_generator(model, device=chosen)
     if report is not None:
@@ -88,54 +88,62 @@ def upscale_main(
     results: list[Result] = []
     with (
         console.stop_requests() as stopping,
-        progress("upscale", total=len(tasks), unit="pictures") as advance,
+        progress("upscale", total=len(tasks), unit="images") as advance,
     ):
 
-        def tiled(done: int, total: int) -> None:
+        def report_tile(done: int, total: int) -> None:
             if total > 1:
-                ending = ", then it stops (Ctrl-C again: at once)" if stopping() else ""
+                ending = ", then stop (Ctrl-C again: stop now)" if stopping() else ""
                 advance(0, f"tile {done:,} of {total:,}{ending}")
 
-        def note(result: Result) -> None:
+        def report_result(result: Result) -> None:
             results.append(result)
             if result.reason and result.status != "skipped":
                 console.warn(f"{result.input}: {result.reason}")
             advance(1, Path(result.input).name)
 
-        upscaler = picture_upscaler(loaded, tile=tile, overlap=overlap, device=chosen, tiled=tiled)
+        upscaler = build_upscaler(
+            loaded, tile=tile, overlap=overlap, device=chosen, on_tile=report_tile
+        )
         try:
-            upscale_all(tasks, upscaler, overwrite=overwrite, stopping=stopping, report=note)
+            upscale_files(
+                tasks, upscaler, overwrite=overwrite, stopping=stopping, report=report_result
+            )
         finally:
-            _finish(results, report, as_json=as_json)
+            _print_results(results, report, as_json=as_json)
     failed = [result for result in results if result.status == "failed"]
     if failed:
-        rest = f"; the rest is in {output}" if len(failed) < len(tasks) else ""
+        rest = f"; the others are in {output}" if len(failed) < len(tasks) else ""
         raise UsrganError(
-            f"{len(failed)} of {len(tasks)} pictures could not be upscaled, for the reasons above{rest}"
+            f"{len(failed)} of {len(tasks)} image{'s' * (len(tasks) != 1)} could not be upscaled,"
+            f" for the reasons above{rest}"
         )
 
 
-def _finish(results: list[Result], report: Path | None, *, as_json: bool) -> None:
+def _print_results(results: list[Result], report: Path | None, *, as_json: bool) -> None:
     counts = {
         status: sum(result.status == status for result in results)
         for status in ("done", "skipped", "failed")
     }
-    results = [_printable(result) for result in results]
-    described = {**counts, "pictures": results}
+    results = [_escape_paths(result) for result in results]
+    summary = {**counts, "pictures": results}
     if report is not None:
-        atomic.write_file(report, msgspec.json.format(msgspec.json.encode(described), indent=2))
+        atomic.write_file(report, msgspec.json.format(msgspec.json.encode(summary), indent=2))
     if as_json:
-        console.print_json(described)
+        console.print_json(summary)
     else:
         for result in results:
             if result.status == "done":
                 click.echo(f"{result.output}  {result.width}x{result.height}")
         if counts["skipped"]:
-            click.echo(f"{counts['skipped']} were there already (--overwrite does them again)")
+            plural = "s" * (counts["skipped"] != 1)
+            click.echo(
+                f"{counts['skipped']} existing file{plural} skipped (--overwrite replaces them)"
+            )
 
 
-def _printable(result: Result) -> Result:
-    """The result with paths that any terminal and JSON can hold: file names are bytes."""
+def _escape_paths(result: Result) -> Result:
+    """Return the result with escaped paths, because file names can be bytes that are not UTF-8."""
     return msgspec.structs.replace(
         result,
         input=console.printable(result.input),

@@ -1,11 +1,11 @@
-"""Quality of generators, measured as the field's tables do.
+"""Quality of generators, measured as in the tables of published papers.
 
 metrics     PSNR and SSIM by MATLAB's protocol
-spectrum    power by frequency beside the original's
-validation  held-out patches while training
-test_sets   HR pictures with their LR
-evaluate    models and baselines on test sets: the rows of Table 1
+spectrum    spectral power relative to HR
+validation  scores on held-out patches during training
+test_sets   HR images with their LR
+evaluate    scores of models and baselines on test sets: the rows of Table 1
 tables      rows as Markdown and CSV
-row_labels  short, distinct names of models
+row_labels  short, unique names of models
 comparison  sheets of LR, each model, HR and error maps
 """

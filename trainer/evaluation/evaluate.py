@@ -1,4 +1,4 @@
-"""Models and baselines on image sets: the rows of the paper's Table 1."""
+"""Scores of models and baselines on test sets: the rows of the paper's Table 1."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ PUBLISHED_SCORES = {
     "bsds100": (25.96, 0.668),
     "urban100": (23.14, 0.658),
 }
-"""PSNR-Y in dB and SSIM-Y of bicubic x4 on the standard sets, by the protocol of `metrics`."""
+"""Published PSNR-Y in dB and SSIM-Y of bicubic x4 on the standard sets, by the protocol of `metrics`."""
 PUBLISHED_DB_TOLERANCE, PUBLISHED_SSIM_TOLERANCE = 0.02, 0.001
-"""How far a bicubic row may be from them."""
-SCORES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
-VALUES = (*SCORES, "lpips", "dists", *spectrum.NAMES)
+"""Allowed difference of a bicubic row from the published scores, in dB and in SSIM."""
+SCORE_NAMES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
+VALUE_NAMES = (*SCORE_NAMES, "lpips", "dists", *spectrum.DETAIL_NAMES)
+"""Columns of the tables, in their order."""
 Upscaler = Callable[[RGB8], RGB8]
-"""LR picture [h w 3] to SR picture [h*scale w*scale 3]."""
+"""Function from an LR image [h w 3] to its SR image [h*scale w*scale 3]."""
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One line of the table: means over a set; from `lpips` on, those that were asked for."""
+    """Table row: mean scores of one model over a test set; `lpips` and later ones only if requested."""
 
     set: str
     model: str
@@ -56,93 +57,104 @@ class Row(msgspec.Struct, frozen=True):
     band_4: float | UnsetType = UNSET
 
 
-def evaluate(
-    found: ImageSet,
+def score_models(
+    test_set: ImageSet,
     models: Sequence[tuple[str, Upscaler]],
     *,
     scale: int,
-    judges: Sequence[PerceptualMetric],
+    metrics: Sequence[PerceptualMetric],
     detail: bool,
-    strips: Path | None,
+    sheets: Path | None,
     advance: Callable[[int, str], None],
 ) -> list[Row]:
-    """Score every model on every picture of a set, with `detail` its spectrum, too; each picture is read once.
+    """Return one row for each model; every image of the set is read once.
+
+    Args:
+        test_set: HR images with their LR.
+        models: label and upscaler of each row.
+        scale: HR side over LR side; also the border that the scores leave out, in pixels.
+        metrics: perceptual metrics, one more column each.
+        detail: whether to add the spectral columns.
+        sheets: folder for comparison sheets; None writes none.
+        advance: called after each image with 1 and its name.
 
     Raises:
-        UsrganError: a picture cannot be scored, or memory does not hold it; names it.
+        UsrganError: an image cannot be scored or does not fit into memory; names the image.
     """
     scores: list[list[dict[str, str | float]]] = [[] for _ in models]
-    for picture in found.pictures():
-        shown = []
-        asked = {judge.name: judge.metric_for(picture.hr) for judge in judges}
-        levels = spectrum.detail_against(picture.hr, crop=scale) if detail else None
+    for pair in test_set.read_pairs():
+        columns = []
+        distances = {metric.name: metric.metric_for(pair.hr) for metric in metrics}
+        measure_detail = spectrum.detail_metric_for(pair.hr, crop=scale) if detail else None
         for number, (model, upscaler) in enumerate(models):
-            what = f"{model} of {found.name}/{picture.name}"
-            with explain_out_of_memory(what, fix="free some, or leave this picture out"):
-                sr = upscaler(picture.lr)
+            subject = f"{model} of {test_set.name}/{pair.name}"
+            with explain_out_of_memory(subject, fix="free memory, or remove this image"):
+                sr = upscaler(pair.lr)
             try:
-                values = _scores(sr, picture.hr, scale=scale, asked=asked)
-                values |= levels(sr) if levels else {}
+                values = _score_image(sr, pair.hr, scale=scale, distances=distances)
+                values |= measure_detail(sr) if measure_detail else {}
             except UsrganError as error:
-                raise UsrganError(f"{found.name}/{picture.name}: {error}") from None
-            scores[number].append({"image": picture.name, **values})
-            shown.append(
-                SheetColumn(model, sr, f"{values['psnr_y']:.2f} dB  {values['ssim_y']:.4f}")
-            )
-        if strips:
-            write_comparison_sheet(strips / f"{found.name}-{picture.name}.png", picture, shown)
-        advance(1, picture.name)
-    return [_row(found, model, each) for (model, _), each in zip(models, scores, strict=True)]
+                raise UsrganError(f"{test_set.name}/{pair.name}: {error}") from None
+            scores[number].append({"image": pair.name, **values})
+            caption = f"{values['psnr_y']:.2f} dB  {values['ssim_y']:.4f}"
+            columns.append(SheetColumn(model, sr, caption))
+        if sheets:
+            write_comparison_sheet(sheets / f"{test_set.name}-{pair.name}.png", pair, columns)
+        advance(1, pair.name)
+    return [
+        _average_row(test_set, model, own) for (model, _), own in zip(models, scores, strict=True)
+    ]
 
 
-def baseline(kernel: resize.Enlargement, *, scale: int) -> Upscaler:
-    """An enlargement that learnt nothing."""
+def build_baseline(kernel: resize.Enlargement, *, scale: int) -> Upscaler:
+    """Return an upscaler that interpolates with a fixed kernel."""
     return lambda lr: resize.upscale(lr, scale=scale, kernel=kernel)
 
 
-def protocol(judges: Iterable[PerceptualMetric], *, detail: bool) -> str:
-    """What the numbers of a table are: nobody can compare them without."""
+def describe_protocol(metrics: Iterable[PerceptualMetric], *, detail: bool) -> str:
+    """Return the protocol of all scores of a table, which makes them comparable with other tables."""
     more = (spectrum.PROTOCOL,) if detail else ()
-    return "; ".join((PROTOCOL, *(judge.protocol for judge in judges), *more))
+    return "; ".join((PROTOCOL, *(metric.protocol for metric in metrics), *more))
 
 
 def published_score(row: Row, *, scale: int) -> tuple[float, float] | None:
-    """The published numbers of a row, if it is bicubic x4 on a standard set."""
+    """Return the published PSNR-Y in dB and SSIM-Y of a row, or None unless it is bicubic x4 on a standard set."""
     name = row.set.lower().removesuffix("hr").rstrip("_-")
     return PUBLISHED_SCORES.get(name) if row.model == "bicubic" and scale == 4 else None
 
 
-def matches_published(row: Row, anchor: tuple[float, float]) -> bool:
-    """Whether a row is its anchor, within the last digits."""
-    psnr, ssim = anchor
+def matches_published(row: Row, published: tuple[float, float]) -> bool:
+    """Return whether a row equals its published PSNR-Y and SSIM-Y within the tolerances."""
+    psnr, ssim = published
     return (
         abs(row.psnr_y - psnr) <= PUBLISHED_DB_TOLERANCE
         and abs(row.ssim_y - ssim) <= PUBLISHED_SSIM_TOLERANCE
     )
 
 
-def missed_anchors(rows: Sequence[Row], *, scale: int) -> list[str]:
-    """What to tell a person whose bicubic row on a standard set is not the field's number."""
+def list_baseline_mismatches(rows: Sequence[Row], *, scale: int) -> list[str]:
+    """Return a warning for each bicubic row on a standard set that differs from the published scores."""
     return [
-        f"{row.set}: bicubic is {row.psnr_y:.2f} dB / {row.ssim_y:.4f} here and {anchor[0]} / {anchor[1]}"
-        " in the literature; these are other pictures, or other LR"
+        f"{row.set}: bicubic is {row.psnr_y:.2f} dB / {row.ssim_y:.4f} here and {published[0]} / {published[1]}"
+        " in the literature; the HR or LR images differ from the published set; download it again"
         for row in rows
-        if (anchor := published_score(row, scale=scale)) and not matches_published(row, anchor)
+        if (published := published_score(row, scale=scale))
+        and not matches_published(row, published)
     ]
 
 
-def _scores(
-    sr: RGB8, hr: RGB8, *, scale: int, asked: Mapping[str, Callable[[RGB8], float]]
+def _score_image(
+    sr: RGB8, hr: RGB8, *, scale: int, distances: Mapping[str, Callable[[RGB8], float]]
 ) -> dict[str, float]:
-    found = score(sr, hr, crop=scale)
-    own = {name: float(getattr(found, name)) for name in SCORES}
-    return own | {name: distance(sr) for name, distance in asked.items()}
+    scores = score(sr, hr, crop=scale)
+    values = {name: float(getattr(scores, name)) for name in SCORE_NAMES}
+    return values | {name: distance(sr) for name, distance in distances.items()}
 
 
-def _row(found: ImageSet, model: str, scores: list[dict[str, str | float]]) -> Row:
+def _average_row(test_set: ImageSet, model: str, scores: list[dict[str, str | float]]) -> Row:
     means = {
-        name: float(np.mean([each[name] for each in scores]))
-        for name in VALUES
+        name: float(np.mean([image[name] for image in scores]))
+        for name in VALUE_NAMES
         if name in scores[0]
     }
-    return Row(set=found.name, model=model, images=len(scores), per_image=scores, **means)
+    return Row(set=test_set.name, model=model, images=len(scores), per_image=scores, **means)

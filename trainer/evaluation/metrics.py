@@ -1,4 +1,4 @@
-"""PSNR and SSIM as MATLAB scripts of the field compute them; the numbers of this project's tables.
+"""PSNR and SSIM as the MATLAB scripts of super-resolution papers compute them.
 
 PSNR: 10 log10(255² / MSE). SSIM: Wang et al. 2004, 11×11 Gaussian window with σ 1.5, K1 0.01, K2 0.03,
 valid region only. Y is BT.601 luma (16..235) in floating point, not rounded.
@@ -24,8 +24,9 @@ PROTOCOL = (
     " mean over images; PSNR of equal images counts 100 dB"
 )
 EQUAL_PSNR = 100.0
-"""PSNR of two equal images, where the formula has no value: keeps means and JSON finite."""
+"""PSNR of two equal images in dB; the formula gives infinity, which JSON cannot hold."""
 WINDOW = 11
+"""Side of the SSIM window, in pixels."""
 _Y = np.array([65.481, 128.553, 24.966]) / 255
 _SIGMA = 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -34,7 +35,7 @@ Plane = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scores:
-    """PSNR in dB, SSIM up to 1, on luma and on RGB."""
+    """PSNR in dB and SSIM (at most 1), on luma and on RGB."""
 
     psnr_y: float
     ssim_y: float
@@ -43,23 +44,24 @@ class Scores:
 
 
 def score(sr: RGB8, hr: RGB8, *, crop: int) -> Scores:
-    """Compare an upscaled image with the truth, both [h w 3] uint8.
+    """Return PSNR and SSIM of an upscaled image.
 
     Args:
-        sr: the upscaled image.
-        hr: the truth.
-        crop: pixels cut off at each side, the scale by convention.
+        sr: upscaled image [h w 3], RGB.
+        hr: ground truth [h w 3], RGB.
+        crop: border to leave out at each side, in pixels; by convention the scale.
 
     Raises:
-        UsrganError: the sizes differ or the image is smaller than one SSIM window.
+        UsrganError: the sizes differ, or the image is smaller than one SSIM window.
     """
     if sr.shape != hr.shape:
         raise UsrganError(
-            f"the upscaled image is {_size(sr)}, the truth {_size(hr)}; they must agree"
+            f"the upscaled image is {_format_size(sr)}, the ground truth {_format_size(hr)}; they must agree"
         )
     if min(hr.shape[:2]) < WINDOW + 2 * crop:
         raise UsrganError(
-            f"an image of {_size(hr)} is too small to score: {WINDOW + 2 * crop} pixels a side are needed"
+            f"an image of {_format_size(hr)} is too small to score; use one of at least"
+            f" {WINDOW + 2 * crop} pixels a side"
         )
     inside = slice(crop, -crop or None)
     a, b = (np.asarray(image[inside, inside], np.float64) for image in (sr, hr))
@@ -69,40 +71,40 @@ def score(sr: RGB8, hr: RGB8, *, crop: int) -> Scores:
 
 
 def mean_scores(scores: Iterable[Scores]) -> Scores:
-    """The mean of each number over images."""
+    """Return the mean of each score over images."""
     rows = np.array([(s.psnr_y, s.ssim_y, s.psnr_rgb, s.ssim_rgb) for s in scores])
     return Scores(*(float(value) for value in rows.mean(axis=0)))
 
 
 def luma(rgb: npt.NDArray[Any]) -> Plane:
-    """BT.601 luma, 16 to 235, of RGB [h w 3] in 0..255."""
+    """Return the BT.601 luma [h w] in 16..235 of RGB [h w 3] in 0..255."""
     return np.asarray(16 + np.asarray(rgb, np.float64) @ _Y)
 
 
 def psnr(a: Plane, b: Plane) -> float:
-    """Peak signal-to-noise ratio in dB of arrays with values in 0..255."""
+    """Return the peak signal-to-noise ratio in dB of two arrays with values in 0..255."""
     error = float(np.mean((a - b) ** 2))
     return min(EQUAL_PSNR, 10 * math.log10(255**2 / error)) if error else EQUAL_PSNR
 
 
 def ssim(a: Plane, b: Plane) -> float:
-    """Structural similarity of two planes [h w] with values in 0..255."""
+    """Return the structural similarity of two planes [h w] with values in 0..255."""
     mean_a, mean_b = _blur(a), _blur(b)
     product = mean_a * mean_b
     squares = mean_a**2 + mean_b**2
     covariance = _blur(a * b) - product
     variances = _blur(a * a) + _blur(b * b) - squares
-    likeness = (2 * product + _C1) * (2 * covariance + _C2)
-    return float(np.mean(likeness / ((squares + _C1) * (variances + _C2))))
+    similarity = (2 * product + _C1) * (2 * covariance + _C2)
+    return float(np.mean(similarity / ((squares + _C1) * (variances + _C2))))
 
 
 def _blur(plane: Plane) -> Plane:
-    """Gaussian window, valid region."""
+    """Return the plane filtered with the Gaussian window, valid region only."""
     kernel = cv2.getGaussianKernel(WINDOW, _SIGMA, cv2.CV_64F)
     edge = WINDOW // 2
     blurred = np.asarray(cv2.sepFilter2D(plane, cv2.CV_64F, kernel, kernel), np.float64)
     return blurred[edge:-edge, edge:-edge]
 
 
-def _size(image: RGB8) -> str:
+def _format_size(image: RGB8) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"

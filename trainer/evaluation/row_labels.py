@@ -1,4 +1,4 @@
-"""What models are called in a table."""
+"""Row labels: short, unique names of models in a table."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from pathlib import Path
 
 
 def make_row_labels(
-    models: Sequence[Path], told: Sequence[Mapping[str, str]], *, taken: Sequence[str]
+    models: Sequence[Path], metadata: Sequence[Mapping[str, str]], *, taken: Sequence[str]
 ) -> list[str]:
-    """A name of its own for each row, as short as that allows.
+    """Return the shortest label of each model that no other row has.
 
     Args:
         models: weights files, all different.
-        told: the metadata of each.
-        taken: names of other rows.
+        metadata: metadata of each file.
+        taken: labels of other rows.
     """
-    choices = [_choices(path, about) for path, about in zip(models, told, strict=True)]
-    by_length = [[*taken, *level] for level in zip(*choices, strict=True)]
+    candidates = [_list_labels(path, fields) for path, fields in zip(models, metadata, strict=True)]
+    by_length = [[*taken, *level] for level in zip(*candidates, strict=True)]
     return [
         next(
-            label for label, all_of in zip(own, by_length, strict=True) if all_of.count(label) == 1
+            label for label, rivals in zip(own, by_length, strict=True) if rivals.count(label) == 1
         )
-        for own in choices
+        for own in candidates
     ]
 
 
-def _choices(path: Path, about: Mapping[str, str]) -> tuple[str, str, str, str]:
-    """PRESET/STAGE as the file says, RUN/STAGE and RUN/CHECKPOINT/STAGE by its folders; then the path."""
+def _list_labels(path: Path, metadata: Mapping[str, str]) -> tuple[str, str, str, str]:
+    """Return PRESET/STAGE from the metadata, RUN/STAGE and RUN/CHECKPOINT/STAGE from the path, and the path."""
     parts = path.resolve().parts
-    near = within = path.stem
+    by_run = by_checkpoint = path.stem
     if "checkpoints" in parts[:-1]:
         at = len(parts) - 1 - parts[::-1].index("checkpoints")
         run, stage = parts[at - 1], path.stem.split("-")[0]
-        near, within = f"{run}/{stage}", "/".join((run, *parts[at + 1 : -1], stage))
-    known = about.get("preset") and about.get("stage")
-    first = f"{Path(about['preset']).stem}/{about['stage']}" if known else near
-    return first, near, within, str(path)
+        by_run, by_checkpoint = f"{run}/{stage}", "/".join((run, *parts[at + 1 : -1], stage))
+    preset, recorded = metadata.get("preset"), metadata.get("stage")
+    by_preset = f"{Path(preset).stem}/{recorded}" if preset and recorded else by_run
+    return by_preset, by_run, by_checkpoint, str(path)

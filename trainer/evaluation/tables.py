@@ -1,4 +1,4 @@
-"""The rows of an evaluation as Markdown and CSV; each table says by which protocol it was made."""
+"""Rows of an evaluation as Markdown and CSV, with their protocol."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from trainer.evaluation.evaluate import VALUES, Row, matches_published, published_score
-from trainer.evaluation.spectrum import NAMES
+from trainer.evaluation.evaluate import VALUE_NAMES, Row, matches_published, published_score
+from trainer.evaluation.spectrum import DETAIL_NAMES
 from trainer.evaluation.test_sets import ImageSet
 
 TITLES = {
@@ -25,19 +25,19 @@ TITLES = {
 }
 
 
-def shown_values(rows: Sequence[Row]) -> list[str]:
-    """Which of the values these rows have."""
-    return [name for name in VALUES if isinstance(getattr(rows[0], name), float)]
+def list_value_names(rows: Sequence[Row]) -> list[str]:
+    """Return the names of the values that these rows have, in the order of the columns."""
+    return [name for name in VALUE_NAMES if isinstance(getattr(rows[0], name), float)]
 
 
 def format_value(name: str, value: float) -> str:
-    """Two digits of a decibel, one of a level in dB, four of anything else."""
-    if name in NAMES:
+    """Return a value as text: PSNR with two decimals, spectral levels with one, others with four."""
+    if name in DETAIL_NAMES:
         return f"{value:+.1f}"
     return f"{value:.2f}" if name.startswith("psnr") else f"{value:.4f}"
 
 
-def markdown(
+def format_markdown(
     sets: Sequence[ImageSet],
     rows: Sequence[Sequence[Row]],
     *,
@@ -45,70 +45,79 @@ def markdown(
     protocol: str,
     per_image: bool,
 ) -> str:
-    """One table for each set, as in the paper; `rows` are those of each set."""
+    """Return one Markdown table for each set, and the protocol; `rows` holds the rows of each set."""
     blocks = [
         "\n".join(
-            (_heading(found, own, scale=scale), "", *_set_table(own), *_image_table(own, per_image))
+            (
+                _format_heading(test_set, own, scale=scale),
+                "",
+                *_format_set_table(own),
+                *(_format_image_table(own) if per_image else ()),
+            )
         )
-        for found, own in zip(sets, rows, strict=True)
+        for test_set, own in zip(sets, rows, strict=True)
     ]
     return "\n\n".join((*blocks, f"Protocol: {protocol}"))
 
 
-def csv_text(rows: Sequence[Row], *, protocol: str, per_image: bool) -> str:
-    """One line for each row, or for each picture and then the mean; the protocol is a column."""
-    names = shown_values(rows)
+def format_csv(rows: Sequence[Row], *, protocol: str, per_image: bool) -> str:
+    """Return CSV with one line for each row, with `per_image` also for each image; the protocol is a column."""
+    names = list_value_names(rows)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     image = ["image"] if per_image else []
     writer.writerow(["set", "model", *image, "images", *names, "protocol"])
     for row in rows:
         head = [row.set, row.model]
-        for each in row.per_image if per_image else []:
-            writer.writerow([*head, each["image"], 1, *(each[name] for name in names), protocol])
+        for scores in row.per_image if per_image else []:
+            values = [scores[name] for name in names]
+            writer.writerow([*head, scores["image"], 1, *values, protocol])
         mean = ["mean"] if per_image else []
-        values = [getattr(row, name) for name in names]
-        writer.writerow([*head, *mean, row.images, *values, protocol])
+        means = [getattr(row, name) for name in names]
+        writer.writerow([*head, *mean, row.images, *means, protocol])
     return stream.getvalue().rstrip("\n")
 
 
-def _heading(found: ImageSet, rows: Sequence[Row], *, scale: int) -> str:
-    images = f"{found.images} image{'s' * (found.images != 1)}"
-    parts = [f"**{_cell(rows[0].set)}**", f"x{scale}", images, f"LR: {_cell(found.lr_from)}"]
-    anchor = published_score(rows[0], scale=scale)
-    if anchor:
+def _format_heading(test_set: ImageSet, rows: Sequence[Row], *, scale: int) -> str:
+    images = f"{test_set.images} image{'s' * (test_set.images != 1)}"
+    lr_source = f"LR: {_escape_cell(test_set.lr_source)}"
+    parts = [f"**{_escape_cell(rows[0].set)}**", f"x{scale}", images, lr_source]
+    published = published_score(rows[0], scale=scale)
+    if published:
         parts.append(
             "bicubic is as published"
-            if matches_published(rows[0], anchor)
+            if matches_published(rows[0], published)
             else "bicubic is NOT as published"
         )
-    return " · ".join(parts) + "".join(f"  \n{note}" for note in found.notes)
+    return " · ".join(parts) + "".join(f"  \n{note}" for note in test_set.notes)
 
 
-def _set_table(rows: Sequence[Row]) -> Iterator[str]:
-    names = shown_values(rows)
+def _format_set_table(rows: Sequence[Row]) -> Iterator[str]:
+    names = list_value_names(rows)
     lines = [
         [row.model, *(format_value(name, getattr(row, name)) for name in names)] for row in rows
     ]
-    yield from _table(["model", *(TITLES[name] for name in names)], lines, left=1)
+    yield from _format_table(["model", *(TITLES[name] for name in names)], lines, left=1)
 
 
-def _image_table(rows: Sequence[Row], wanted: bool) -> Iterator[str]:
-    if not wanted:
-        return
-    names = shown_values(rows)
+def _format_image_table(rows: Sequence[Row]) -> Iterator[str]:
+    names = list_value_names(rows)
     lines = [
-        [str(each["image"]), row.model, *(format_value(name, float(each[name])) for name in names)]
-        for images in zip(*(row.per_image for row in rows), strict=True)
-        for row, each in zip(rows, images, strict=True)
+        [
+            str(scores["image"]),
+            row.model,
+            *(format_value(name, float(scores[name])) for name in names),
+        ]
+        for image in zip(*(row.per_image for row in rows), strict=True)
+        for row, scores in zip(rows, image, strict=True)
     ]
     yield ""
-    yield from _table(["image", "model", *(TITLES[name] for name in names)], lines, left=2)
+    yield from _format_table(["image", "model", *(TITLES[name] for name in names)], lines, left=2)
 
 
-def _table(titles: list[str], lines: list[list[str]], *, left: int) -> Iterator[str]:
-    """A Markdown table whose columns also line up as text; `left` of them to the left."""
-    cells = [titles, *([_cell(cell) for cell in line] for line in lines)]
+def _format_table(titles: list[str], lines: list[list[str]], *, left: int) -> Iterator[str]:
+    """Yield the lines of a Markdown table with aligned columns; the first `left` columns are left-aligned."""
+    cells = [titles, *([_escape_cell(cell) for cell in line] for line in lines)]
     widths = [max(len(line[at]) for line in cells) for at in range(len(titles))]
     rule = [
         "-" * width if at < left else "-" * (width - 1) + ":" for at, width in enumerate(widths)
@@ -121,5 +130,5 @@ def _table(titles: list[str], lines: list[list[str]], *, left: int) -> Iterator[
         yield f"| {' | '.join(padded)} |"
 
 
-def _cell(text: str) -> str:
+def _escape_cell(text: str) -> str:
     return text.replace("|", "\\|")

@@ -1,7 +1,7 @@
-"""Test sets: folders of HR pictures with their LR, or the held-out patches of a data set.
+"""Test sets: folders of HR images with their LR, or the held-out patches of a data set.
 
-A set is checked whole before anything is computed: every picture is decoded once, so what cannot
-be scored is told at once and nothing is written.
+Every image of a set is decoded and checked before the first score, so that an unusable image ends
+the command before it computes or writes anything.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from shards.images import resize
 from shards.images.photos import Photo, RejectedPhoto, looks_like_photo, read_photo
 from shards.read.dataset import open_dataset
 
-MADE_HERE = "antialiased bicubic of HR"
-_SAID = {"grey expanded to RGB", "16 bit reduced to 8", "alpha dropped"}
-"""Of `Photo.notes`: told in other words, or of no consequence."""
-KINDS = "PNG, JPEG, WebP, TIFF, BMP"
+BICUBIC_LR = "antialiased bicubic of HR"
+_UNREPORTED_NOTES = {"grey expanded to RGB", "16 bit reduced to 8", "alpha dropped"}
+"""Notes of `Photo.notes` that are reported in other words or change no score."""
+_IMAGE_FORMATS = "PNG, JPEG, WebP, TIFF, BMP"
 
 
 class ImagePair(NamedTuple):
-    """One test picture: the truth [h w 3] and its LR [h/scale w/scale 3]."""
+    """Test image: HR [h w 3] and LR [h/scale w/scale 3]."""
 
     name: str
     hr: RGB8
@@ -33,78 +33,80 @@ class ImagePair(NamedTuple):
 
 
 class ImageSet(NamedTuple):
-    """A test set: its name, how many pictures it has, and a way to read them one by one."""
+    """Test set whose images are read one by one."""
 
     name: str
     images: int
-    lr_from: str
-    """The folder of its LR pictures, or how they are made."""
+    """Number of images."""
+    lr_source: str
+    """Folder of the LR images, or the method that makes them."""
     notes: tuple[str, ...]
-    """What was converted, for whoever reads its numbers."""
-    pictures: Callable[[], Iterator[ImagePair]]
+    """Conversions that affect the scores, one line each."""
+    read_pairs: Callable[[], Iterator[ImagePair]]
+    """Function that yields all images in order."""
 
 
 def open_folder_set(hr: Path, lr: Path | None, *, scale: int, smallest: int) -> ImageSet:
-    """A folder of HR pictures, with a folder of LR pictures or LR made here.
+    """Return the test set of a folder of HR images.
 
-    `hr` may be the folder of a set in the field's layout, with the pictures in `HR` below it; then
-    LR comes from `LRx4` (or of what scale it is) beside that, where it is there.
+    `hr` may be a folder in the usual layout of test sets: HR images in `HR/`, LR images in `LRx4/`.
 
     Args:
-        hr: folder of the truth.
-        lr: folder of LR pictures of the same names; None: as said above.
+        hr: folder of HR images.
+        lr: folder of LR images with the same names; None takes `LRx4/` of that layout (with the given
+            scale) if it exists, otherwise antialiased bicubic of HR.
         scale: HR side over LR side.
-        smallest: pixels a side that a picture needs to be scored.
+        smallest: smallest side of an image that can be scored, in pixels.
 
     Raises:
-        UsageError: a folder or a picture cannot be used; names it and the fix.
+        UsageError: a folder or an image cannot be used; names it and the fix.
     """
-    below, official = hr / "HR", hr / f"LRx{scale}"
-    if below.is_dir() and not _pictures_in(hr):
-        lr = lr or (official if official.is_dir() else None)
-        hr = below
-    truths = _list_pictures(hr, option="--hr")
-    lows = _pair_pictures(truths, lr, scale=scale) if lr else dict.fromkeys(truths)
+    hr_folder, lr_folder = hr / "HR", hr / f"LRx{scale}"
+    if hr_folder.is_dir() and not _find_images(hr):
+        lr = lr or (lr_folder if lr_folder.is_dir() else None)
+        hr = hr_folder
+    hr_paths = _list_images(hr, option="--hr")
+    lr_paths = _match_lr_images(hr_paths, lr, scale=scale) if lr else dict.fromkeys(hr_paths)
     grey, deep = [], []
     others: dict[str, list[str]] = {}
-    for path in truths:
-        photo = _check_pair(path, lows[path], scale=scale, smallest=smallest)
+    for path in hr_paths:
+        photo = _check_pair(path, lr_paths[path], scale=scale, smallest=smallest)
         if photo.grey:
             grey.append(path.stem)
         if photo.bit_depth != 8:
             deep.append(path.stem)
-        for note in (each for each in photo.notes if each not in _SAID):
+        for note in (note for note in photo.notes if note not in _UNREPORTED_NOTES):
             others.setdefault(note, []).append(path.stem)
 
-    def pictures() -> Iterator[ImagePair]:
-        for path in truths:
-            yield _read_pair(path, lows[path], scale=scale)
+    def read_pairs() -> Iterator[ImagePair]:
+        for path in hr_paths:
+            yield _read_pair(path, lr_paths[path], scale=scale)
 
     resolved = hr.resolve()
     return ImageSet(
         name=resolved.parent.name if resolved.name.lower() == "hr" else resolved.name,
-        images=len(truths),
-        lr_from=_short_path(lr) if lr else MADE_HERE,
+        images=len(hr_paths),
+        lr_source=_shorten_path(lr) if lr else BICUBIC_LR,
         notes=(
             *_note_names(grey, "grey, scored as RGB of three equal channels"),
             *_note_names(deep, "16 bit, reduced to 8"),
-            *(line for what, stems in others.items() for line in _note_names(stems, what)),
+            *(line for note, stems in others.items() for line in _note_names(stems, note)),
         ),
-        pictures=pictures,
+        read_pairs=read_pairs,
     )
 
 
 def open_shards_set(folder: Path, *, scale: int, smallest: int) -> ImageSet:
-    """The held-out patches of a data set.
+    """Return the held-out patches of a data set as a test set.
 
     Raises:
-        UsageError: it has none, is of another scale, or its patches are too small.
+        UsageError: the data set has no held-out patches, another scale, or patches that are too small.
     """
     dataset = open_dataset(folder)
     if dataset.manifest.scale != scale:
         raise UsageError(
-            f"--shards {folder}: is of scale {dataset.manifest.scale}, not {scale};"
-            f" give models of that scale, or --scale {dataset.manifest.scale} where there are none"
+            f"--shards {folder}: has scale {dataset.manifest.scale}, not {scale};"
+            f" use models of that scale, or without models --scale {dataset.manifest.scale}"
         )
     split = dataset.split("val")
     if not len(split):
@@ -112,82 +114,88 @@ def open_shards_set(folder: Path, *, scale: int, smallest: int) -> ImageSet:
     side = dataset.manifest.hr_size
     if side < smallest:
         raise UsageError(
-            f"--shards {folder}: its patches of {side}x{side} are too small to score:"
-            f" {smallest} pixels a side are needed; use --hr FOLDER"
+            f"--shards {folder}: its patches of {side}x{side} are too small to score;"
+            f" use shards with patches of at least {smallest} pixels a side, or --hr FOLDER"
         )
 
-    def pictures() -> Iterator[ImagePair]:
+    def read_pairs() -> Iterator[ImagePair]:
         for position in range(len(split)):
             pair = split[position]
             yield ImagePair(f"{pair.key:012d}", pair.hr, pair.lr)
 
-    return ImageSet(folder.resolve().name, len(split), "the data set's", (), pictures)
+    return ImageSet(folder.resolve().name, len(split), "the data set's", (), read_pairs)
 
 
-def _pictures_in(folder: Path) -> list[Path]:
+def _find_images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if looks_like_photo(path.name))
 
 
-def _list_pictures(folder: Path, *, option: str) -> list[Path]:
+def _list_images(folder: Path, *, option: str) -> list[Path]:
     if not folder.is_dir():
-        raise UsageError(f"{option} {folder}: there is no such folder of pictures")
-    paths = _pictures_in(folder)
+        raise UsageError(f"{option} {folder}: no such folder; correct the path")
+    paths = _find_images(folder)
     if not paths:
-        raise UsageError(f"{option} {folder}: holds no pictures ({KINDS}); name another folder")
+        raise UsageError(f"{option} {folder}: has no images ({_IMAGE_FORMATS}); use another folder")
     _check_stems(paths, option=f"{option} {folder}")
     return paths
 
 
 def _check_stems(paths: Sequence[Path], *, option: str) -> None:
-    """Pairs and strips go by stem, so two files of one stem would be taken for each other."""
+    """Refuse two files with one stem: pairs and comparison sheets are named by stem."""
     first: dict[str, Path] = {}
     for path in paths:
         other = first.setdefault(path.stem, path)
         if other is not path:
-            raise UsageError(f"{option}: {other.name} and {path.name} have one name; remove one")
+            raise UsageError(
+                f"{option}: {other.name} and {path.name} differ only in their suffix; remove one"
+            )
 
 
-def _pair_pictures(truths: Sequence[Path], lr: Path, *, scale: int) -> dict[Path, Path | None]:
-    """The LR file of each HR file: the same stem, with or without `x4` behind it."""
-    lows = {path.stem: path for path in _list_pictures(lr, option="--lr")}
+def _match_lr_images(hr_paths: Sequence[Path], lr: Path, *, scale: int) -> dict[Path, Path | None]:
+    """Return the LR file of each HR file: the same stem, or the stem followed by `x4` (with the given scale)."""
+    by_stem = {path.stem: path for path in _list_images(lr, option="--lr")}
     partners: dict[Path, Path | None] = {}
-    for path in truths:
+    for path in hr_paths:
         names = (path.stem, f"{path.stem}x{scale}", f"{path.stem}_x{scale}")
-        partner = next((lows[name] for name in names if name in lows), None)
+        partner = next((by_stem[name] for name in names if name in by_stem), None)
         if partner is None:
             raise UsageError(
-                f"--lr {lr}: has no picture for {path.name}; give LR of the same names"
+                f"--lr {lr}: has no image for {path.name}; use LR images with the names of HR"
             )
         partners[path] = partner
     return partners
 
 
-def _check_pair(path: Path, low: Path | None, *, scale: int, smallest: int) -> Photo:
-    """The photo at `path`, whole and of a size and kind that can be scored; so is its LR."""
+def _check_pair(path: Path, lr_path: Path | None, *, scale: int, smallest: int) -> Photo:
+    """Return the decoded HR image after checking that it can be scored and that its LR image fits.
+
+    Raises:
+        UsageError: an image is damaged or too small, or the LR image has another size or colour mode.
+    """
     photo = _read_photo(path)
     hr = resize.crop_to_multiple(photo.pixels, scale=scale)
     if min(hr.shape[:2]) < smallest:
         raise UsageError(
-            f"{path}: {_describe_size(photo.pixels)} is too small to score at x{scale}:"
-            f" {-(-smallest // scale) * scale} pixels a side are needed; remove it"
+            f"{path}: {_format_size(photo.pixels)} is too small to score at x{scale};"
+            f" use images of at least {-(-smallest // scale) * scale} pixels a side, or remove it"
         )
-    if low is None:
+    if lr_path is None:
         return photo
-    small = _read_photo(low)
-    wanted = (hr.shape[0] // scale, hr.shape[1] // scale)
-    if small.pixels.shape[:2] != wanted:
+    lr = _read_photo(lr_path)
+    expected = (hr.shape[0] // scale, hr.shape[1] // scale)
+    if lr.pixels.shape[:2] != expected:
         raise UsageError(
-            f"{low}: is {_describe_size(small.pixels)}, but {path.name} at x{scale} needs"
-            f" {wanted[1]}x{wanted[0]}; give LR of this scale"
+            f"{lr_path}: is {_format_size(lr.pixels)}, but {path.name} at x{scale} needs"
+            f" {expected[1]}x{expected[0]}; use LR images of this scale"
         )
-    if small.grey and not photo.grey:
-        raise UsageError(f"{low}: is grey, but {path.name} is in colour; give LR in colour")
+    if lr.grey and not photo.grey:
+        raise UsageError(f"{lr_path}: is grey, but {path.name} is in colour; use LR in colour")
     return photo
 
 
-def _read_pair(path: Path, low: Path | None, *, scale: int) -> ImagePair:
+def _read_pair(path: Path, lr_path: Path | None, *, scale: int) -> ImagePair:
     hr = np.ascontiguousarray(resize.crop_to_multiple(_read_photo(path).pixels, scale=scale))
-    lr = resize.downscale(hr, scale=scale) if low is None else _read_photo(low).pixels
+    lr = resize.downscale(hr, scale=scale) if lr_path is None else _read_photo(lr_path).pixels
     return ImagePair(path.stem, hr, lr)
 
 
@@ -195,22 +203,21 @@ def _read_photo(path: Path) -> Photo:
     try:
         return read_photo(path)
     except RejectedPhoto as refused:
-        reason = refused.reason
         if refused.code == "ALPHA":
-            reason = "has transparent pixels, whose colours nobody sees; flatten it"
-        raise UsageError(f"{path}: {reason}; replace or remove it") from None
+            raise UsageError(f"{path}: has transparent pixels; flatten it") from None
+        raise UsageError(f"{path}: {refused.reason}; replace or remove it") from None
 
 
-def _note_names(names: Sequence[str], what: str) -> Iterator[str]:
+def _note_names(names: Sequence[str], note: str) -> Iterator[str]:
     if names:
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        yield f"{what}: {listed}"
+        yield f"{note}: {listed}"
 
 
-def _short_path(folder: Path) -> str:
-    """The last two names of a path: `Set5/LRx4`."""
+def _shorten_path(folder: Path) -> str:
+    """Return the last two names of a path: `Set5/LRx4`."""
     return "/".join(folder.resolve().parts[-2:])
 
 
-def _describe_size(image: RGB8) -> str:
+def _format_size(image: RGB8) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"

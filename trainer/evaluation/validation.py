@@ -1,4 +1,4 @@
-"""Validation: the mean of PSNR and SSIM over the held-out patches."""
+"""Validation: mean PSNR and SSIM over held-out patches."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from trainer.device import full_float32
 from trainer.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer.evaluation.metrics import Scores, mean_scores, score
 
-BATCH = 16
-STRIP_ROWS = 4
-
+BATCH_SIZE = 16
+"""Patches in one batch; part of the result, because a batch is computed as a whole."""
+SAMPLE_ROWS = 4
+"""Patches in a sample image."""
 
 Metrics = dict[str, float]
-"""`psnr_y`, `ssim_y`, `psnr_rgb`, `ssim_rgb`: means over patches, by the protocol of `metrics`; perhaps `lpips`."""
+"""Means over patches: `psnr_y`, `ssim_y`, `psnr_rgb`, `ssim_rgb`, and `lpips` if requested."""
 MetricFactory = Callable[[RGB8], Callable[[RGB8], float]]
-"""A truth to the perceptual distance of any picture from it: `Judge.metric_for` of LPIPS."""
+"""Function from HR to a function from SR to their distance: `PerceptualMetric.metric_for`."""
 
 
 def validate(
@@ -34,59 +35,72 @@ def validate(
     *,
     patches: int,
     device: torch.device,
-    ranks: ProcessGroup = SINGLE_PROCESS,
+    group: ProcessGroup = SINGLE_PROCESS,
     lpips: MetricFactory | None = None,
 ) -> Metrics:
-    """Score a generator in float32 evaluation mode on the first patches of a split.
+    """Return the mean scores of a generator in float32 evaluation mode on the first patches of a split.
 
-    The ranks take turns with whole batches of patches, so that each batch is computed as one process
-    alone would; every rank returns the mean over all, added up in the order of the patches.
+    Ranks take whole batches in turn and every rank adds up all scores in the order of the patches.
+    The result therefore does not depend on the number of ranks.
+
+    Args:
+        generator: network from RGB in [0, 1] to RGB in [0, 1]; its mode is restored.
+        split: held-out patches.
+        patches: number of patches; 0 takes all.
+        device: device of the generator.
+        group: processes of the job.
+        lpips: LPIPS as one more score.
     """
     scale = split.manifest.scale
     scores = [
         (
-            *dataclasses.astuple(score(each, wanted, crop=scale)),
-            *([lpips(wanted)(each)] if lpips else ()),
+            *dataclasses.astuple(score(sr, hr, crop=scale)),
+            *([lpips(hr)(sr)] if lpips else ()),
         )
-        for lr, hr in _read_batches(split, patches, ranks)
-        for each, wanted in zip(upscale_patches(generator, lr, device=device), hr, strict=True)
+        for lr_batch, hr_batch in _read_batches(split, patches, group)
+        for sr, hr in zip(
+            upscale_patches(generator, lr_batch, device=device), hr_batch, strict=True
+        )
     ]
-    ours = torch.tensor(scores, dtype=torch.float64).reshape(len(scores), 5 if lpips else 4)
-    shares = [share.split(BATCH) for share in ranks.all_gather(ours)]
+    own = torch.tensor(scores, dtype=torch.float64).reshape(len(scores), 5 if lpips else 4)
+    per_rank = [gathered.split(BATCH_SIZE) for gathered in group.all_gather(own)]
     in_order = [
-        batch for turn in itertools.zip_longest(*shares) for batch in turn if batch is not None
+        batch for turn in itertools.zip_longest(*per_rank) for batch in turn if batch is not None
     ]
     table = torch.cat(in_order)
-    found = dataclasses.asdict(mean_scores(Scores(*row[:4]) for row in table.tolist()))
-    return found | ({"lpips": table[:, 4].mean().item()} if lpips else {})
+    means = dataclasses.asdict(mean_scores(Scores(*row[:4]) for row in table.tolist()))
+    return means | ({"lpips": table[:, 4].mean().item()} if lpips else {})
 
 
 def validate_bicubic(split: SplitReader, *, patches: int) -> Metrics:
-    """The baseline on the same patches."""
+    """Return the mean scores of bicubic interpolation on the same patches."""
     scale = split.manifest.scale
     scores = (
-        score(resize.upscale(each, scale=scale), wanted, crop=scale)
-        for lr, hr in _read_batches(split, patches)
-        for each, wanted in zip(lr, hr, strict=True)
+        score(resize.upscale(lr, scale=scale), hr, crop=scale)
+        for lr_batch, hr_batch in _read_batches(split, patches)
+        for lr, hr in zip(lr_batch, hr_batch, strict=True)
     )
     return dataclasses.asdict(mean_scores(scores))
 
 
-def make_sample_strip(generator: nn.Module, split: SplitReader, *, device: torch.device) -> RGB8:
-    """A picture of a few held-out patches: bicubic, the generator's, and the truth."""
-    lr, hr = next(_read_batches(split, STRIP_ROWS))
+def render_samples(generator: nn.Module, split: SplitReader, *, device: torch.device) -> RGB8:
+    """Return an image of the first held-out patches, one a row: bicubic, the generator's output, HR."""
+    lr_batch, hr_batch = next(_read_batches(split, SAMPLE_ROWS))
     scale = split.manifest.scale
-    made = upscale_patches(generator, lr, device=device)
+    sr_batch = upscale_patches(generator, lr_batch, device=device)
     rows = [
-        np.concatenate((resize.upscale(low, scale=scale), sr, truth), axis=1)
-        for low, sr, truth in zip(lr, made, hr, strict=True)
+        np.concatenate((resize.upscale(lr, scale=scale), sr, hr), axis=1)
+        for lr, sr, hr in zip(lr_batch, sr_batch, hr_batch, strict=True)
     ]
     return np.concatenate(rows)
 
 
 @torch.inference_mode()
 def upscale_patches(generator: nn.Module, lr: list[RGB8], *, device: torch.device) -> list[RGB8]:
-    """LR patches to SR patches of 8 bits, rounded as every image writer rounds."""
+    """Return the SR patches [h*scale w*scale 3] of LR patches [h w 3] of one size, rounded to 8 bits.
+
+    The network runs in full float32 and evaluation mode; its mode is restored.
+    """
     training = generator.training
     generator.eval()
     stacked = to_float_images(torch.from_numpy(np.stack(lr)), device)
@@ -97,9 +111,10 @@ def upscale_patches(generator: nn.Module, lr: list[RGB8], *, device: torch.devic
 
 
 def _read_batches(
-    split: SplitReader, patches: int, ranks: ProcessGroup = SINGLE_PROCESS
+    split: SplitReader, patches: int, group: ProcessGroup = SINGLE_PROCESS
 ) -> Iterator[tuple[list[RGB8], list[RGB8]]]:
+    """Yield the LR and HR patches of this rank's batches; `patches` 0 takes all."""
     count = min(patches or len(split), len(split))
-    for start in range(ranks.rank * BATCH, count, ranks.world_size * BATCH):
-        pairs = [split[i] for i in range(start, min(start + BATCH, count))]
+    for start in range(group.rank * BATCH_SIZE, count, group.world_size * BATCH_SIZE):
+        pairs = [split[i] for i in range(start, min(start + BATCH_SIZE, count))]
         yield [pair.lr for pair in pairs], [pair.hr for pair in pairs]

@@ -1,7 +1,7 @@
-"""The adversarial losses: functions of the discriminator's logits for both networks.
+"""Adversarial losses of generator and discriminator.
 
-Five kinds, each a pair of plain functions of logits [b] or [b 1 h w]; with C the logit and
-D = sigmoid(C). All are means over all logits, in float32.
+The five kinds are functions of logits [b] or [b 1 h w], with logit C and D = sigmoid(C). All are
+means over all logits, computed in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Logits = Float[Tensor, "b *map"]
 def generator_adversarial_loss(
     kind: AdversarialKind, fake: Logits, real: Logits | None = None
 ) -> Float[Tensor, ""]:
-    """The generator's loss; only the relativistic kind needs `real`.
+    """Return the generator's loss; only the relativistic kind needs `real`.
 
     non-saturating   -log D(fake), as the paper's text describes
     saturating       log(1 - D(fake)), the paper's eq. 3 as printed: hardly any gradient while D wins
@@ -37,8 +37,8 @@ def generator_adversarial_loss(
         case "relativistic":
             assert real is not None
             real = real.float()
-            losing = F.softplus(real - fake.mean()).mean()
-            return (losing + F.softplus(real.mean() - fake).mean()) / 2
+            real_term = F.softplus(real - fake.mean()).mean()
+            return (real_term + F.softplus(real.mean() - fake).mean()) / 2
         case "hinge":
             return -fake.mean()
         case "least-squares":
@@ -46,7 +46,7 @@ def generator_adversarial_loss(
 
 
 def discriminator_loss(kind: AdversarialKind, real: Logits, fake: Logits) -> Float[Tensor, ""]:
-    """The discriminator's loss, minimal where it separates real from fake.
+    """Return the discriminator's loss, minimal where it separates real from fake.
 
     (non-)saturating  -log D(real) - log(1 - D(fake)), eq. 4 with the sign of a loss
     relativistic      the mean of -log D(real - E fake) and -log(1 - D(fake - E real))
@@ -58,8 +58,8 @@ def discriminator_loss(kind: AdversarialKind, real: Logits, fake: Logits) -> Flo
         case "non-saturating" | "saturating":
             return F.softplus(-real).mean() + F.softplus(fake).mean()
         case "relativistic":
-            winning = F.softplus(fake.mean() - real).mean()
-            return (winning + F.softplus(fake - real.mean()).mean()) / 2
+            real_term = F.softplus(fake.mean() - real).mean()
+            return (real_term + F.softplus(fake - real.mean()).mean()) / 2
         case "hinge":
             return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
         case "least-squares":
@@ -69,7 +69,7 @@ def discriminator_loss(kind: AdversarialKind, real: Logits, fake: Logits) -> Flo
 def discriminator_confidence(
     kind: AdversarialKind, real: Logits, fake: Logits
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean probability of "real" that the discriminator gives to real and to fake patches.
+    """Return the mean probability of "real" that the discriminator gives to real and to fake patches.
 
     Both are 0.5 if it cannot tell them apart. The relativistic kind compares each logit with the mean of the other
     kind, because its logits may drift together.
@@ -81,10 +81,14 @@ def discriminator_confidence(
 
 
 def r1_penalty(logits: Logits, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
-    """Half the squared norm of each real patch's gradient of its mean logit, over the batch.
+    """Return the R1 penalty: half the squared norm of the gradient of the mean logit by each real patch.
 
-    `images` require a gradient and `logits` are the discriminator's of them.
+    The result is a mean over the batch (arXiv:1801.04406, eq. 9, without its weight).
+
+    Args:
+        logits: logits of the discriminator for `images`.
+        images: real patches that require a gradient.
     """
-    each = logits.float().flatten(1).mean(1) if logits.ndim > 1 else logits.float()
-    (gradient,) = torch.autograd.grad(each.sum(), images, create_graph=True)
+    per_image = logits.float().flatten(1).mean(1) if logits.ndim > 1 else logits.float()
+    (gradient,) = torch.autograd.grad(per_image.sum(), images, create_graph=True)
     return gradient.float().square().flatten(1).sum(1).mean() / 2

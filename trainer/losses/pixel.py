@@ -1,4 +1,4 @@
-"""The generator's loss (eq. 5 of the paper) and its first term; `content` and `adversarial` have the others."""
+"""Pixel loss, eq. 1 of the paper."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from torch.nn import functional as F
 
 
 def pixel_loss(sr: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
-    """Mean absolute difference of values in [0, 1] (eq. 1)."""
+    """Return the mean absolute difference of values in [0, 1] (eq. 1)."""
     return F.l1_loss(sr.float(), hr)

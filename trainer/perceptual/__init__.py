@@ -1,6 +1,6 @@
-"""Perceptual distances between images: metrics of an evaluation, and differentiable.
+"""Perceptual distances between images, for evaluation and differentiable for training.
 
-metric  weights of the feature network, and the metric of one image pair
+metric  the metric of an image pair and the weights of its feature network
 lpips   LPIPS 0.1 by AlexNet or VGG-16
 dists   DISTS by VGG-16
 """

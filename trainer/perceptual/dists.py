@@ -1,7 +1,7 @@
-"""DISTS: structure and texture of two images by VGG-16 (Ding et al. 2020, arXiv:2004.07728).
+"""DISTS: distance of texture and structure by VGG-16 (Ding et al. 2020, arXiv:2004.07728).
 
-For each channel of the image and of five activations, two SSIM-like terms: one of the means
-(texture) and one of the covariance (structure), weighted by learnt weights that add up to one.
+Each channel of the image and of five feature maps gives two SSIM-like terms: one of the means
+(texture) and one of the covariance (structure). Learnt weights, which add up to 1, average them.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from trainer.perceptual.metric import (
 
 _C1 = _C2 = 1e-6
 CHANNELS = 3 + sum(WIDTHS["vgg16"])
-"""The image's and those of five activations."""
+"""Channels of the image and of the five feature maps."""
 
 
 class DISTS:
-    """Two batches of RGB in [0, 1] to a distance for each pair: 0 is alike, towards 1 is worse.
+    """Distance of each pair of two batches of RGB in [0, 1]: 0 for equal images, at most about 1.
 
     Args:
         backbone: VGG-16 with L2 pooling and its weights.
-        texture: weight of each channel's mean (the authors' alpha), on the backbone's device.
-        structure: weight of each channel's covariance (the authors' beta), there, too.
+        texture: weight of each channel's mean (the authors' alpha), on the device of the backbone.
+        structure: weight of each channel's covariance (the authors' beta), on the same device.
     """
 
     def __init__(self, backbone: Backbone, texture: Tensor, structure: Tensor) -> None:
@@ -43,33 +43,35 @@ class DISTS:
     def __call__(
         self, sr: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, " b"]:
-        """Distances of the pairs; gradients flow."""
+        """Return the distances of the pairs, differentiable."""
         return self.compare(self.features(sr), self.features(hr))
 
     def features(self, image: Float[Tensor, "b 3 h w"]) -> FeatureMaps:
-        """The image itself and the five activations."""
+        """Return the image and its five feature maps."""
         return [image, *self.backbone(image)]
 
     def compare(self, sr: FeatureMaps, hr: FeatureMaps) -> Float[Tensor, " b"]:
-        """Distances of the pairs."""
+        """Return the distances of the pairs from their features."""
         textures, structures = [], []
         for a, b in zip(sr, hr, strict=True):
             mean_a, mean_b = a.mean((2, 3)), b.mean((2, 3))
-            # centred first: E[ab] - E[a]E[b] loses digits in float32
+            # subtract the means first: E[ab] - E[a]E[b] loses digits in float32
             off_a, off_b = a - mean_a[..., None, None], b - mean_b[..., None, None]
             covariance = (off_a * off_b).mean((2, 3))
             variances = off_a.square().mean((2, 3)) + off_b.square().mean((2, 3))
             textures.append((2 * mean_a * mean_b + _C1) / (mean_a**2 + mean_b**2 + _C1))
             structures.append((2 * covariance + _C2) / (variances + _C2))
-        alike = torch.cat(textures, 1) @ self.texture + torch.cat(structures, 1) @ self.structure
-        return 1 - alike
+        similarity = (
+            torch.cat(textures, 1) @ self.texture + torch.cat(structures, 1) @ self.structure
+        )
+        return 1 - similarity
 
 
 def build_dists(path: Path, *, device: torch.device) -> PerceptualMetric:
-    """DISTS through the VGG-16 of a weights file; the learnt weights come with usrgan.
+    """Return DISTS with the VGG-16 of a weights file; the learnt weights are part of usrgan.
 
     Raises:
-        UsageError: the file is missing, damaged, or no VGG-16; names `--dists`.
+        UsageError: the file is missing, damaged or not a VGG-16; names `--dists`.
     """
     return build_metric(
         path,

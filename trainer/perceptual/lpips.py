@@ -1,7 +1,7 @@
-"""LPIPS, version 0.1: a perceptual distance by AlexNet or VGG-16 (Zhang et al. 2018, arXiv:1801.03924).
+"""LPIPS, version 0.1: perceptual distance by AlexNet or VGG-16 (Zhang et al. 2018, arXiv:1801.03924).
 
-Each activation is scaled to length one over its channels; the squared differences of two images are
-weighted by channel with learnt weights and averaged over places; five activations are added up.
+Feature vectors are normalised to length 1 over the channels. Their squared differences are weighted by
+channel with learnt weights, averaged over all positions and summed over five feature maps.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from trainer.perceptual.metric import (
     load_learnt_weights,
 )
 
-_TINY = 1e-10
+_EPSILON = 1e-10
 _SHORT: dict[BackboneKind, str] = {"alexnet": "alex", "vgg16": "vgg"}
 TITLES: dict[BackboneKind, str] = {"alexnet": "AlexNet", "vgg16": "VGG-16"}
 
 
 class LPIPS:
-    """Two batches of RGB in [0, 1] to a distance for each pair: 0 is alike, more is worse.
+    """Distance of each pair of two batches of RGB in [0, 1]: 0 for equal images, lower is better.
 
     Args:
-        backbone: the network that looks, with its weights.
-        heads: five vectors on the backbone's device, one weight for each channel of an activation.
+        backbone: feature network with its weights.
+        heads: five vectors on the device of the backbone, one weight for each channel of a feature map.
     """
 
     def __init__(self, backbone: Backbone, heads: Sequence[Tensor]) -> None:
@@ -42,15 +42,15 @@ class LPIPS:
     def __call__(
         self, sr: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, " b"]:
-        """Distances of the pairs; gradients flow."""
+        """Return the distances of the pairs, differentiable."""
         return self.compare(self.features(sr), self.features(hr))
 
     def features(self, image: Float[Tensor, "b 3 h w"]) -> FeatureMaps:
-        """The five activations, each of length one over its channels."""
+        """Return the five feature maps, normalised to length 1 over the channels."""
         return [_normalise_channels(layer) for layer in self.backbone(image)]
 
     def compare(self, sr: FeatureMaps, hr: FeatureMaps) -> Float[Tensor, " b"]:
-        """Distances of the pairs."""
+        """Return the distances of the pairs from their features."""
         total = sr[0].new_zeros(len(sr[0]))
         for a, b, head in zip(sr, hr, self.heads, strict=True):
             total = total + torch.einsum("bchw,c->bhw", (a - b).square(), head).mean((1, 2))
@@ -58,7 +58,7 @@ class LPIPS:
 
 
 def build_lpips(path: Path, *, device: torch.device) -> PerceptualMetric:
-    """LPIPS through the network of a weights file; the learnt weights come with usrgan.
+    """Return LPIPS with the network of a weights file; the learnt weights are part of usrgan.
 
     Raises:
         UsageError: the file is missing, damaged, or neither AlexNet nor VGG-16; names `--lpips`.
@@ -84,5 +84,5 @@ def build_lpips(path: Path, *, device: torch.device) -> PerceptualMetric:
 
 
 def _normalise_channels(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Length one over the channels."""
-    return x / (x.square().sum(1, keepdim=True).sqrt() + _TINY)
+    """Return feature vectors of length 1 over the channels."""
+    return x / (x.square().sum(1, keepdim=True).sqrt() + _EPSILON)

@@ -1,4 +1,4 @@
-"""What a run leaves for people and programs.
+"""Files that a run leaves for people and programs.
 
 run_folder     config.toml, run.json, metrics.jsonl, samples
 report         the run as one page, by report.html.j2

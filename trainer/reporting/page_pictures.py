@@ -13,7 +13,7 @@ import numpy as np
 from shards.errors import DamagedData
 from shards.format import png
 from shards.format.png import RGB8
-from trainer.evaluation.comparison import tiles_of
+from trainer.evaluation.comparison import split_comparison_sheet
 from trainer.reporting.page_tables import read_evaluation
 
 PHOTOS = 4
@@ -50,7 +50,7 @@ def show_photos(run: Path) -> tuple[list[Comparison | Picture], int]:
         sheet = _decode_png(path)
         if sheet is None:
             continue
-        tiles = tiles_of(sheet, columns=len(models) + 2)
+        tiles = split_comparison_sheet(sheet, columns=len(models) + 2)
         if len(models) > 1 and tiles and path.stem in scored:
             _, first, *_, last, truth = tiles
             photos.append(

@@ -1,4 +1,4 @@
-"""The run folder: what a run was, what it measured, and which device it used.
+"""The run folder: settings, measurements and environment of a run.
 
 config.toml     the resolved settings of both stages; `--config RUN/config.toml` takes it again
 run.json        versions, device, PIL flavour, data set
@@ -35,7 +35,7 @@ from trainer.device import describe_device, describe_precision, use_bf16
 
 METRICS = "metrics.jsonl"
 _ALWAYS = {"stage", "epoch", "patches_seen", "patches_per_s", "data_wait"}
-"""What each line of it holds."""
+"""Fields of every line of it."""
 
 
 def write_run_header(
@@ -80,7 +80,7 @@ def write_run_header(
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of `metrics.jsonl`; a line that a crash cut off, or that is none of ours, is left out."""
+    """Return all lines of `metrics.jsonl`; truncated and foreign lines are omitted."""
     path = run / METRICS
     rows = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
@@ -92,12 +92,12 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def append_metrics(run: Path, row: dict[str, Any]) -> None:
-    """Add a line to `metrics.jsonl`."""
+    """Append a line to `metrics.jsonl`."""
     atomic.append_line(run / METRICS, json.dumps(row))
 
 
 def rewind_metrics(run: Path, *, stage: Stage, patches_seen: int) -> None:
-    """Drop what a killed run logged after the checkpoint that is resumed from."""
+    """Remove lines that a killed run logged after the checkpoint from which it resumes."""
     rows = read_metrics(run)
     kept = [row for row in rows if row["stage"] != stage or row["patches_seen"] <= patches_seen]
     content = "".join(json.dumps(row) + "\n" for row in kept).encode()
@@ -107,7 +107,7 @@ def rewind_metrics(run: Path, *, stage: Stage, patches_seen: int) -> None:
 
 
 def write_sample(run: Path, *, stage: Stage, patches_seen: int, picture: RGB8) -> None:
-    """Put a strip of held-out patches into `samples/`."""
+    """Write a picture of held-out patches into `samples/`."""
     folder = run / "samples"
     atomic.make_folder(folder)
     atomic.write_file(folder / f"{stage}-{patches_seen:012d}.png", png.encode_rgb(picture))

@@ -1,4 +1,4 @@
-"""Which weights of a stage are the best, and which it hands on."""
+"""The best weights of a stage, and those that it delivers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from trainer.config.schema import BestBy
 
 
 def deliverable_metrics(best_by: BestBy, stage: Literal["psnr", "gan"]) -> tuple[str, ...]:
-    """What a stage hands on: best metrics in order of preference; after them come its final weights.
+    """Return the metrics whose best weights a stage delivers, in order of preference; its final weights come last.
 
-    A GAN gives up PSNR on purpose, so the best of its weights by PSNR are the least of a GAN, and
-    often its start. Where LPIPS is not measured, the end of the stage is the better guess.
+    A GAN gives up PSNR on purpose: its best weights by PSNR are often its start. Without LPIPS, the end of the
+    stage is the better choice.
     """
     match best_by:
         case "auto":
@@ -32,17 +32,16 @@ def find_improvements(
     psnr_drop: float,
     start_psnr_y: float,
 ) -> dict[str, dict[str, float]]:
-    """The metrics in which a validation beats the best so far, and what to remember of each.
+    """Return the metrics in which a validation beats the best so far, with the values to store for each.
 
     Args:
-        found: the validation: `psnr_y`, `ssim_y`, perhaps `lpips`.
-        best: what was remembered before.
-        best_by: under "both" the paper's rule is kept as a metric of its own: PSNR and SSIM above those
-            of the last weights that it chose.
-        psnr_drop: dB that PSNR-Y may lie below the best so far where LPIPS chooses: a generator that
-            paints what is not there can have a low distance, too. Weights that a better PSNR leaves
-            below that floor are no longer to be beaten.
-        start_psnr_y: PSNR-Y of the weights that the stage began with, which belongs to the best so far; 0: not known.
+        found: the validation: `psnr_y`, `ssim_y`, possibly `lpips`.
+        best: values stored so far.
+        best_by: "both" adds the paper's rule as a metric: PSNR and SSIM above those of the last weights that it
+            chose.
+        psnr_drop: largest distance in dB of PSNR-Y below the best so far at which LPIPS chooses: a generator that
+            invents detail can have a low distance, too. A stored best that falls below that floor is ignored.
+        start_psnr_y: PSNR-Y of the stage's initial weights, part of the best so far; 0: unknown.
     """
     won = {
         metric: {metric: found[metric]}
@@ -65,6 +64,6 @@ def find_improvements(
 
 
 def forget_metric(best: dict[str, float], metric: str) -> None:
-    """Remember nothing of a metric any more."""
+    """Remove a metric and its companions from the stored best values."""
     for name in [name for name in best if name.split(".")[0] == metric]:
         del best[name]

@@ -1,4 +1,4 @@
-"""What a stage tells: its header, a row of `metrics.jsonl` per epoch, and a note behind the bar."""
+"""The header of a stage, a row of `metrics.jsonl` per epoch, and the note behind the progress bar."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.training.state import COUNTED, TrainState
 
 
 def describe_stage(job: StageSession, state: TrainState) -> Iterator[str]:
-    """What a stage says before its first step: the network, the data, and each deviation from the paper."""
+    """Yield the header of a stage: network, data, and each deviation from the paper."""
     config, device, dataset = job.config, job.device, job.dataset
     val = dataset.split("val")
     weights = sum(parameter.numel() for parameter in state.generator.parameters())
@@ -30,13 +30,13 @@ def describe_stage(job: StageSession, state: TrainState) -> Iterator[str]:
         bicubic = validate_bicubic(val, patches=config.validation.patches)
         yield f"  to beat: bicubic {bicubic['psnr_y']:.2f} dB / {bicubic['ssim_y']:.4f} on Y"
         if job.lpips is not None:
-            yield f"  judged by {job.lpips.protocol}"
+            yield f"  perceptual metric: {job.lpips.protocol}"
     if reason := missing_fast_path(config, device=device, bf16=use_bf16(config, device)):
-        yield f"  steps are slower than they have to be: {reason}"
-    if state.speed.get("dense") == "fused":
-        yield "  kernels for this GPU are compiled at the first step, in up to half a minute, and kept"
-    if state.patches_seen:
-        yield f"  going on at {state.patches_seen:,} patches"
+        yield f"  steps are slower than this machine allows: {reason}"
+    if state.progress.speed.get("dense") == "fused":
+        yield "  the first step compiles kernels for this GPU, in up to half a minute; they are cached"
+    if state.progress.patches_seen:
+        yield f"  resuming at {state.progress.patches_seen:,} patches"
     elif job.init is not None:
         yield f"  starting from {job.init}"
     found = list_deviations(config, job.paper, stage=job.stage)
@@ -46,7 +46,7 @@ def describe_stage(job: StageSession, state: TrainState) -> Iterator[str]:
 
 
 class EpochLog:
-    """How long the steps of an epoch took in this process; the losses lie in the state."""
+    """Times of the steps of an epoch in this process; the losses are in the state."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -54,19 +54,19 @@ class EpochLog:
         self.steps = 0
 
     def row(self, state: TrainState, config: Config) -> dict[str, float | int | str]:
-        """A line of `metrics.jsonl`, read from the device here and only here: means over the good steps."""
+        """Return a line of `metrics.jsonl`: means over the applied steps. Only this call reads them from the device."""
         sums = {name: value.item() for name, value in state.losses.items()}
         counted = sums.pop(COUNTED, 0.0)
         steps = config.iterations_per_epoch
         means = {f"loss_{name}": value / counted for name, value in sums.items() if counted}
-        left_out = {"steps_left_out": steps - int(counted)} if counted < steps else {}
+        skipped = {"steps_left_out": steps - int(counted)} if counted < steps else {}
         seconds = time.perf_counter() - self.started
         return {
             "stage": state.stage,
-            "epoch": state.patches_seen // (steps * config.batch_size),
-            "patches_seen": state.patches_seen,
+            "epoch": state.progress.patches_seen // (steps * config.batch_size),
+            "patches_seen": state.progress.patches_seen,
             **means,
-            **left_out,
+            **skipped,
             **diagnostics.mean_diagnostics(state.telemetry),
             "lr": float(state.optimizer.param_groups[0]["lr"]),  # on a GPU a tensor there
             "patches_per_s": self.steps * config.batch_size / seconds,
@@ -75,7 +75,7 @@ class EpochLog:
 
 
 def summarise_row(row: dict[str, float | int | str]) -> str:
-    """A row in a few words."""
+    """Return a row in a few words."""
     shown = {"loss_pixel": "L1", "loss_adversarial": "adv", "loss_discriminator": "D"}
     parts = [f"{short} {row[name]:.4f}" for name, short in shown.items() if name in row]
     if "val_psnr_y" in row:

@@ -1,4 +1,4 @@
-"""The state that a stage goes on from: rank 0 reads it, all ranks have it."""
+"""The state from which a stage starts, resumes or rolls back: rank 0 reads it and broadcasts it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import msgspec
 from torch import Tensor
 
 from trainer.config.schema import Config, Stage
-from trainer.config.settings import flatten
 from trainer.reporting.run_folder import rewind_metrics
 from trainer.runs.best import forget_metric
 from trainer.runs.checkpoint import (
@@ -28,7 +27,7 @@ from trainer.weights.generators import load_initial_weights
 from trainer.weights.safetensors_io import load_tensors
 
 Saved = tuple[dict[str, Tensor], Position]
-"""The tensors of a checkpoint, and where it stands."""
+"""The tensors of a checkpoint and its record."""
 
 
 def load_same_run(
@@ -39,11 +38,11 @@ def load_same_run(
     dataset_sha256: str,
     warn: Callable[[str], None],
 ) -> Saved | None:
-    """The newest checkpoint of a stage, to go on from with these settings on these data; None: there is none.
+    """Return the newest checkpoint of a stage if it may resume with these settings and data; None without one.
 
     Raises:
-        UsageError: it was made with others.
-        DamagedData: there are checkpoints, and none of them can be read.
+        UsageError: it was made with other settings or data.
+        DamagedData: the stage has checkpoints but none is readable.
     """
     saved = load_last(run, stage, warn=warn)
     if saved is not None:
@@ -52,7 +51,7 @@ def load_same_run(
 
 
 def resume_or_start(job: StageSession) -> TrainState:
-    """The newest checkpoint, or a fresh state.
+    """Return the state of the newest checkpoint, or a fresh one.
 
     Raises:
         UsageError: the run folder, the data or the weights do not fit the configuration.
@@ -62,30 +61,37 @@ def resume_or_start(job: StageSession) -> TrainState:
         sha256 = job.dataset.manifest.dataset_sha256
         saved = load_same_run(job.run, job.stage, job.config, dataset_sha256=sha256, warn=job.warn)
         if saved is None and best_file(job.run, "psnr_y", job.stage).exists():
-            job.warn(f"{job.run}: has no checkpoint to go on from; stage {job.stage} starts anew")
-    state = _at(job, saved)
-    _share(job, state)
+            job.warn(f"{job.run}: no checkpoint to resume from; stage {job.stage} starts over")
+    state = _build_state(job, saved)
+    _broadcast(job, state)
     return state
 
 
 def roll_back(
     job: StageSession, *, suspect: int | None, reached: int, speed: dict[str, str]
 ) -> TrainState:
-    """The last good checkpoint, or a fresh state, with the order going on at `reached` patches."""
+    """Return the state of the last good checkpoint, or a fresh one; the patch order continues at `reached`.
+
+    Args:
+        job: the stage.
+        suspect: position in patches of the checkpoint of the previous rollback; None without one.
+        reached: position in the patch order, skipped patches included.
+        speed: resolved acceleration of the stage.
+    """
     saved = None
     if job.ranks.is_main:
         saved = load_good(job.run, job.stage, suspect=suspect, warn=job.warn)
-    state = _at(job, saved)
+    state = _build_state(job, saved)
     if job.ranks.is_main:
-        state.speed = speed
-        remove_checkpoints_after(job.run, job.stage, state.patches_seen)
-    _share(job, state)
-    state.skipped_patches = reached - state.patches_seen
+        state.progress.speed = speed
+        remove_checkpoints_after(job.run, job.stage, state.progress.patches_seen)
+    _broadcast(job, state)
+    state.progress.skipped_patches = reached - state.progress.patches_seen
     return state
 
 
-def _at(job: StageSession, saved: Saved | None) -> TrainState:
-    """What was saved, or else what the seed or the weights of an earlier stage give."""
+def _build_state(job: StageSession, saved: Saved | None) -> TrainState:
+    """Return the saved state, or else one from the seed or from the weights of an earlier stage."""
     scale = job.dataset.manifest.scale
     state = build_state(
         job.config,
@@ -96,73 +102,66 @@ def _at(job: StageSession, saved: Saved | None) -> TrainState:
         synced=job.ranks.world_size > 1,
     )
     if saved is not None:
-        _go_on(job, state, *saved)
+        _restore(job, state, *saved)
     elif job.init is not None:
         load_initial(state, load_initial_weights(job.init, job.config.generator, scale=scale))
-        state.start_psnr_y = _told_psnr_y(job.init, job.dataset.manifest.dataset_sha256)
+        state.progress.start_psnr_y = _stored_psnr_y(job.init, job.dataset.manifest.dataset_sha256)
     return state
 
 
-def _told_psnr_y(weights: Path, dataset_sha256: str) -> float:
-    """PSNR-Y of a file of weights as it tells itself, if that was measured on this data set; else 0."""
+def _stored_psnr_y(weights: Path, dataset_sha256: str) -> float:
+    """Return the PSNR-Y in the metadata of weights, if it was measured on this data set; else 0."""
     _, about = load_tensors(weights)
     return (
         float(about.get("val_psnr_y", 0)) if about.get("dataset_sha256") == dataset_sha256 else 0.0
     )
 
 
-def _go_on(
+def _restore(
     job: StageSession, state: TrainState, tensors: dict[str, Tensor], position: Position
 ) -> None:
-    """Bring a state to where a checkpoint stands; what was best of other patches is no more to be beaten."""
+    """Restore a checkpoint into a state; forget best values that other held-out patches gave."""
     restore(state, tensors)
-    _place(state, position)
+    state.progress = position.progress()
     held_out, asked = len(job.dataset.split("val")), job.config.validation.patches
     before = int(str(position.config.get("validation.patches", asked)))
     others = min(before or held_out, held_out) != min(asked or held_out, held_out)
-    if others and state.best and state.patches_seen < job.config.total_patches:
+    if others and state.progress.best and state.progress.patches_seen < job.config.total_patches:
         job.warn(
-            f"validation.patches: was {before} and is {asked}, whose values do not compare;"
-            " the next validation counts as the best again"
+            f"validation.patches: was {before} and is {asked}; their values do not compare,"
+            " so the next validation becomes the best"
         )
-        state.best.clear()
+        state.progress.best.clear()
 
 
 def _forget_other_lpips(job: StageSession, state: TrainState) -> None:
-    """An LPIPS that another network measured is no more to be beaten."""
-    if job.lpips is None or "lpips" not in state.best:
+    """Forget the best LPIPS if another network measured it."""
+    if job.lpips is None or "lpips" not in state.progress.best:
         return
     _, about = load_tensors(best_file(job.run, "lpips", job.stage))
     before = about.get("lpips", job.lpips.protocol)
-    if before != job.lpips.protocol and state.patches_seen < job.config.total_patches:
+    if before != job.lpips.protocol and state.progress.patches_seen < job.config.total_patches:
         job.warn(
-            f"--lpips: is {job.lpips.protocol} and was {before}, whose values do not compare;"
-            " the next validation counts as the best again"
+            f"--lpips: is {job.lpips.protocol} and was {before}; their values do not compare,"
+            " so the next validation becomes the best"
         )
-        forget_metric(state.best, "lpips")
+        forget_metric(state.progress.best, "lpips")
 
 
-def _place(state: TrainState, position: Position) -> None:
-    state.patches_seen, state.best = position.patches_seen, dict(position.best)
-    state.skipped_patches, state.rollbacks = position.skipped_patches, position.rollbacks
-    state.consecutive_skips, state.start_psnr_y = position.consecutive_skips, position.start_psnr_y
-    state.speed = dict(position.speed)
-
-
-def _share(job: StageSession, state: TrainState) -> None:
-    """Give every rank what rank 0 has, and bring the run folder to where the state stands."""
+def _broadcast(job: StageSession, state: TrainState) -> None:
+    """Give every rank the state of rank 0, and rewind the run folder to its position."""
     if job.ranks.is_main:
         settled = settle(
-            job.config, device=job.device, world_size=job.ranks.world_size, stored=state.speed
+            job.config,
+            device=job.device,
+            world_size=job.ranks.world_size,
+            stored=state.progress.speed,
         )
-        state.speed = msgspec.structs.asdict(settled)
-        rewind_metrics(job.run, stage=job.stage, patches_seen=state.patches_seen)
+        state.progress.speed = msgspec.structs.asdict(settled)
+        rewind_metrics(job.run, stage=job.stage, patches_seen=state.progress.patches_seen)
         forget_lost_best(job.run, state, warn=job.warn)
         _forget_other_lpips(job, state)
     if job.ranks.world_size > 1:
         tensors = job.ranks.broadcast_tensors(state_tensors(state))
         restore(state, tensors)
-        position = Position.of(
-            state, dataset_sha256=job.dataset.manifest.dataset_sha256, config=flatten(job.config)
-        )
-        _place(state, job.ranks.broadcast(position))
+        state.progress = job.ranks.broadcast(state.progress)

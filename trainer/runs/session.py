@@ -1,4 +1,4 @@
-"""What a run and each of its stages are asked to do."""
+"""The request of a run, its terminal, and the session of one stage."""
 
 from __future__ import annotations
 

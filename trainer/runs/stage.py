@@ -1,7 +1,8 @@
-"""The training loop: one stage from wherever it stands to its end."""
+"""The training loop: one stage from its checkpoint to its end."""
 
 from __future__ import annotations
 
+import enum
 import time
 from contextlib import closing
 
@@ -14,7 +15,7 @@ from trainer.config.schema import Config, SpeedConfig
 from trainer.data.batches import to_float_images
 from trainer.data.loader import PatchLoader
 from trainer.device import use_bf16
-from trainer.evaluation.validation import make_sample_strip, validate
+from trainer.evaluation.validation import render_samples, validate
 from trainer.reporting.run_folder import write_run_header
 from trainer.runs.best import find_improvements
 from trainer.runs.checkpoint import final_file
@@ -31,57 +32,67 @@ from trainer.training.state import TrainState
 from trainer.training.step import count_step
 
 
+class Ending(enum.Enum):
+    """Reasons why the training loop returns."""
+
+    FINISHED = enum.auto()
+    """All patches of the stage were seen."""
+    ROLLBACK_DUE = enum.auto()
+    """Too many steps in a row were skipped."""
+
+
 def train_stage(job: StageSession) -> TrainState:
-    """Train one stage to its end; a run that was stopped or killed goes on where its checkpoint stands.
+    """Train one stage to its end; a stopped or killed one resumes from its checkpoint.
 
     Raises:
         Stopped: on request, after saving.
         UsageError: the run folder, the data or the weights do not fit the configuration.
         WriteFailed: the run folder cannot be written to.
-        UsrganError: losses are not finite any more, or the ranks do not hold the same networks.
+        UsrganError: losses are not finite after all rollbacks, or the ranks hold different weights.
     """
-    keeper, guard = RunWriter(job), NonfiniteGuard(job.config.guard, warn=job.warn)
+    writer, guard = RunWriter(job), NonfiniteGuard(job.config.guard, warn=job.warn)
     state = resume_or_start(job)
-    if state.patches_seen >= job.config.total_patches:
-        job.say(f"stage {job.stage}: done before ({state.patches_seen:,} patches)")
+    if state.progress.patches_seen >= job.config.total_patches:
+        job.say(f"stage {job.stage}: already finished ({state.progress.patches_seen:,} patches)")
         if not final_file(job.run, job.stage).exists():
-            keeper.final(state)
+            writer.write_final(state)
         return state
     if job.ranks.is_main:
         _introduce(job, state)
-    while not _train_on(job, state, guard, keeper):
+    while _train(job, state, guard, writer) is Ending.ROLLBACK_DUE:
         guard.check_rollback(state, run=job.run)
-        reached, rollbacks = state.patches_seen + state.skipped_patches, state.rollbacks + 1
-        speed = state.speed
-        del state  # two of them may not fit
+        before = state.progress
+        del state  # memory may not hold two of them
         torch.cuda.empty_cache()  # nor a cache of patches beside memory that torch keeps
-        state = roll_back(job, suspect=guard.suspect, reached=reached, speed=speed)
-        guard.suspect, state.rollbacks = state.patches_seen, rollbacks
+        reached = before.patches_seen + before.skipped_patches
+        state = roll_back(job, suspect=guard.suspect, reached=reached, speed=before.speed)
+        guard.suspect, state.progress.rollbacks = state.progress.patches_seen, before.rollbacks + 1
         job.warn(
-            f"{job.run}: rolled back to {state.patches_seen:,} patches of stage {job.stage}"
-            f" ({rollbacks} of {job.config.guard.rollbacks}); the patches up to the bad ones are passed over"
+            f"{job.run}: rolled back to {state.progress.patches_seen:,} patches of stage {job.stage}"
+            f" ({state.progress.rollbacks} of {job.config.guard.rollbacks}); the patches up to the bad ones are skipped"
         )
-    keeper.final(state)
+    writer.write_final(state)
     return state
 
 
-def _train_on(
-    job: StageSession, state: TrainState, guard: NonfiniteGuard, keeper: RunWriter
-) -> bool:
-    """Train to the end of the stage; False: to where it is time to roll back."""
+def _train(
+    job: StageSession, state: TrainState, guard: NonfiniteGuard, writer: RunWriter
+) -> Ending:
+    """Train until the stage is finished or a rollback is due."""
     config, device, ranks = job.config, job.device, job.ranks
     train, val = job.dataset.split("train"), job.dataset.split("val")
     epoch = config.iterations_per_epoch * config.batch_size
     bf16 = use_bf16(config, device)
-    speed = msgspec.convert(state.speed, SpeedConfig)
+    speed = msgspec.convert(state.progress.speed, SpeedConfig)
     apply(state, speed)
     step = build_step(state, config, bf16, ranks=ranks, speed=speed)
-    log, told = EpochLog(), set[str]()
+    log, warned = EpochLog(), set[str]()
     stream = PatchLoader(
         train,
         seed=config.seed,
         batch_size=config.batch_size,
-        first_step=(state.patches_seen + state.skipped_patches) // config.batch_size,
+        first_step=(state.progress.patches_seen + state.progress.skipped_patches)
+        // config.batch_size,
         config=config.data,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -93,13 +104,13 @@ def _train_on(
             f"stage {job.stage}",
             total=config.total_patches,
             unit="patches",
-            done=state.patches_seen,
+            done=state.progress.patches_seen,
         ) as advance,
         closing(train),
         closing(val),
         closing(stream),
     ):
-        while state.patches_seen < config.total_patches:
+        while state.progress.patches_seen < config.total_patches:
             # a step
             _set_learning_rates(state, config)
             waited = time.perf_counter()
@@ -112,42 +123,44 @@ def _train_on(
             count_step(state, config, outcome)
             log.steps += 1
 
-            # was it a good one?
-            done = state.patches_seen >= config.total_patches
+            # was it applied?
+            done = state.progress.patches_seen >= config.total_patches
             bad = guard.saw(state, outcome)
-            ending = state.patches_seen % epoch == 0
-            due = done or guard.stopping or state.patches_seen % _whole_steps(config) == 0
+            ending = state.progress.patches_seen % epoch == 0
+            due = done or guard.stopping or state.progress.patches_seen % _whole_steps(config) == 0
             if bad or ((due or ending) and guard.settle(state)):
-                return False
+                return Ending.ROLLBACK_DUE
 
             # at the end of an epoch: log, validate, keep the best
             note = ""
             if ending:
                 row = log.row(state, config)
                 state.losses, state.telemetry = {}, {}
-                for warning in find_imbalances(row, told):
+                for warning in find_imbalances(row, warned):
                     job.warn(warning)
-                if _validation_due(state.patches_seen // epoch, config, val, done=done):
-                    row |= _validate_and_keep_best(job, state, val, keeper)
-                keeper.log(row)
+                if _validation_due(state.progress.patches_seen // epoch, config, val, done=done):
+                    row |= _validate_and_keep_best(job, state, val, writer)
+                writer.log(row)
                 note = summarise_row(row)
                 log = EpochLog()
 
-            # checkpoint, but not from within a row of bad steps
+            # checkpoint, but not within a series of skipped steps
             must = done or guard.stopping
-            if (must or (due and not state.consecutive_skips)) and keeper.save(state, must=must):
+            if (must or (due and not state.progress.consecutive_skips)) and writer.save(
+                state, must=must
+            ):
                 guard.suspect = None
             advance(config.batch_size, note)
             if guard.stopping and not done:
                 raise Stopped(
-                    f"{job.run}: saved at {state.patches_seen:,} of {config.total_patches:,} patches of stage"
-                    f" {job.stage}; run the same command again to go on"
+                    f"{job.run}: saved at {state.progress.patches_seen:,} of {config.total_patches:,} patches of stage"
+                    f" {job.stage}; run the same command again to resume"
                 )
-    return True
+    return Ending.FINISHED
 
 
 def _introduce(job: StageSession, state: TrainState) -> None:
-    """Say what is trained on what, and write it into the run folder."""
+    """Print the header of the stage and write it into the run folder."""
     write_run_header(
         job.run,
         stage=job.stage,
@@ -155,7 +168,7 @@ def _introduce(job: StageSession, state: TrainState) -> None:
         preset=job.preset,
         manifest=job.dataset.manifest,
         device=job.device,
-        speed=state.speed,
+        speed=state.progress.speed,
     )
     for line in describe_stage(job, state):
         job.say(line)
@@ -166,7 +179,10 @@ def _introduce(job: StageSession, state: TrainState) -> None:
 def _set_learning_rates(state: TrainState, config: Config) -> None:
     def rate(base: float) -> float:
         return learning_rate(
-            config.optim, base, patches_seen=state.patches_seen, patches_total=config.total_patches
+            config.optim,
+            base,
+            patches_seen=state.progress.patches_seen,
+            patches_total=config.total_patches,
         )
 
     set_learning_rate(state.optimizer, rate(config.optim.lr))
@@ -176,7 +192,7 @@ def _set_learning_rates(state: TrainState, config: Config) -> None:
 
 
 def _whole_steps(config: Config) -> int:
-    """`checkpoint.every_patches` in whole steps."""
+    """Return `checkpoint.every_patches` rounded down to whole steps."""
     return max(config.checkpoint.every_patches // config.batch_size, 1) * config.batch_size
 
 
@@ -186,27 +202,27 @@ def _validation_due(epoch: int, config: Config, val: SplitReader, *, done: bool)
 
 
 def _validate_and_keep_best(
-    job: StageSession, state: TrainState, val: SplitReader, keeper: RunWriter
+    job: StageSession, state: TrainState, val: SplitReader, writer: RunWriter
 ) -> dict[str, float]:
-    """Score the generator on all ranks; rank 0 keeps what is better than before."""
+    """Score the generator on all ranks; rank 0 writes weights that beat the best."""
     found = validate(
         state.output,
         val,
         patches=job.config.validation.patches,
         device=job.device,
-        ranks=job.ranks,
+        group=job.ranks,
         lpips=None if job.lpips is None else job.lpips.metric_for,
     )
     if job.ranks.is_main:
         rule = job.config.validation
         won = find_improvements(
             found,
-            state.best,
+            state.progress.best,
             best_by=rule.best_by,
             psnr_drop=rule.psnr_drop,
-            start_psnr_y=state.start_psnr_y,
+            start_psnr_y=state.progress.start_psnr_y,
         )
         for metric, values in won.items():
-            keeper.best(state, metric, values, found)
-        keeper.sample(state, make_sample_strip(state.output, val, device=job.device))
+            writer.write_best(state, metric, values, found)
+        writer.write_sample(state, render_samples(state.output, val, device=job.device))
     return {f"val_{name}": value for name, value in found.items()}

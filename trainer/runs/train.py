@@ -115,7 +115,11 @@ def _train_stage(
         )
     with explain_out_of_memory(str(request.run), fix=fix):
         state = train_stage(session)
-    result = {"stage": stage, "patches_seen": state.patches_seen, "best": dict(state.best)}
+    result = {
+        "stage": stage,
+        "patches_seen": state.progress.patches_seen,
+        "best": dict(state.progress.best),
+    }
     del state
     torch.cuda.empty_cache()
     return result

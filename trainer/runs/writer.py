@@ -1,4 +1,4 @@
-"""What a stage writes while it trains. Rank 0 alone does, and a disk that is full for a while stops nothing."""
+"""Everything that a stage writes while it trains; rank 0 writes, and a temporarily full disk does not stop it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from shards.format.png import RGB8
 from shards.version import __version__
 from trainer.config.settings import flatten
 from trainer.reporting.report import LiveReport
-from trainer.reporting.run_folder import append_metrics, read_metrics, write_sample
+from trainer.reporting.run_folder import append_metrics, read_metrics
+from trainer.reporting.run_folder import write_sample as write_sample_file
 from trainer.runs.checkpoint import best_file, final_file, save_last, save_weights
 from trainer.runs.session import StageSession
 from trainer.training.state import TrainState, network_tensors
 
 FAILURES = 3
-"""Checkpoints in a row that cannot be saved before the run is given up."""
+"""Failed checkpoints in a row that end the run."""
 Row = dict[str, float | int | str]
 
 
 class RunWriter:
-    """Writes into the run folder; on other ranks than the first it does nothing."""
+    """Writes into the run folder; on ranks other than 0 it does nothing."""
 
     def __init__(self, job: StageSession) -> None:
         self._job = job
@@ -29,11 +30,11 @@ class RunWriter:
         self._report = LiveReport(job.run, warn=job.warn)
 
     def save(self, state: TrainState, *, must: bool) -> bool:
-        """Save `last`; whether it was. With `must` there is no later try.
+        """Save `last` and return whether that succeeded. `must` says that no later attempt follows.
 
         Raises:
-            WriteFailed: it cannot be written, and must be, or could not the last times either.
-            UsrganError: the ranks do not hold the same networks.
+            WriteFailed: the write failed and `must` is set, or it failed FAILURES times in a row.
+            UsrganError: the ranks hold different weights.
         """
         job = self._job
         job.ranks.check_equal(network_tensors(state), what=str(job.run))
@@ -48,15 +49,16 @@ class RunWriter:
             if must or self._failures >= FAILURES:
                 raise
             job.warn(
-                f"{_what(error)}; not saved at {state.patches_seen:,} patches, the checkpoint before is intact:"
-                f" training goes on and tries again at the next (failure {self._failures} of {FAILURES} in a row)"
+                f"{_problem(error)}; checkpoint at {state.progress.patches_seen:,} patches not saved,"
+                f" the one before is intact; training continues and retries at the next"
+                f" (failure {self._failures} of {FAILURES} in a row)"
             )
             return False
         self._failures = 0
         return True
 
     def log(self, row: Row) -> None:
-        """Add a row to the log, after those that could not be written before; with a validation, to the page."""
+        """Append a row to the log, after rows whose write failed; refresh the report after a validation."""
         if not self._job.ranks.is_main:
             return
         self._rows.append(row)
@@ -65,30 +67,33 @@ class RunWriter:
                 append_metrics(self._job.run, self._rows[0])
                 del self._rows[0]
         except WriteFailed as error:
-            self._job.warn(f"{_what(error)}; the row is kept and written with the next")
+            self._job.warn(f"{_problem(error)}; the row is written with the next one")
             return
         if "val_psnr_y" in row:
             self._report.refresh()
 
-    def best(
+    def write_best(
         self, state: TrainState, metric: str, values: dict[str, float], found: dict[str, float]
     ) -> None:
-        """Keep the weights that are the best by a metric, and remember the `values` to be beaten."""
+        """Write the best weights by a metric, and store their `values` as the best."""
         path = best_file(self._job.run, metric, state.stage)
         if self._write(path, state, found):
-            state.best |= values
+            state.progress.best |= values
 
-    def sample(self, state: TrainState, picture: RGB8) -> None:
-        """Keep a strip of held-out patches."""
+    def write_sample(self, state: TrainState, picture: RGB8) -> None:
+        """Write a picture of held-out patches."""
         try:
-            write_sample(
-                self._job.run, stage=state.stage, patches_seen=state.patches_seen, picture=picture
+            write_sample_file(
+                self._job.run,
+                stage=state.stage,
+                patches_seen=state.progress.patches_seen,
+                picture=picture,
             )
         except WriteFailed as error:
-            self._job.warn(f"{_what(error)}; this sample is left out")
+            self._job.warn(f"{_problem(error)}; this sample is skipped")
 
-    def final(self, state: TrainState) -> None:
-        """Keep the weights at the end of the stage.
+    def write_final(self, state: TrainState) -> None:
+        """Write the weights at the end of the stage.
 
         Raises:
             WriteFailed: they cannot be written.
@@ -98,8 +103,8 @@ class RunWriter:
             save_weights(path, state, metadata(self._job, state, self._measured(state)))
 
     def _measured(self, state: TrainState) -> dict[str, float]:
-        """What the validation of these weights found, as the log tells; nothing where there was none."""
-        here = (state.stage, state.patches_seen)
+        """Return the validation of these weights from the log; empty without one."""
+        here = (state.stage, state.progress.patches_seen)
         return {
             name.removeprefix("val_"): float(value)
             for row in (*read_metrics(self._job.run), *self._rows)
@@ -114,13 +119,13 @@ class RunWriter:
         try:
             save_weights(path, state, metadata(self._job, state, found))
         except WriteFailed as error:
-            self._job.warn(f"{_what(error)}; the next better weights are tried again")
+            self._job.warn(f"{_problem(error)}; the next better weights are written again")
             return False
         return True
 
 
 def metadata(job: StageSession, state: TrainState, found: dict[str, float]) -> dict[str, str]:
-    """What weights say of themselves."""
+    """Return the metadata of a weights file."""
     settings, adversary = flatten(job.config), state.adversary
     return {
         "architecture": settings["generator.architecture"],
@@ -129,7 +134,7 @@ def metadata(job: StageSession, state: TrainState, found: dict[str, float]) -> d
         "stage": state.stage,
         "preset": job.preset,
         "weights": "raw" if state.ema is None else "ema",
-        "patches_seen": str(state.patches_seen),
+        "patches_seen": str(state.progress.patches_seen),
         **{f"val_{name}": f"{value:.4f}" for name, value in found.items()},
         **({"lpips": job.lpips.protocol} if job.lpips and "lpips" in found else {}),
         "content_features": "none" if adversary is None else job.config.content.features,
@@ -139,6 +144,6 @@ def metadata(job: StageSession, state: TrainState, found: dict[str, float]) -> d
     }
 
 
-def _what(error: WriteFailed) -> str:
-    """The matter without the advice, which is for a run that ended."""
+def _problem(error: WriteFailed) -> str:
+    """Return the problem without the advice, which suits a run that ended."""
     return str(error).partition(";")[0]

@@ -1,7 +1,7 @@
-"""Who pulls at the generator, and how hard: a look beneath the losses, now and then.
+"""Diagnostics of a step: the share of each loss in the generator's gradient, and singular values.
 
-A look costs one more pass back through each loss and reads nothing from the device; it changes no
-weight, no statistic and no random number, so a run is the same to the bit with it and without.
+A diagnosed step costs one more backward pass through each loss and does not wait for the device. It changes no weight,
+no statistic and no random number, so a run is bit-identical with and without it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 LOOKS = "looks"
-"""Name of the count beside the sums."""
+"""Key of the number of diagnosed steps, beside the sums."""
 TOO_MUCH, TOO_LITTLE = 0.95, 0.001
-"""Gradient shares of any one term, and of the adversarial term, that are worth a warning."""
+"""Largest gradient share of any term, and smallest of the adversarial term, without a warning."""
 Row = Mapping[str, float | int | str]
 
 
 def is_due(*, patches_seen: int, batch_size: int, epoch: int, every: int) -> bool:
-    """Whether the step that begins at `patches_seen` is looked into; `epoch` is in patches."""
+    """Return whether the step that starts at `patches_seen` is diagnosed; `epoch` is its length in patches."""
     after = patches_seen + batch_size
     return after % epoch == 0 or (every > 0 and after // every > patches_seen // every)
 
@@ -30,10 +30,10 @@ def is_due(*, patches_seen: int, batch_size: int, epoch: int, every: int) -> boo
 def gradient_shares(
     weighted: Mapping[str, Float[Tensor, ""]], sr: Float[Tensor, "b 3 h w"]
 ) -> dict[str, Tensor]:
-    """What each weighted term is, and its part in the pull at the generator's output.
+    """Return the share of each weighted loss in the gradient at the generator's output.
 
-    The part is the norm of the term's gradient by `sr` over the sum of all norms. The losses' sizes
-    say little: a mean squared difference of features may be large and flat, a logarithm small and steep.
+    The share is the norm of the loss's gradient by `sr` over the sum of all norms. The values mean little:
+    a mean squared feature difference may be large and flat, a logarithm small and steep.
     """
     norms: dict[str, Tensor] = {}
     for name, loss in weighted.items():
@@ -45,10 +45,10 @@ def gradient_shares(
 
 @torch.no_grad()
 def largest_singular_value(discriminator: nn.Module) -> Float[Tensor, ""]:
-    """The largest singular value of any spectrally normalised weight as it is used: about 1.
+    """Return the largest singular value of all spectrally normalised weights: about 1.
 
-    More than a little above it says that power iteration lags behind the weights. To be called
-    inside `cached_spectral_weights`, where a weight is computed once and read without another iteration.
+    A clearly larger value shows that the power iteration lags behind the weights. Call it inside
+    `cached_spectral_weights`, where reading a weight makes no further iteration.
     """
     found = []
     for module in discriminator.modules():
@@ -60,41 +60,41 @@ def largest_singular_value(discriminator: nn.Module) -> Float[Tensor, ""]:
     return torch.stack(found).max().float() if found else torch.zeros(())
 
 
-def add_diagnostics(sums: dict[str, Tensor], seen: Mapping[str, Tensor]) -> None:
-    """Add one look to the sums of the epoch."""
-    for name, value in {**seen, LOOKS: torch.ones(())}.items():
+def add_diagnostics(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Add the values of one diagnosed step to the sums of the epoch."""
+    for name, value in {**values, LOOKS: torch.ones(())}.items():
         value = value.detach()
         sums[name] = sums[name] + value if name in sums else value
 
 
 def mean_diagnostics(sums: Mapping[str, Tensor]) -> dict[str, float]:
-    """The epoch's means over its looks, read from the device.
+    """Return the means over the diagnosed steps of the epoch, read from the device.
 
-    What is not finite is left out: fp16 skips a step whose gradients overflow, and goes on.
+    Values that are not finite are omitted: fp16 skips a step whose gradients overflow.
     """
     looks = sums[LOOKS].item() if LOOKS in sums else 1.0
     found = {name: value.item() / looks for name, value in sums.items() if name != LOOKS}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def find_imbalances(row: Row, told: set[str]) -> Iterator[str]:
-    """What to say about a row of the log whose terms are out of balance, each matter once."""
+def find_imbalances(row: Row, warned: set[str]) -> Iterator[str]:
+    """Yield a warning for each imbalance of the loss terms in a row of the log; each kind only once."""
     shares = {
         name.removeprefix("share_"): float(value)
         for name, value in row.items()
         if name.startswith("share_")
     }
     for name, share in shares.items():
-        if share > TOO_MUCH and name not in told:
-            told.add(name)
+        if share > TOO_MUCH and name not in warned:
+            warned.add(name)
             yield (
                 f"the {name} loss makes {share:.1%} of the gradient at the generator's output and the others"
-                f" hardly count; lower loss.{name}, or raise theirs"
+                f" have little effect; lower loss.{name}, or raise theirs"
             )
     share = shares.get("adversarial", 1.0)
-    if share < TOO_LITTLE and "no adversary" not in told:
-        told.add("no adversary")
+    if share < TOO_LITTLE and "no adversary" not in warned:
+        warned.add("no adversary")
         yield (
-            f"the adversarial loss makes {share:.3%} of the gradient at the generator's output, so this is hardly"
-            " a GAN; raise loss.adversarial"
+            f"the adversarial loss makes {share:.3%} of the gradient at the generator's output, too little"
+            " for a GAN; raise loss.adversarial"
         )

@@ -72,7 +72,7 @@ class NonfiniteGuard:
 
     def saw(self, state: TrainState, outcome: Outcome) -> bool:
         """Register a step; True if a rollback is due."""
-        reading = Reading(outcome, patches_seen=state.patches_seen)
+        reading = Reading(outcome, patches_seen=state.progress.patches_seen)
         due = self._pending if reading.late else reading
         self._pending = reading if reading.late else None
         return due is not None and self._count(state, due)
@@ -89,10 +89,10 @@ class NonfiniteGuard:
             UsrganError: names the terms that are not finite and what to change.
         """
         self._pending = None
-        if state.rollbacks >= self._config.rollbacks:
+        if state.progress.rollbacks >= self._config.rollbacks:
             raise UsrganError(
-                f"{run}: {self._named} not finite in {state.consecutive_skips} steps in a row at"
-                f" {state.patches_seen:,} patches, after {self._config.rollbacks} rollbacks; the checkpoints"
+                f"{run}: {self._named} not finite in {state.progress.consecutive_skips} steps in a row at"
+                f" {state.progress.patches_seen:,} patches, after {self._config.rollbacks} rollbacks; the checkpoints"
                 " are intact: lower optim.lr, raise optim.warmup_patches, or train with precision fp32,"
                 " in another --out"
             )
@@ -102,15 +102,15 @@ class NonfiniteGuard:
         self.stopping = self.stopping or STOP in names
         terms = [name for name in names if name != STOP]
         if not terms:
-            state.consecutive_skips = 0
+            state.progress.consecutive_skips = 0
             return False
-        state.consecutive_skips += 1
+        state.progress.consecutive_skips += 1
         self._named = _listed(terms)
         self._warn(
             f"{self._named} not finite at {reading.patches_seen:,} patches of stage {state.stage};"
-            f" the step is left out ({state.consecutive_skips} of {self._config.patience} before a rollback)"
+            f" the step is left out ({state.progress.consecutive_skips} of {self._config.patience} before a rollback)"
         )
-        return state.consecutive_skips >= self._config.patience
+        return state.progress.consecutive_skips >= self._config.patience
 
 
 def _listed(terms: list[str]) -> str:

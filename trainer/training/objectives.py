@@ -196,7 +196,7 @@ def _r1_term(state: TrainState, config: Config, discriminator: nn.Module, hr: Im
 def r1_due(state: TrainState, config: Config) -> bool:
     """Whether the next step includes R1."""
     settings = config.adversarial
-    step = state.patches_seen // config.batch_size
+    step = state.progress.patches_seen // config.batch_size
     return settings.r1 > 0 and step % settings.r1_every == 0
 
 

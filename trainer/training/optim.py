@@ -29,10 +29,10 @@ def learning_rate(
 
 
 def build_adam(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
-    """Adam; the loop sets the learning rate before each step.
+    """Return Adam; the loop sets the learning rate before each step.
 
-    The fused one, because it alone can be told on the device to leave a step out (`take_step`).
-    On a GPU the learning rate lies there, too, where a CUDA graph finds it.
+    It is the fused one, because only that one can skip a step by a flag on the device (`take_step`).
+    On a GPU the learning rate is a tensor there, so that a CUDA graph reads it.
     """
     wanted, betas = list(parameters), (config.beta1, config.beta2)
     rate = torch.tensor(config.lr, device=wanted[0].device) if wanted[0].is_cuda else config.lr
@@ -40,7 +40,7 @@ def build_adam(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch
 
 
 def take_step(optimizer: torch.optim.Adam, *, skip: Float[Tensor, ""]) -> None:
-    """Update the parameters, or change nothing where `skip` is 1; nobody waits for its value."""
+    """Update the parameters, or change nothing if `skip` is 1; the host does not wait for its value."""
     capturing = skip.is_cuda and torch.cuda.is_current_stream_capturing()
     for group in optimizer.param_groups:
         group["capturable"] = capturing  # torch warns of a step that could be captured and is not

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,23 @@ class Adversary:
     """The discriminator's gradients; nothing of them survives a step."""
 
 
+class Progress(msgspec.Struct, kw_only=True):
+    """Position of a stage; checkpoints store it under the names given here."""
+
+    patches_seen: int = 0
+    skipped_patches: int = msgspec.field(name="passed_over", default=0)
+    """Patches skipped after rollbacks; the position in the order is `patches_seen` plus these."""
+    consecutive_skips: int = msgspec.field(name="bad_in_a_row", default=0)
+    """Steps skipped since the last applied one."""
+    rollbacks: int = 0
+    best: dict[str, float] = msgspec.field(default_factory=dict)
+    """Best validation value so far of each metric that has a checkpoint."""
+    start_psnr_y: float = 0.0
+    """PSNR-Y of the stage's initial weights on these held-out patches, dB; 0: unknown."""
+    speed: dict[str, str] = msgspec.field(default_factory=dict)
+    """Resolved `SpeedConfig` of the stage, fixed at its start."""
+
+
 @dataclass
 class TrainState:
     """Networks, EMA, optimisers and position of one stage."""
@@ -62,23 +80,13 @@ class TrainState:
     """Statistics and singular vectors of both networks as flat tensors; a skipped step restores them."""
     scaler: torch.amp.GradScaler | None = None
     """Keeps fp16 gradients in range; bf16 has float32's range and needs none."""
-    patches_seen: int = 0
-    skipped_patches: int = 0
-    """Patches skipped after rollbacks; the position in the order is `patches_seen` plus these."""
-    consecutive_skips: int = 0
-    """Steps skipped since the last applied one."""
-    rollbacks: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    """Best validation value so far of each metric that has a checkpoint."""
-    start_psnr_y: float = 0.0
-    """PSNR-Y of the stage's initial weights on these held-out patches, dB; 0: unknown."""
-    speed: dict[str, str] = field(default_factory=dict)
-    """Resolved `SpeedConfig` of the stage, fixed at its start."""
+    progress: Progress = field(default_factory=Progress)
+    """Position of the stage and everything else that a checkpoint stores besides tensors."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Sums of the losses of the applied steps since the epoch began, on the device, and their number
     under `COUNTED`; logged and cleared at the end of the epoch."""
     telemetry: dict[str, Tensor] = field(default_factory=dict)
-    """Sums of the diagnostics since the epoch began, likewise."""
+    """Sums of the diagnostics since the epoch began, logged and cleared in the same way."""
 
     @property
     def output(self) -> nn.Module:

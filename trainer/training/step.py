@@ -124,7 +124,7 @@ def train_step(
 
 def count_step(state: TrainState, config: Config, outcome: Outcome) -> None:
     """Advance position, EMA and sums of losses by a step; a bad step advances the position alone."""
-    state.patches_seen += config.batch_size
+    state.progress.patches_seen += config.batch_size
     good = outcome.applied > 0
     for name, value in (outcome.losses | {COUNTED: outcome.applied}).items():
         added = torch.where(good, value, torch.zeros_like(value))
@@ -136,7 +136,7 @@ def count_step(state: TrainState, config: Config, outcome: Outcome) -> None:
             [state.params_flat],
             halflife=config.ema.halflife_patches,
             batch_size=config.batch_size,
-            patches_seen=state.patches_seen,
+            patches_seen=state.progress.patches_seen,
             applied=outcome.applied,
         )
         bump_versions(state.ema)
@@ -145,7 +145,7 @@ def count_step(state: TrainState, config: Config, outcome: Outcome) -> None:
 def diagnostics_due(state: TrainState, config: Config) -> bool:
     """Whether the next step records diagnostics."""
     return is_due(
-        patches_seen=state.patches_seen,
+        patches_seen=state.progress.patches_seen,
         batch_size=config.batch_size,
         epoch=config.iterations_per_epoch * config.batch_size,
         every=config.telemetry.every_patches,

@@ -1,6 +1,6 @@
-"""Upscaling of picture files and folders.
+"""Upscaling of image files and folders.
 
-upscale        inputs to outputs; skips finished pictures, continues after a bad one
-tiling         one picture in overlapping tiles without seams
+upscale        tasks from inputs to outputs; skips finished images, continues after a bad one
+tiling         one image in overlapping tiles without seams
 picture_files  encoding of the result, with the colour profile
 """

@@ -1,8 +1,8 @@
-"""Whole pictures through a generator in tiles: any size, bounded memory, no seams.
+"""Tiled inference: images of any size in bounded memory, without seams.
 
-Neighbouring tiles overlap. The outer thirds of an overlap are left out, because there a tile lacks
-its surroundings, and in the middle third one tile fades into the other. So a third as wide as the
-network looks makes the result equal to one pass over the whole picture.
+Neighbouring tiles overlap. The outer thirds of an overlap are discarded, because a tile lacks context
+there; in the middle third the two tiles are blended linearly. If a third is at least as wide as the
+radius of the receptive field, the result equals one pass over the whole image.
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ from shards.format.png import RGB8
 from trainer.device import full_float32
 
 SMALLEST_TILE = 16
-Tiled = Callable[[int, int], None]
-"""`tiled(done, total)`: so many tiles of a picture are done."""
+"""Smallest side of a tile after halving, in LR pixels."""
+TileCallback = Callable[[int, int], None]
+"""`on_tile(done, total)`: progress in tiles of one image."""
 
 
 class Span(NamedTuple):
-    """One tile along one axis, LR pixels: read [start, stop), faded over the overlaps."""
+    """Extent [start, stop) of a tile along one axis, in LR pixels."""
 
     start: int
     stop: int
 
 
-def spans(length: int, *, tile: int, overlap: int) -> list[Span]:
-    """Tiles of one size along an axis, evenly spread; a short axis is one tile.
+def split_axis(length: int, *, tile: int, overlap: int) -> list[Span]:
+    """Return evenly spaced tiles of one size that cover an axis; a short axis is one tile.
 
-    Neighbours share at least `overlap` pixels.
+    Args:
+        length: length of the axis, in LR pixels.
+        tile: side of a tile, in LR pixels.
+        overlap: smallest overlap of neighbours, in LR pixels, at most a quarter of a tile.
     """
     assert 0 <= 4 * overlap <= tile, (tile, overlap)
     if length <= tile:
@@ -44,16 +48,18 @@ def spans(length: int, *, tile: int, overlap: int) -> list[Span]:
     return [Span(start, start + tile) for start in starts]
 
 
-def weights(axis: list[Span], number: int, *, scale: int) -> npt.NDArray[np.float32]:
-    """How much each SR pixel of a tile counts along an axis; all tiles together make one everywhere."""
-    here = axis[number]
-    at = np.arange(here.start * scale, here.stop * scale, dtype=np.float64) + 0.5
-    rise = np.ones(len(at), np.float32)
+def blend_weights(axis: list[Span], number: int, *, scale: int) -> npt.NDArray[np.float32]:
+    """Return the weight of each SR pixel of a tile along an axis; the weights of all tiles add up to 1."""
+    span = axis[number]
+    centres = np.arange(span.start * scale, span.stop * scale, dtype=np.float64) + 0.5
+    weights = np.ones(len(centres), np.float32)
     if number > 0:
-        rise = np.minimum(rise, _ramp(at, here.start, axis[number - 1].stop, scale))
+        fade_in = _ramp(centres, span.start, axis[number - 1].stop, scale)
+        weights = np.minimum(weights, fade_in)
     if number + 1 < len(axis):
-        rise = np.minimum(rise, 1 - _ramp(at, axis[number + 1].start, here.stop, scale))
-    return rise
+        fade_out = 1 - _ramp(centres, axis[number + 1].start, span.stop, scale)
+        weights = np.minimum(weights, fade_out)
+    return weights
 
 
 def upscale_tiled(
@@ -64,25 +70,25 @@ def upscale_tiled(
     tile: int,
     overlap: int,
     device: torch.device,
-    tiled: Tiled = lambda _done, _total: None,
+    on_tile: TileCallback = lambda _done, _total: None,
 ) -> RGB8:
-    """Upscale a picture [h w 3] to [h*scale w*scale 3].
+    """Return the upscaled image [h*scale w*scale 3] of an image [h w 3], both RGB.
 
     Args:
-        module: generator in evaluation mode on `device`, [0, 1] RGB in and out.
-        pixels: the picture.
-        scale: of the generator.
-        tile: side of a tile, LR pixels; halved where the device's memory does not suffice.
-        overlap: LR pixels that neighbouring tiles share.
-        device: where to compute.
-        tiled: called after each tile; from the first again where tiles were halved.
+        module: generator in evaluation mode on `device`, from RGB in [0, 1] to RGB in [0, 1].
+        pixels: image to upscale.
+        scale: scale of the generator.
+        tile: side of a tile, in LR pixels; halved until a tile fits into the memory of the device.
+        overlap: overlap of neighbouring tiles, in LR pixels.
+        device: device of the generator.
+        on_tile: called after each tile; starts again at 1 after tiles were halved.
 
     Raises:
-        UsrganError: even the smallest tile does not fit into memory.
+        UsrganError: the smallest tile does not fit into memory.
     """
     while True:
         try:
-            return _upscale(module, pixels, scale, tile, overlap, device, tiled)
+            return _blend_tiles(module, pixels, scale, tile, overlap, device, on_tile)
         except torch.OutOfMemoryError:
             if tile // 2 < SMALLEST_TILE:
                 raise UsrganError(
@@ -94,40 +100,41 @@ def upscale_tiled(
         overlap = min(overlap, tile // 4)
 
 
-def _upscale(
+def _blend_tiles(
     module: nn.Module,
     pixels: RGB8,
     scale: int,
     tile: int,
     overlap: int,
     device: torch.device,
-    tiled: Tiled,
+    on_tile: TileCallback,
 ) -> RGB8:
     height, width = pixels.shape[:2]
     result = np.empty((height * scale, width * scale, 3), np.uint8)
-    rows, columns = (spans(side, tile=tile, overlap=overlap) for side in (height, width))
-    band = np.zeros((0, width * scale, 3), np.float32)
-    for number, row in enumerate(rows):
-        # the rows of the last band that this one overlaps are still open
+    rows, columns = (split_axis(side, tile=tile, overlap=overlap) for side in (height, width))
+    unfinished = np.zeros((0, width * scale, 3), np.float32)
+    for row_number, row in enumerate(rows):
+        # start from the lines that the tiles above have not finished
         top = row.start * scale
-        opened = np.zeros(((row.stop - row.start) * scale, width * scale, 3), np.float32)
-        opened[: len(band)] = band
-        down = weights(rows, number, scale=scale)[:, None, None]
-        for place, sr in _row(module, pixels, row, columns, scale, device):
-            across = weights(columns, place, scale=scale)[None, :, None]
-            left = columns[place].start * scale
-            opened[:, left : left + sr.shape[1]] += sr * down * across
-            tiled(number * len(columns) + place + 1, len(rows) * len(columns))
-        closed = (
-            (rows[number + 1].start - row.start) * scale if number + 1 < len(rows) else len(opened)
-        )
-        result[top : top + closed] = np.rint(opened[:closed].clip(0, 255))
-        band = opened[closed:]
+        total = np.zeros(((row.stop - row.start) * scale, width * scale, 3), np.float32)
+        total[: len(unfinished)] = unfinished
+        # add the weighted tiles of this row
+        row_weights = blend_weights(rows, row_number, scale=scale)[:, None, None]
+        for column_number, sr in _upscale_row(module, pixels, row, columns, scale, device):
+            column_weights = blend_weights(columns, column_number, scale=scale)[None, :, None]
+            left = columns[column_number].start * scale
+            total[:, left : left + sr.shape[1]] += sr * row_weights * column_weights
+            on_tile(row_number * len(columns) + column_number + 1, len(rows) * len(columns))
+        # round the lines that no further tile overlaps
+        last = row_number + 1 == len(rows)
+        finished = len(total) if last else (rows[row_number + 1].start - row.start) * scale
+        result[top : top + finished] = np.rint(total[:finished].clip(0, 255))
+        unfinished = total[finished:]
     return result
 
 
 @torch.inference_mode()
-def _row(
+def _upscale_row(
     module: nn.Module,
     pixels: RGB8,
     row: Span,
@@ -135,21 +142,21 @@ def _row(
     scale: int,
     device: torch.device,
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """The tiles of one row, upscaled, in 0..255."""
-    for place, column in enumerate(columns):
+    """Yield number and SR pixels [h w 3] in 0..255 of each tile of a row."""
+    for number, column in enumerate(columns):
         patch = pixels[row.start : row.stop, column.start : column.stop].copy()
         # HWC => NCHW
         lr = torch.from_numpy(patch).to(device).permute(2, 0, 1)[None].float().div(255)
         lr = lr.contiguous(memory_format=torch.channels_last)
         with full_float32():
             sr = module(lr)[0]
-        yield place, sr.float().clamp(0, 1).mul(255).permute(1, 2, 0).cpu().numpy()
+        yield number, sr.float().clamp(0, 1).mul(255).permute(1, 2, 0).cpu().numpy()
 
 
 def _ramp(
-    at: npt.NDArray[np.float64], start: int, stop: int, scale: int
+    centres: npt.NDArray[np.float64], start: int, stop: int, scale: int
 ) -> npt.NDArray[np.float32]:
-    """0 to 1 over the middle third of the SR pixels between two LR edges."""
+    """Return weights that rise from 0 to 1 over the middle third of the overlap [start, stop) in LR pixels."""
     low, high = start * scale, stop * scale
     third = (high - low) / 3
-    return np.clip((at - low - third) / max(third, 1e-6), 0, 1).astype(np.float32)
+    return np.clip((centres - low - third) / max(third, 1e-6), 0, 1).astype(np.float32)

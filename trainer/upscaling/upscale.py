@@ -1,4 +1,4 @@
-"""Files and folders to upscaled pictures: what is done is skipped, a bad file does not end the run."""
+"""Upscaling of files and folders: finished images are skipped, a bad file does not end the run."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from shards.images.walk import walk_photos
 from shards.io import atomic
 from trainer.device import explain_out_of_memory
 from trainer.upscaling.picture_files import encode_picture
-from trainer.upscaling.tiling import Tiled, upscale_tiled
+from trainer.upscaling.tiling import TileCallback, upscale_tiled
 from trainer.weights.generators import LoadedGenerator
 
 DEFAULT_TILE = 256
+"""Side of a tile, in LR pixels."""
 DEFAULT_OVERLAP = 32
-WRITABLE = {".png", ".jpg", ".jpeg", ".webp"}
-_OTHERS = {".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".exr", ".psd"}
-TRANSPARENT = "has transparent pixels, which come later; flatten it"
-
-LOSSES = {"first frame of an animation", "CMYK converted"}
-"""Notes on a photo that whoever looks at its upscaled form wants to know."""
+"""Overlap of neighbouring tiles, in LR pixels."""
+_WRITABLE = {".png", ".jpg", ".jpeg", ".webp"}
+_OTHER_FORMATS = {".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".exr", ".psd"}
+_TRANSPARENT = "has transparent pixels, which are not supported yet; flatten it"
+_REPORTED_NOTES = {"first frame of an animation", "CMYK converted"}
+"""Notes of `Photo.notes` that affect the upscaled image."""
 
 
 class Task(NamedTuple):
-    """One picture: where it is and where its upscaled form goes."""
+    """Input file and output file of one image."""
 
     source: Path
     target: Path
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What became of one picture; the reason is why it failed or was skipped, or what was lost on the way."""
+    """Result of one image; `reason` is the cause of a failure or skip, or a conversion that lost something."""
 
     input: str
     output: str
@@ -48,40 +49,47 @@ class Result(msgspec.Struct, frozen=True):
     height: int = 0
 
 
-def plan(inputs: Sequence[str], output: Path, *, recursive: bool) -> list[Task]:
-    """All pictures that the inputs name, each with its place below `output`.
+def plan_tasks(inputs: Sequence[str], output: Path, *, recursive: bool) -> list[Task]:
+    """Return the tasks of all images that the inputs name.
+
+    Args:
+        inputs: files, folders and glob patterns.
+        output: folder, or an image file if there is one input image.
+        recursive: whether to search subfolders; the output mirrors them.
 
     Raises:
-        UsageError: an input is missing or empty, the output is an input or a file that is no
-            picture or lies in one, or two pictures would get the same place.
+        UsageError: an input is missing or empty, the output is an input, lies in a file or has an unknown
+            format, or two images have the same output file.
         WriteFailed: the output folder is read-only.
     """
-    one_file = output.suffix.lower() in WRITABLE and not output.is_dir()
-    picture = looks_like_photo(output.name) or output.suffix.lower() in _OTHERS
-    if picture and not one_file and not output.is_dir():
-        raise UsageError(f"-o {output}: write .png, .jpg or .webp, or name a folder")
+    one_file = output.suffix.lower() in _WRITABLE and not output.is_dir()
+    image = looks_like_photo(output.name) or output.suffix.lower() in _OTHER_FORMATS
+    if image and not one_file and not output.is_dir():
+        raise UsageError(
+            f"-o {output}: format is not supported; write .png, .jpg or .webp, or name a folder"
+        )
     if output.is_file() and not one_file:
         raise UsageError(f"-o {output}: is a file; name a folder, or a .png, .jpg or .webp file")
     if any(Path(text).is_dir() and Path(text).resolve() == output.resolve() for text in inputs):
         raise UsageError(
-            f"-o {output}: is the input folder, where a picture would replace itself; name another folder"
+            f"-o {output}: is the input folder, where an image would replace itself; name another folder"
         )
     atomic.check_folder(output.parent if one_file else output, option="-o")
-    found = [
-        pair for text in inputs for pair in _expand(text, recursive=recursive, leave_out=output)
+    sources = [
+        pair for text in inputs for pair in _expand_input(text, recursive=recursive, skip=output)
     ]
     if one_file:
-        if len(found) != 1:
-            raise UsageError(f"-o {output}: is one file for {len(found)} pictures; name a folder")
-        tasks = [Task(found[0][0], output)]
+        if len(sources) != 1:
+            raise UsageError(f"-o {output}: is one file for {len(sources)} images; name a folder")
+        tasks = [Task(sources[0][0], output)]
     else:
-        tasks = [Task(path, output / below.with_suffix(".png")) for path, below in found]
-    taken: dict[Path, Path] = {}
+        tasks = [Task(path, output / relative.with_suffix(".png")) for path, relative in sources]
+    by_target: dict[Path, Path] = {}
     for task in tasks:
-        other = taken.setdefault(task.target.resolve(), task.source)
+        other = by_target.setdefault(task.target.resolve(), task.source)
         if other.resolve() != task.source.resolve():
             raise UsageError(
-                f"{task.source}: would be written to {task.target} like {other}; upscale them into two folders"
+                f"{task.source}: would be written to {task.target}, and so would {other}; use two output folders"
             )
         if task.target.resolve() == task.source.resolve():
             raise UsageError(
@@ -90,7 +98,7 @@ def plan(inputs: Sequence[str], output: Path, *, recursive: bool) -> list[Task]:
     return list(dict.fromkeys(tasks))
 
 
-def upscale_all(
+def upscale_files(
     tasks: Sequence[Task],
     upscaler: Callable[[RGB8], RGB8],
     *,
@@ -98,27 +106,34 @@ def upscale_all(
     stopping: Callable[[], bool],
     report: Callable[[Result], None],
 ) -> None:
-    """Work off the tasks, one result each.
+    """Run the tasks in order and report one result each.
+
+    Args:
+        tasks: input and output files.
+        upscaler: function from an image to its upscaled image.
+        overwrite: whether to replace existing output files.
+        stopping: whether a stop was requested; the current image is finished first.
+        report: called with each result.
 
     Raises:
-        Stopped: on request, after the picture under way.
-        WriteFailed: the disk is full, or the like.
+        Stopped: a stop was requested.
+        WriteFailed: an output file cannot be written, for example because the disk is full.
     """
     for task in tasks:
         if stopping():
-            raise Stopped(f"{task.source}: not begun; run the same command again to go on")
-        report(_upscale(task, upscaler, overwrite=overwrite))
+            raise Stopped(f"{task.source}: not started; run the same command again to resume")
+        report(_upscale_file(task, upscaler, overwrite=overwrite))
 
 
-def picture_upscaler(
+def build_upscaler(
     loaded: LoadedGenerator,
     *,
-    tile: int,
-    overlap: int,
+    tile: int = DEFAULT_TILE,
+    overlap: int = DEFAULT_OVERLAP,
     device: torch.device,
-    tiled: Tiled = lambda _done, _total: None,
+    on_tile: TileCallback = lambda _done, _total: None,
 ) -> Callable[[RGB8], RGB8]:
-    """A function from a picture [h w 3] to its upscaled form."""
+    """Return a function from an image [h w 3] to its upscaled image; tile and overlap in LR pixels."""
 
     def upscaler(pixels: RGB8) -> RGB8:
         return upscale_tiled(
@@ -128,59 +143,61 @@ def picture_upscaler(
             tile=tile,
             overlap=overlap,
             device=device,
-            tiled=tiled,
+            on_tile=on_tile,
         )
 
     return upscaler
 
 
-def _upscale(task: Task, upscaler: Callable[[RGB8], RGB8], *, overwrite: bool) -> Result:
+def _upscale_file(task: Task, upscaler: Callable[[RGB8], RGB8], *, overwrite: bool) -> Result:
     source, target = str(task.source), str(task.target)
     if task.target.exists() and not overwrite:
-        return Result(source, target, "skipped", "is there already")
+        return Result(source, target, "skipped", "exists already")
     try:
         photo = read_photo(task.source)
         if photo.bit_depth != 8:
-            raise RejectedPhoto("MODE", "has 16 bits a channel, which comes later; convert it to 8")
+            raise RejectedPhoto(
+                "MODE", "has 16 bits per channel, which are not supported yet; convert it to 8"
+            )
         with explain_out_of_memory("it", fix="use a smaller --tile"):
             sr = upscaler(photo.pixels)
         atomic.make_folder(task.target.parent)
         atomic.write_file(task.target, encode_picture(sr, photo, suffix=task.target.suffix.lower()))
-    except WriteFailed:  # the next one could not be written either
+    except WriteFailed:  # the next image could not be written, either
         raise
     except UsrganError as error:
         transparent = isinstance(error, RejectedPhoto) and error.code == "ALPHA"
-        return Result(source, target, "failed", TRANSPARENT if transparent else str(error))
-    lost = "; ".join(note for note in photo.notes if note in LOSSES)
-    return Result(source, target, "done", lost, sr.shape[1], sr.shape[0])
+        return Result(source, target, "failed", _TRANSPARENT if transparent else str(error))
+    losses = "; ".join(note for note in photo.notes if note in _REPORTED_NOTES)
+    return Result(source, target, "done", losses, sr.shape[1], sr.shape[0])
 
 
-def _expand(text: str, *, recursive: bool, leave_out: Path) -> Iterator[tuple[Path, Path]]:
-    """The pictures of one input, each with its path below the output folder.
+def _expand_input(text: str, *, recursive: bool, skip: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the images of one input, each with its path relative to the output folder.
 
-    Folders are searched without `leave_out`: where the output lies inside the input, a second run
-    would upscale what the first one made.
+    The folder `skip` is not searched: if the output lies inside the input, a second run must not
+    upscale the results of the first.
     """
     path = Path(text)
     if path.is_dir():
-        pictures = list(_pictures_below(path, recursive=recursive, leave_out=leave_out.resolve()))
-        if not pictures:
-            hint = "" if recursive else ", or look in its subfolders with -r"
-            raise UsageError(f"{path}: holds no pictures; name another folder{hint}")
-        yield from ((each, each.relative_to(path)) for each in pictures)
+        images = list(_find_images(path, recursive=recursive, skip=skip.resolve()))
+        if not images:
+            hint = "" if recursive else ", or search its subfolders with -r"
+            raise UsageError(f"{path}: has no images; name another folder{hint}")
+        yield from ((image, image.relative_to(path)) for image in images)
     elif path.exists() or path.is_symlink():
         yield path, Path(path.name)
     else:
         matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  # absolute patterns too
         if not matches:
-            raise UsageError(f"{text}: there is no such file or folder")
+            raise UsageError(f"{text}: no such file or folder; correct the path")
         for match in matches:
-            yield from _expand(match, recursive=recursive, leave_out=leave_out)
+            yield from _expand_input(match, recursive=recursive, skip=skip)
 
 
-def _pictures_below(path: Path, *, recursive: bool, leave_out: Path) -> Iterator[Path]:
+def _find_images(path: Path, *, recursive: bool, skip: Path) -> Iterator[Path]:
     for folder, folders, names in walk_photos(path, "INPUT"):
-        if folder.resolve().is_relative_to(leave_out):
+        if folder.resolve().is_relative_to(skip):
             folders.clear()
             continue
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]

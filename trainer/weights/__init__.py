@@ -1,7 +1,7 @@
-"""Files of weights, in and out.
+"""Reading and writing of weights files.
 
 safetensors_io  safetensors with a digest of their content
-generators      a generator ready to upscale, a blend of two, weights to start a stage from
+generators      generators for inference, blends of two, initial weights of a stage
 detect          architecture and scale from names and shapes of weights
-pth_import      state dicts that other programs wrote
+pth_import      state dicts of other programs
 """

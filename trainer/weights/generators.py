@@ -1,7 +1,8 @@
-"""Weights on disk: safetensors with JSON metadata, checked on the way in. Never pickle.
+"""Generators from weights files: for inference, blended, or as initial weights of a stage.
 
-A file holds a bare state dict with BasicSR's names, so every program that knows ESRGAN can load it;
-what it is (architecture, scale, preset, patches seen, metrics, data) stands in the metadata.
+A file is a safetensors file, never a pickle. It has a plain state dict with BasicSR's names, so that
+every program that supports ESRGAN can load it; architecture, scale, preset, patches seen, metrics and
+data set are in the metadata.
 """
 
 from __future__ import annotations
@@ -25,70 +26,72 @@ from trainer.weights.safetensors_io import load_tensors
 
 @dataclass(frozen=True)
 class LoadedGenerator:
-    """A generator that is ready to upscale: evaluation mode, float32, [0, 1] RGB in and out."""
+    """Generator for inference: evaluation mode, float32, from RGB [b 3 h w] in [0, 1] to the same."""
 
     module: nn.Module
     scale: int
     name: str
+    """Name of the file without its suffix."""
     metadata: dict[str, str]
+    """Metadata of the file, such as preset, stage and scale."""
 
 
 def load_generator(path: Path, *, device: torch.device) -> LoadedGenerator:
-    """Load a generator; what it looks like follows from the names and shapes of its weights.
+    """Return the generator of a weights file; the architecture is detected from names and shapes.
 
-    Batch normalisation is folded into the convolutions: the same function, in fewer passes over memory.
+    Batch normalisation is folded into the convolutions, which saves passes over memory.
 
     Raises:
-        UsageError: no such file, or none of the generators that are known here.
+        UsageError: the file does not exist or has no supported generator.
         DamagedData: the file is damaged.
     """
     tensors, metadata = load_tensors(path)
     config, scale = detect_architecture(tensors, path=path, scale=metadata.get("scale"))
-    return _ready(fold_batch_norm(tensors), config, scale, path.stem, metadata, device)
+    return _build_loaded(fold_batch_norm(tensors), config, scale, path.stem, metadata, device)
 
 
 def load_blend(first: Path, second: Path, *, alpha: float, device: torch.device) -> LoadedGenerator:
-    """A generator between two others: `first` at alpha 0, `second` at 1.
+    """Return a generator with interpolated weights: `first` at alpha 0, `second` at alpha 1.
 
-    The weights are interpolated, not the pictures (ESRGAN §3.4): between a stage psnr and the stage gan
-    that started from it lies a smooth way from faithful to sharp.
+    Network interpolation (ESRGAN §3.4): a blend of stage psnr and the stage gan that started from it
+    trades fidelity for sharpness continuously.
 
     Raises:
-        UsageError: as `load_generator`, or the two are of different networks.
+        UsageError: a file does not exist or has no supported generator, or the architectures differ.
         DamagedData: a file is damaged.
     """
-    read = [load_tensors(path) for path in (first, second)]
-    kinds = [
+    files = [load_tensors(path) for path in (first, second)]
+    detected = [
         detect_architecture(tensors, path=path, scale=metadata.get("scale"))
-        for path, (tensors, metadata) in zip((first, second), read, strict=True)
+        for path, (tensors, metadata) in zip((first, second), files, strict=True)
     ]
-    (config, scale), (other, other_scale) = kinds
+    (config, scale), (other, other_scale) = detected
     for name, value in (generator_settings(config) | {"scale": scale}).items():
-        has = (generator_settings(other) | {"scale": other_scale}).get(name)
-        if has != value and name != "norm":  # which is folded
+        other_value = (generator_settings(other) | {"scale": other_scale}).get(name)
+        if other_value != value and name != "norm":  # norms are folded
             raise UsageError(
-                f"{second}: its generator has {name} {has}, that of {first} has {value};"
+                f"{second}: its generator has {name} {other_value}, that of {first} has {value};"
                 " blend two stages of one network"
             )
-    tensors = interpolate_weights(read[0][0], read[1][0], alpha=alpha)
-    metadata = read[1][1] | {"blend": f"{1 - alpha:g} {first.stem} + {alpha:g} {second.stem}"}
+    tensors = interpolate_weights(files[0][0], files[1][0], alpha=alpha)
+    metadata = files[1][1] | {"blend": f"{1 - alpha:g} {first.stem} + {alpha:g} {second.stem}"}
     name = f"{first.stem}-{second.stem}-{alpha:g}"
-    return _ready(tensors, config, scale, name, metadata, device)
+    return _build_loaded(tensors, config, scale, name, metadata, device)
 
 
 def interpolate_weights(
     first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, alpha: float
 ) -> dict[str, Tensor]:
-    """(1 - alpha) first + alpha second of two state dicts of one network.
+    """Return (1 - alpha) first + alpha second of two state dicts of one network.
 
-    Batch normalisation is folded first: the mean of two variances is nobody's variance, but folded
-    weights are linear in what they do to a picture's features.
+    Batch normalisation is folded first: a mean of two running variances is not the variance of either
+    network, but the features are linear in folded weights.
     """
-    ours, theirs = fold_batch_norm(first), fold_batch_norm(second)
-    return {name: torch.lerp(value, theirs[name], alpha) for name, value in ours.items()}
+    start, end = fold_batch_norm(first), fold_batch_norm(second)
+    return {name: torch.lerp(value, end[name], alpha) for name, value in start.items()}
 
 
-def _ready(
+def _build_loaded(
     folded: dict[str, Tensor],
     config: GeneratorConfig,
     scale: int,
@@ -103,27 +106,27 @@ def _ready(
 
 
 def load_initial_weights(path: Path, config: GeneratorConfig, *, scale: int) -> dict[str, Tensor]:
-    """Weights to start a stage from, rewritten for the configured upsampler where that is exact.
+    """Return initial weights of a stage, converted to the configured upsampler where that is exact.
 
     Raises:
-        UsageError: they are of another architecture or scale.
+        UsageError: the architecture or scale differs from the configuration.
     """
     tensors, metadata = load_tensors(path)
-    found, found_scale = detect_architecture(tensors, path=path, scale=metadata.get("scale"))
+    detected, detected_scale = detect_architecture(tensors, path=path, scale=metadata.get("scale"))
     if (
-        found_scale == scale
-        and found.architecture == config.architecture == "rrdbnet"
-        and found.upsampler == "nearest_conv"
+        detected_scale == scale
+        and detected.architecture == config.architecture == "rrdbnet"
+        and detected.upsampler == "nearest_conv"
         and config.upsampler == "pixelshuffle"
     ):
         tensors = to_pixelshuffle(tensors, scale=scale)
-        found = msgspec.structs.replace(found, upsampler="pixelshuffle")
-    wanted = generator_settings(config) | {"scale": scale}
-    has = generator_settings(found) | {"scale": found_scale}
-    for name, value in wanted.items():
-        if has[name] != value:
+        detected = msgspec.structs.replace(detected, upsampler="pixelshuffle")
+    expected = generator_settings(config) | {"scale": scale}
+    actual = generator_settings(detected) | {"scale": detected_scale}
+    for name, value in expected.items():
+        if actual[name] != value:
             raise UsageError(
-                f"{path}: its generator has {name} {has[name]}, the configuration says {value};"
-                " choose weights or settings that agree"
+                f"{path}: its generator has {name} {actual[name]}, the configuration has {value};"
+                " use matching weights or settings"
             )
     return tensors

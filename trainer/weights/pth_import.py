@@ -1,4 +1,4 @@
-"""Weights that other programs wrote, read without running a line of what they hold."""
+"""State dicts of other programs, read without executing pickled code."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from trainer.weights.safetensors_io import load_tensors
 
 
 def read_state_dict(path: Path, *, option: str, fix: str) -> tuple[dict[str, Tensor], str]:
-    """The state dict of a .pth or .safetensors file, and the SHA-256 of the file.
+    """Return the state dict of a .pth or .safetensors file and the SHA-256 of the file.
 
     Args:
-        path: where PyTorch's hub named it (`vgg19-dcbb9e9d.pth`), its digest must begin so.
-        option: how the user named it, for errors.
-        fix: what to do about a file that is none, for errors.
+        path: file to read; a digest in its name, as in torch.hub's `vgg19-dcbb9e9d.pth`, is verified.
+        option: option that names the file, for messages.
+        fix: advice about an unsuitable file, for messages.
 
     Raises:
-        UsageError: there is no such file, it is damaged, or holds no state dict.
+        UsageError: the file does not exist, is damaged, or is not a state dict.
     """
     try:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
-        raise UsageError(f"{option} {path}: there is no such file; {fix}") from None
+        raise UsageError(f"{option} {path}: no such file; {fix}") from None
     except OSError as error:
         raise UsageError(f"{option} {path}: cannot be read ({error.strerror}); {fix}") from None
     named = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
@@ -44,10 +44,10 @@ def read_state_dict(path: Path, *, option: str, fix: str) -> tuple[dict[str, Ten
             raise UsageError(f"{option} {str(error).partition(';')[0]}; {fix}") from None
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever unpickling a foreign file raises
+    except Exception as error:  # unpickling a foreign file can raise anything
         raise UsageError(
-            f"{option} {path}: is no PyTorch file that can be read ({type(error).__name__}); {fix}"
+            f"{option} {path}: is not a readable PyTorch file ({type(error).__name__}); {fix}"
         ) from error
     if not isinstance(stored, dict):
-        raise UsageError(f"{option} {path}: holds no state dict; {fix}")
+        raise UsageError(f"{option} {path}: has no state dict; {fix}")
     return {key: value for key, value in stored.items() if isinstance(value, Tensor)}, digest

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+import shards
 from pipeline.photos.scan import FoundPhoto
 from pipeline.stages.cut import make_chunks
 from shards.format import png
@@ -296,6 +297,21 @@ def test_overwrite_leaves_foreign_files(photos, tmp_path):
     (out / "code.py").write_text("pass")
     make(photos, out, "--seed", 1, "--overwrite")
     assert (out / "code.py").read_text() == "pass"
+
+
+def test_data_set_in_the_package_folder_leaves_every_package_file(photos, tmp_path):
+    out = tmp_path / "shards"
+    package = Path(shards.__file__).parent
+    code = [p for p in package.rglob("*") if p.suffix in (".py", ".c")]
+    before = {path.relative_to(package).as_posix(): path.read_bytes() for path in code}
+    assert "format/unfilter.c" in before
+    for name, content in before.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(content)
+    make(photos, out)
+    make(photos, out, "--seed", 1, "--overwrite")
+    after = {p.relative_to(out).as_posix(): p for p in out.rglob("*") if p.suffix in (".py", ".c")}
+    assert {name: path.read_bytes() for name, path in after.items()} == before
 
 
 def test_div2k_validates_on_its_own_folder(tmp_path):

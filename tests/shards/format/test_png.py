@@ -35,7 +35,7 @@ def test_png_of_another_writer_is_read():
 
 def test_pixels_of_more_bytes_than_a_chunk_may_have_lie_in_several(monkeypatch):
     image = make_patch(5)
-    monkeypatch.setattr(png, "_LARGEST_CHUNK", 1000)
+    monkeypatch.setattr(png, "_MAX_CHUNK_BYTES", 1000)
     content = png.encode_rgb(image)
     pieces = [
         stop - start - 12 for kind, start, stop in png.read_chunks(content) if kind == b"IDAT"

@@ -51,7 +51,7 @@ def test_headers_of_many_are_those_of_each():
     keys = rng.choice(10**12, 50, replace=False).astype(np.int64)
     sizes = rng.integers(1, 8**11, (50, 3))
     for extension in ("png", "webp", "npy"):
-        names = tar.split_name(extension)
+        names = tar.member_names(extension)
         made = tar.build_headers(keys, names, sizes).reshape(-1, 3, tar.BLOCK)
         behind = b"one", b"", b"two"
         framed = tar.build_headers(keys, names, sizes, behind=behind)

@@ -109,7 +109,7 @@ def test_a_line_that_was_cut_off_by_a_full_disk_is_taken_back(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
-        with pytest.raises(WriteFailed, match="grew larger"):
+        with pytest.raises(WriteFailed, match="exceeds the file size limit"):
             atomic.append_line(tmp_path / "log", "a line beyond the limit")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -175,7 +175,7 @@ def test_verify_names_an_index_with_one_wrong_number(dataset_copy, field):
     fields[field].flat[4] += 1
     np.savez_compressed(path, **fields)
     found = verify(dataset_copy, load_manifest(dataset_copy), deep=False, advance=silent)
-    assert found == [("train-000001.tar", "index/train-000001.npz does not fit it")]
+    assert found == [("train-000001.tar", "index/train-000001.npz does not match it")]
     split = open_dataset(dataset_copy).split("train")
     for position in range(20):
         with contextlib.suppress(DamagedData):
@@ -299,7 +299,7 @@ def test_deep_verify_sees_an_lr_of_a_wrong_size(tmp_path):
     ("change", "error", "words"),
     [
         (lambda m: m | {"format": 2}, UsageError, "install a newer usrgan"),
-        (lambda m: m | {"dataset_sha256": "0" * 64}, DamagedData, "do not add up"),
+        (lambda m: m | {"dataset_sha256": "0" * 64}, DamagedData, "does not match its shards"),
         (lambda m: {k: v for k, v in m.items() if k != "splits"}, DamagedData, "is damaged"),
     ],
 )
@@ -317,9 +317,9 @@ def test_a_manifest_that_cannot_be_is_refused(dataset_copy, change, error, words
         ([], "holds no shards"),
         (
             ["train-000000.tar"],
-            "has tars but no manifest.*copy that as well, or make one in an empty folder",
+            "has tars but no manifest.*copy the manifest.json too, or make a data set in an empty folder",
         ),
-        (["_work/x"], "has not finished here"),
+        (["_work/x"], "has not finished; run it again"),
     ],
 )
 def test_a_folder_without_manifest_is_explained(tmp_path, leave, words):
@@ -351,7 +351,7 @@ def test_a_data_set_at_a_url_is_listed_and_verify_says_what_it_wants(dataset):
     assert f"{url}: ×4" in inspect("ls", url).stdout
     assert inspect("ls", url, "--json").stdout == inspect("ls", dataset, "--json").stdout
     assert "memory://nowhere: has no manifest" in inspect("ls", "memory://nowhere", code=2).stderr
-    assert f"{url}: verify looks into folders" in inspect("verify", url, code=2).stderr
+    assert f"{url}: verify reads folders only" in inspect("verify", url, code=2).stderr
 
 
 def test_ls_lists_shards_and_prints_the_manifest_as_json(dataset):
@@ -367,22 +367,25 @@ def test_the_name_of_a_folder_is_no_markup(dataset_copy, tmp_path):
 
 
 def test_verify_exits_0_or_1_and_names_the_shard(dataset_copy):
-    assert "25 pairs in 3 shards are whole" in inspect("verify", "--deep", dataset_copy).stdout
+    assert (
+        "25 pairs in 3 shards verified, no damage"
+        in inspect("verify", "--deep", dataset_copy).stdout
+    )
     path = dataset_copy / "val-000000.tar"
     path.write_bytes(path.read_bytes().replace(b"IDAT", b"IDAX", 1))
     broken = inspect("verify", dataset_copy, "--json", code=1)
     assert json.loads(broken.stdout)["problems"][0]["file"] == "val-000000.tar"
-    assert "1 of 3 shards have problems" in broken.stderr.splitlines()[-1]
+    assert "1 of 3 shards damaged" in broken.stderr.splitlines()[-1]
 
 
 def test_verify_does_not_advise_a_repair_for_tars_of_others(dataset_copy):
     (dataset_copy / "extra.tar").write_bytes(b"mine")
     last = inspect("verify", dataset_copy, code=1).stderr.splitlines()[-1]
-    assert "all 3 shards are whole, but not all tars are theirs; move the others elsewhere" in last
+    assert "3 shards complete, but other tars are in the folder; move them elsewhere" in last
 
 
 def test_a_missing_folder_is_exit_code_2(tmp_path):
-    assert "there is no such folder" in inspect("ls", tmp_path / "nowhere", code=2).stderr
+    assert "does not exist; make a data set" in inspect("ls", tmp_path / "nowhere", code=2).stderr
 
 
 def test_verify_deep_exits_1_for_what_only_decoding_shows(tmp_path):

@@ -14,14 +14,12 @@ from click.testing import CliRunner
 
 from shards.format import png
 from shards.read.dataset import open_dataset
-from tests.pipeline.conftest import five_photos, photos
 from trainer.bench import data
 from trainer.cli import bench_main
 from trainer.config.schema import DataConfig
 from trainer.data.loader import PatchLoader
 from trainer.data.sampler import CHUNK_SIZE, steps_per_pass
 
-__all__ = ["five_photos", "photos"]
 STOCK_PILLOW = Path(sys.prefix) / "stock-pillow"
 
 

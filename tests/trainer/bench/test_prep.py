@@ -16,13 +16,11 @@ from shards.errors import UsrganError
 from shards.format import png
 from shards.images import resize
 from shards.read.dataset import open_dataset
-from tests.pipeline.conftest import five_photos, photos
 from tests.pipeline.support import make, make_photo
 from trainer.bench import prep_baselines
 from trainer.bench.prep import measure_command
 from trainer.cli import bench_main
 
-__all__ = ["five_photos", "photos"]
 SPIN = """
 import multiprocessing, sys, time
 def work(seconds):

@@ -231,7 +231,7 @@ def test_a_step_of_every_preset_moves_every_weight(preset):
         device = torch.device("cpu")
         state = build_state(config, stage=stage, scale=4, device=device, content_weights=None)
         before = {name: value.clone() for name, value in state.generator.named_parameters()}
-        state.patches_seen = 2  # the last step of the epoch, which is looked into
+        state.progress.patches_seen = 2  # the last step of the epoch, which is looked into
         found = train_step(state, config, lr, hr, False)
         assert all(value.isfinite() for value in found.losses.values()), stage
         assert found.applied == 1

@@ -17,10 +17,11 @@ pytestmark = pytest.mark.storage
 READ = """
 import hashlib, json, sys
 from itertools import islice
-from shards.dataset import open_dataset
-from trainer.data import DataConfig, batches, with_cache
+from shards.read.dataset import open_dataset
+from trainer.config.schema import DataConfig
+from trainer.data.loader import PatchLoader, use_cache_dir
 config = DataConfig(workers=2, cache_dir=sys.argv[2])
-split = with_cache(open_dataset(sys.argv[1]), config).split("train")
+split = use_cache_dir(open_dataset(sys.argv[1]), config).split("train")
 stream = PatchLoader(split, seed=0, batch_size=5, first_step=0, config=config)
 print(json.dumps([hashlib.sha256(b.hr.numpy().tobytes()).hexdigest() for b in islice(stream, 9)]))
 stream.close()

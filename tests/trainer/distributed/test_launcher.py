@@ -90,7 +90,7 @@ def test_one_process_then_two_then_one_end_as_one_alone(tiny_shards, tmp_path):
     out, errors = two.communicate(timeout=120)
     assert two.returncode == 0, errors
     assert out.count('"run"') == 1
-    assert "going on at 16 patches" in errors
+    assert "resuming at 16 patches" in errors
     train(tiny_shards, run, *SHORT, *constant)
     train(tiny_shards, whole, *SHORT, *constant)
     assert has_close_weights(run, whole)
@@ -220,7 +220,7 @@ def test_torchrun_starts_again_from_the_last_checkpoint(tiny_shards, tmp_path):
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 0, errors
     assert "rank 1 (on " in errors  # torchrun's own messages follow
-    assert "going on at" in errors
+    assert "resuming at" in errors
     train(tiny_shards, tmp_path / "whole", *settings)
     assert [row["patches_seen"] for row in logged(out)] == [
         row["patches_seen"] for row in logged(tmp_path / "whole")

@@ -56,5 +56,5 @@ def test_a_run_goes_on_from_its_checkpoint(tiny_shards, tmp_path):
     constant = ["--stage", "psnr", "--device", "cuda", "--set", "optim.schedule=constant"]
     train(tiny_shards, tmp_path / "run", *constant, "--set", "epochs=2")
     again = train(tiny_shards, tmp_path / "run", *constant, "--set", "epochs=3")
-    assert "going on at 32 patches" in again.stderr
+    assert "resuming at 32 patches" in again.stderr
     assert [row["epoch"] for row in logged(tmp_path / "run")] == [1, 2, 3]

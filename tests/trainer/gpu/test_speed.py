@@ -243,7 +243,7 @@ def test_a_captured_run_goes_on_from_its_checkpoint(tiny_shards, tmp_path):
     options += ["--set", "speed.graph=step"]
     train(tiny_shards, tmp_path / "run", *options, "--set", "epochs=2")
     again = train(tiny_shards, tmp_path / "run", *options, "--set", "epochs=3")
-    assert "going on at 32 patches" in again.stderr
+    assert "resuming at 32 patches" in again.stderr
     assert [row["epoch"] for row in logged(tmp_path / "run")] == [1, 2, 3]
 
 

@@ -1,38 +1,49 @@
-"""What several tests share."""
+"""VGG-19 weights in torchvision's layout and refused ones, which several tests share."""
 
 from __future__ import annotations
 
-import msgspec
+import pytest
 import torch
 
-from trainer.config.load import load_config
-from trainer.config.schema import Config, LossConfig
-from trainer.training.state import TrainState, build_state
+from shards.errors import UsageError, UsrganError
+from trainer.config.schema import ContentConfig
+from trainer.losses.content import (
+    build_content_features,
+)
 
-SETTINGS = [
-    "batch_size=2", "epoch_patches=4", "generator.features=6", "generator.blocks=1",
-    "generator.growth=4", "discriminator.features=4", "discriminator.dense=8",
-    "content.layer=conv1_2", "precision=fp32",
-]  # fmt: skip
-
-
-def gan(*overrides: str, **weights: float) -> tuple[TrainState, Config]:
-    """A small state of stage gan whose generator's loss is made of the given terms alone."""
-    config = load_config("tiny", stage="gan", overrides=[*SETTINGS, *overrides])
-    loss = LossConfig(**({"pixel": 0.0, "content": 0.0, "adversarial": 0.0} | weights))
-    config = msgspec.structs.replace(config, loss=loss)
-    device = torch.device("cpu")
-    state = build_state(config, stage="gan", scale=4, device=device, content_weights=None)
-    return state, config
+# torchvision's `cfgs["E"]`: output channels of convolutions, each followed by a ReLU; M is a pooling
+CFG_E = [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M"]
 
 
-def images() -> tuple[torch.Tensor, torch.Tensor]:
-    random = torch.Generator().manual_seed(7)
-    return torch.rand(2, 3, 8, 8, generator=random), torch.rand(2, 3, 32, 32, generator=random)
+def torchvision_layout() -> dict[str, tuple[int, int, int]]:
+    """Name of each convolution => (number in `features`, inputs, outputs)."""
+    found, number, inputs, level, place = {}, 0, 3, 1, 1
+    for entry in CFG_E:
+        if entry == "M":
+            number, level, place = number + 1, level + 1, 1
+        else:
+            found[f"conv{level}_{place}"] = (number, inputs, entry)
+            number, place, inputs = number + 2, place + 1, entry
+    return found
 
 
-def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor | None]:
-    return {
-        name: None if parameter.grad is None else parameter.grad.clone()
-        for name, parameter in module.named_parameters()
-    }
+LAYOUT = torchvision_layout()
+
+
+def torchvision_weights(upto: str) -> dict[str, torch.Tensor]:
+    """Random weights under torchvision's names, with the classifier's that nobody asked for."""
+    stored = {"classifier.0.weight": torch.zeros(2, 2), "classifier.0.bias": torch.zeros(2)}
+    for number, inputs, outputs in list(LAYOUT.values())[: list(LAYOUT).index(upto) + 1]:
+        scale = (2 / (9 * inputs)) ** 0.5
+        stored[f"features.{number}.weight"] = torch.randn(outputs, inputs, 3, 3) * scale
+        stored[f"features.{number}.bias"] = torch.randn(outputs) * 0.1
+    return stored
+
+
+def refusal(config: ContentConfig, weights) -> str:
+    with pytest.raises(UsrganError) as refused:
+        build_content_features(config, weights=weights)
+    assert isinstance(refused.value, UsageError)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message

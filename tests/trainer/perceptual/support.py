@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Random weights of a feature network that several tests share."""
 
 from __future__ import annotations
 

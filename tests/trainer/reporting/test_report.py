@@ -22,7 +22,7 @@ from tests.trainer.support import make_patch, train
 from trainer.cli import train_main
 from trainer.config.load import load_config
 from trainer.config.write import config_to_toml
-from trainer.evaluation.comparison import SheetColumn, strip
+from trainer.evaluation.comparison import SheetColumn, build_comparison_sheet
 from trainer.evaluation.test_sets import ImagePair
 from trainer.reporting import charts, report
 from trainer.reporting.report import LiveReport, write_report
@@ -50,7 +50,7 @@ def add_evaluation(run: Path, models: list[str]) -> np.ndarray:
     picture = ImagePair("a", hr, np.ascontiguousarray(hr[::4, ::4]))
     shown = [SheetColumn(model, hr // (number + 1), "0 dB") for number, model in enumerate(models)]
     (run / "strips").mkdir()
-    (run / "strips/Mine-a.png").write_bytes(png.encode_rgb(strip(picture, shown)))
+    (run / "strips/Mine-a.png").write_bytes(png.encode_rgb(build_comparison_sheet(picture, shown)))
     values = {
         "psnr_y": 28.431,
         "ssim_y": 0.81114,
@@ -68,7 +68,7 @@ def pictures(text: str) -> dict[str, np.ndarray]:
     """Every `<img>` of a page by its alternative text."""
     found = {}
     for alt, data in re.findall(
-        r"<img[^>]*alt='([^']*)' src='data:image/webp;base64,([^']*)'", text
+        r'<img[^>]*alt="([^"]*)" src="data:image/webp;base64,([^"]*)"', text
     ):
         content = np.frombuffer(base64.b64decode(data), np.uint8)
         found[alt] = cv2.imdecode(content, cv2.IMREAD_COLOR)[..., ::-1]
@@ -262,7 +262,7 @@ def test_without_the_extra_the_page_says_how_to_get_charts(tmp_path, monkeypatch
     monkeypatch.setattr(charts, "is_available", lambda: False)
     run = write_run(tmp_path / "run", run_of("psnr", 5))
     text = write_report(run).read_text()
-    assert "pip install &#x27;usrgan[report]&#x27;" in text
+    assert "pip install &#39;usrgan[report]&#39;" in text
     assert "<svg" not in text
     assert not (run / "figures").exists()
 
@@ -289,7 +289,7 @@ def test_the_command_makes_the_page_anew(tmp_path):
     assert json.loads(done.stdout) == {"report": str(run / "report.html")}
     refused = CliRunner().invoke(train_main, ["--report", str(tmp_path / "other")])
     assert refused.exit_code == 2
-    assert "is no run folder" in refused.stderr
+    assert "not a run folder" in refused.stderr
 
 
 @pytest.fixture
@@ -343,5 +343,5 @@ def test_a_page_that_cannot_be_written_is_one_warning(monkeypatch, tmp_path):
     for _ in range(3):
         live.refresh()
     assert len(told) == 1
-    assert "is no run folder" in told[0]
-    assert "training goes on" in told[0]
+    assert "not a run folder" in told[0]
+    assert "training continues" in told[0]

@@ -29,6 +29,6 @@ def trained(steps: int = 2) -> TrainState:
     state = fresh()
     for _ in range(steps):
         train_step(state, config(), torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32), False)
-    state.patches_seen = 4
-    state.best = {"psnr_y": 30.5}
+    state.progress.patches_seen = 4
+    state.progress.best = {"psnr_y": 30.5}
     return state

@@ -146,7 +146,7 @@ def test_damaged_best_weights_give_way_to_the_final_ones(tiny_shards, tmp_path):
     path = tmp_path / "run/checkpoints/best-both/psnr.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     again = train(tiny_shards, tmp_path / "run", *settings)
-    assert "the final weights of stage psnr are taken" in again.stderr.replace("\n", " ")
+    assert "using the final weights of stage psnr" in again.stderr.replace("\n", " ")
     assert json.loads(again.stdout)["weights"].endswith("final/psnr.safetensors")
 
 
@@ -183,8 +183,8 @@ def test_an_lpips_of_another_network_is_not_to_be_beaten(tiny_shards, tmp_path):
     max((run / "checkpoints/last").glob("psnr-*")).unlink()
     again = train(tiny_shards, run, *more, "--lpips", str(networks["vgg16"]))
     told = again.stderr.replace("\n", " ")
-    assert "judged by LPIPS v0.1 VGG-16" in told
-    assert "whose values do not compare" in told
+    assert "perceptual metric: LPIPS v0.1 VGG-16" in told
+    assert "their values do not compare" in told
     found = json.loads(again.stdout)["stages"][0]["best"]["lpips"]
     assert found == logged(run)[-1]["val_lpips"]
     _, metadata = load_tensors(run / "checkpoints/best-lpips/psnr.safetensors")

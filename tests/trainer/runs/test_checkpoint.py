@@ -37,7 +37,7 @@ def saved(run: Path, *seen: int) -> list[Path]:
     state = trained(1)
     paths = []
     for patches in seen:
-        state.patches_seen = patches
+        state.progress.patches_seen = patches
         paths.append(save_last(run, state, config(), dataset_sha256="ab"))
     return paths
 
@@ -165,7 +165,14 @@ def without(name: str, *overrides: str) -> Position:
     """The position of a run that was made before there was a setting."""
     settings = flatten(load_config("tiny", stage="gan", overrides=[*SETTINGS, *overrides]))
     del settings[name]
-    return Position("gan", 8, {}, "ab", settings, version="0.0.9", order=ORDER_VERSION)
+    return Position(
+        stage="gan",
+        patches_seen=8,
+        dataset_sha256="ab",
+        config=settings,
+        version="0.0.9",
+        order=ORDER_VERSION,
+    )
 
 
 def test_a_run_goes_on_by_the_default_of_a_setting_that_is_newer_than_it(tmp_path):
@@ -180,8 +187,10 @@ def test_a_newer_setting_that_is_not_its_default_is_refused_with_the_version_and
     with pytest.raises(UsageError) as refused:
         check_same_run(without("adversarial.kind"), changed, run=tmp_path, dataset_sha256="ab")
     told = str(refused.value)
-    assert "by usrgan 0.0.9, which had no adversarial.kind and did as non-saturating does" in told
-    assert "now it is hinge; name another --out" in told
+    assert (
+        "by usrgan 0.0.9, which had no adversarial.kind and behaved as with non-saturating" in told
+    )
+    assert "now it is hinge; use another --out" in told
     assert f"--init {tmp_path}/checkpoints/best-psnr_y/gan.safetensors" in told
 
 
@@ -240,7 +249,7 @@ def test_keep_says_how_many_are_held_and_never_none(tmp_path, keep, held):
     state = trained(1)
     paths = []
     for patches in (8, 999, 1000, 10**9):
-        state.patches_seen = patches
+        state.progress.patches_seen = patches
         paths.append(save_last(tmp_path, state, settings, dataset_sha256="ab"))
     assert sorted(paths[0].parent.iterdir()) == paths[-held:]
 
@@ -251,7 +260,7 @@ def test_saving_drops_nothing_of_the_other_stage(tmp_path):
         config(), stage="psnr", scale=4, device=torch.device("cpu"), content_weights=None
     )
     for patches in (8, 16, 24):
-        state.patches_seen = patches
+        state.progress.patches_seen = patches
         save_last(tmp_path, state, config(), dataset_sha256="ab")
     assert all(path.exists() for path in others)
     for stage, newest in (("gan", 16), ("psnr", 24)):
@@ -347,9 +356,9 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(tmp_path, before
         run = tmp_path / str(number)
         run.mkdir()
         for patches in before:
-            state.patches_seen = patches
+            state.progress.patches_seen = patches
             save_last(run, state, config(), dataset_sha256="ab")
-        state.patches_seen = 24
+        state.progress.patches_seen = 24
         was_killed = killed(run, state, number)
         loaded = load_last(run, "gan", warn=pytest.fail)
         outcomes.append(0 if loaded is None else loaded[1].patches_seen)
@@ -377,9 +386,9 @@ def test_a_refused_file_operation_is_one_line_and_loses_nothing(tmp_path, fault,
         run = tmp_path / str(number)
         run.mkdir()
         for patches in (8, 16):
-            state.patches_seen = patches
+            state.progress.patches_seen = patches
             save_last(run, state, config(), dataset_sha256="ab")
-        state.patches_seen = 24
+        state.progress.patches_seen = 24
         try:
             save_with_fault(run, state, f"{fault}@{number}")
         except WriteFailed as error:
@@ -427,7 +436,7 @@ def test_a_job_on_the_cpu_leaves_the_gpu_alone(monkeypatch):
 
 def test_positions_keep_the_keys_of_older_checkpoints(tmp_path):
     state = trained(1)
-    state.skipped_patches, state.consecutive_skips = 12, 1
+    state.progress.skipped_patches, state.progress.consecutive_skips = 12, 1
     path = save_last(tmp_path, state, config(), dataset_sha256="ab")
     stored = json.loads(load_tensors(path)[1]["position"])
     assert (stored["passed_over"], stored["bad_in_a_row"]) == (12, 1)

@@ -108,14 +108,14 @@ def test_a_best_that_is_lost_in_the_middle_is_kept_again(tiny_shards, tmp_path):
     (out / BEST).unlink()
     more = ["--set", "optim.schedule=constant", "--set", "epochs=4"]
     told = train(tiny_shards, out, "--stage", "psnr", *more)
-    assert "the next validation counts as the best again" in told.stderr
+    assert "the next validation becomes the best" in told.stderr
     assert load_tensors(out / BEST)[1]["patches_seen"] == "64"
 
 
 def test_a_run_without_its_checkpoints_starts_anew_and_says_so(copied, finished, tiny_shards):
     shutil.rmtree(copied / LAST)
     told = train(tiny_shards, copied, "--stage", "psnr")
-    assert "has no checkpoint to go on from; stage psnr starts anew" in told.stderr
+    assert "no checkpoint to resume from; stage psnr starts over" in told.stderr
     assert weights(copied) == weights(finished)
     assert len(read_metrics(copied)) == len(read_metrics(finished))
 
@@ -177,7 +177,7 @@ def pictures(tmp_path) -> Path:
 def test_strips_never_lie_among_the_pictures_that_are_scored(pictures):
     for strips in (pictures, pictures / "below"):
         told = run(eval_main, "--hr", pictures, "--strips", strips, code=2)
-        assert "whose pictures are scored" in told.stderr
+        assert "whose images are scored" in told.stderr
     assert len(list(pictures.iterdir())) == 3
     told = run(eval_main, "--hr", pictures, "--strips", pictures / "0.png", code=2)
     assert "is a file" in told.stderr
@@ -190,7 +190,7 @@ def test_a_report_replaces_no_picture_and_no_weights(pictures, finished, tmp_pat
     path = model if report == "model" else tmp_path / report
     options = ["--model", model, "-o", tmp_path / "out", "--device", "cpu", "--report", path]
     told = run(upscale_main, pictures, *options, code=2)
-    assert "is no .json file; name one" in told.stderr
+    assert "is not a .json file; name one" in told.stderr
     assert model.read_bytes() == before
     assert not (tmp_path / "out").exists()
 
@@ -244,7 +244,7 @@ def test_a_text_file_is_no_vgg(tiny_shards, tmp_path):
     (tmp_path / "vgg.txt").write_text("hello")
     options = ["--stage", "gan", "--vgg", tmp_path / "vgg.txt", "--set", "content.features=vgg19"]
     told = train(tiny_shards, tmp_path / "run", *map(str, options), code=2)
-    assert "is no PyTorch file that can be read" in told.stderr
+    assert "is not a readable PyTorch file" in told.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.losses.support import gan, images
 from tests.trainer.support import logged, spawn, train, weights
+from tests.trainer.training.support import build_gan_state, make_batch
 from trainer.training.state import state_tensors
 from trainer.training.step import train_step
 
@@ -85,7 +85,7 @@ def test_sigterm_saves_exits_75_and_resumes_bit_equal(tiny_shards, tmp_path, uni
     running.send_signal(signal.SIGTERM)
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 75, errors
-    assert "run the same command again to go on" in errors.splitlines()[-1]
+    assert "run the same command again to resume" in errors.splitlines()[-1]
     train(tiny_shards, run, "--stage", "both")
     assert weights(run) == weights(uninterrupted)
 
@@ -97,9 +97,9 @@ def test_steps_of_several_threads_are_bit_equal():
     try:
         torch.set_num_threads(2)
         for _ in range(2):
-            state, config = gan(pixel=1.0, content=1.0, adversarial=1.0)
+            state, config = build_gan_state(pixel=1.0, content=1.0, adversarial=1.0)
             for _ in range(2):
-                train_step(state, config, *images(), False)
+                train_step(state, config, *make_batch(), False)
             ended.append(state_tensors(state))
     finally:
         torch.set_num_threads(threads)
@@ -120,7 +120,7 @@ def finished(uninterrupted, tmp_path) -> Path:
 
 def test_a_finished_run_is_left_as_it_is(tiny_shards, finished, uninterrupted):
     again = train(tiny_shards, finished, "--stage", "psnr")
-    assert "done before" in again.stderr
+    assert "already finished" in again.stderr
     assert weights(finished) == weights(uninterrupted)
 
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from tests.trainer.losses.support import SETTINGS, gan, images
 from tests.trainer.support import logged, train
+from tests.trainer.training.support import SETTINGS, build_gan_state, make_batch
 from trainer.config.load import load_config
 from trainer.networks.discriminators import cached_spectral_weights
 from trainer.training.diagnostics import (
@@ -38,10 +38,10 @@ def test_shares_are_the_norms_of_the_gradients_over_their_sum():
 def test_the_step_tells_each_terms_pull_at_the_output():
     """Against the gradient that stands at the output after a step with one term alone."""
     weights = {"pixel": 1.0, "content": 0.5, "adversarial": 0.1}
-    lr, hr = images()
+    lr, hr = make_batch()
     norms = {}
     for term, weight in weights.items():
-        state, config = gan(**{term: weight})
+        state, config = build_gan_state(**{term: weight})
         caught = []
         forward = state.generator.forward
 
@@ -53,8 +53,8 @@ def test_the_step_tells_each_terms_pull_at_the_output():
         state.generator.forward = keeping
         train_step(state, config, lr, hr, False)
         norms[term] = caught[0].grad.double().norm().item()
-    state, config = gan(**weights)
-    state.patches_seen = 2  # the second of two steps
+    state, config = build_gan_state(**weights)
+    state.progress.patches_seen = 2  # the second of two steps
     losses = train_step(state, config, lr, hr, False).losses
     seen = mean_diagnostics(state.telemetry)
     for term, norm in norms.items():
@@ -82,8 +82,8 @@ def test_looking_changes_no_bit_of_what_is_trained(stage, architecture):
         device = torch.device("cpu")
         state = build_state(config, stage=stage, scale=4, device=device, content_weights=None)
         for _ in range(3):
-            train_step(state, config, *images(), False)
-            state.patches_seen += config.batch_size
+            train_step(state, config, *make_batch(), False)
+            state.progress.patches_seen += config.batch_size
         assert bool(state.telemetry) == bool(every)
         networks = [state.generator]
         networks += [state.adversary.discriminator] if state.adversary else []
@@ -112,7 +112,7 @@ def test_the_log_holds_the_mean_over_the_looks_of_an_epoch():
 
 
 def test_the_largest_singular_value_is_that_of_the_weights_in_use():
-    state, _ = gan()
+    state, _ = build_gan_state()
     discriminator = state.adversary.discriminator.eval()
     for parameter in discriminator.parameters():
         parameter.data.normal_()  # the singular vectors know nothing of these
@@ -147,7 +147,7 @@ def test_an_imbalance_is_told_once_and_with_its_fix():
 def test_each_row_of_a_run_tells_and_a_resumed_run_tells_the_same(tiny_shards, tmp_path):
     more = ["--set", "telemetry.every_patches=4", "--set", "gan.loss.adversarial=1e-9"]
     whole = train(tiny_shards, tmp_path / "whole", *more)
-    assert "this is hardly a GAN" in whole.stderr.replace("\n", " ")
+    assert "too little for a GAN" in whole.stderr.replace("\n", " ")
     for row in logged(tmp_path / "whole"):
         terms = TERMS if row["stage"] == "gan" else ()
         assert {f"share_{term}" for term in terms} <= row.keys()

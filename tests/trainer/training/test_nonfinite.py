@@ -223,7 +223,7 @@ def test_rollbacks_return_to_no_checkpoint_from_within_a_bad_row(
 
     state = trained(1)
     for seen, row in ((8, 0), (16, 0), (24, 1)):
-        state.patches_seen, state.consecutive_skips = seen, row
+        state.progress.patches_seen, state.progress.consecutive_skips = seen, row
         settings = config()
         checkpoint.save_last(tmp_path, state, settings, dataset_sha256="ab")
     # two are kept
@@ -286,7 +286,7 @@ def full(monkeypatch) -> Callable[..., list[int]]:
         original = checkpoint.save_last
 
         def save(run, state, config, *, dataset_sha256):
-            saves.append(state.patches_seen)
+            saves.append(state.progress.patches_seen)
             if len(saves) in numbers:
                 raise WriteFailed(f"{run}: the disk is full (0 MiB free); free some space")
             return original(run, state, config, dataset_sha256=dataset_sha256)
@@ -303,7 +303,7 @@ def test_a_disk_that_is_full_for_a_while_stops_nothing(psnr_run, full, tmp_path)
     told = psnr_run().stderr
     assert saves == [8, 16, 24, 32]
     assert told.count("the disk is full") == 2
-    assert "not saved at 16 patches" in told
+    assert "checkpoint at 16 patches not saved" in told
     assert "(failure 2 of 3 in a row)" in told
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
@@ -329,7 +329,7 @@ def test_a_last_save_that_fails_is_no_success(psnr_run, full):
 
 def test_rows_and_weights_that_could_not_be_written_come_later(psnr_run, tmp_path, monkeypatch):
     psnr_run(out="whole")
-    failing = {"append_metrics": 1, "save_weights": 2, "write_sample": 1}
+    failing = {"append_metrics": 1, "save_weights": 2, "write_sample_file": 1}
     for name, times in failing.items():
         original = getattr(writer, name)
         left = iter(range(times))
@@ -341,7 +341,7 @@ def test_rows_and_weights_that_could_not_be_written_come_later(psnr_run, tmp_pat
 
         monkeypatch.setattr(writer, name, refuse)
     told = psnr_run().stderr
-    assert "the row is kept and written with the next" in told
+    assert "the row is written with the next one" in told
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")
     assert len(list((tmp_path / "run/samples").iterdir())) == 1
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from shards.errors import UsrganError
-from trainer.upscaling.tiling import spans, upscale_tiled, weights
+from trainer.upscaling.tiling import blend_weights, split_axis, upscale_tiled
 
 CPU = torch.device("cpu")
 
@@ -45,14 +45,14 @@ def upscale(
 @pytest.mark.parametrize("overlap", [0, 1, 6, 8])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_tiles_cover_an_axis_and_their_weights_make_one(length, overlap, scale):
-    axis = spans(length, tile=32, overlap=overlap)
+    axis = split_axis(length, tile=32, overlap=overlap)
     assert axis[0].start == 0
     assert axis[-1].stop == length
     assert {span.stop - span.start for span in axis} == {min(length, 32)}
     assert all(a.stop - b.start >= overlap for a, b in itertools.pairwise(axis))
     total = np.zeros(length * scale)
     for number, span in enumerate(axis):
-        total[span.start * scale : span.stop * scale] += weights(axis, number, scale=scale)
+        total[span.start * scale : span.stop * scale] += blend_weights(axis, number, scale=scale)
     np.testing.assert_allclose(total, 1, atol=1e-6)
 
 

@@ -96,10 +96,10 @@ def test_lpips_equals_a_second_implementation(backbones, kind, short, size):
         a, b = (x / (np.sqrt((x**2).sum(0)) + 1e-10) for x in (a, b))
         head = load_learnt_weights(f"lpips.{short}.{level}").double().numpy()
         expected += (head[:, None, None] * (a - b) ** 2).sum(0).mean()
-    judge = build_lpips(backbones[kind], device=CPU)
-    assert judge.metric_for(hr)(sr) == pytest.approx(expected, rel=1e-4)
+    built = build_lpips(backbones[kind], device=CPU)
+    assert built.metric_for(hr)(sr) == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
-    assert judge.metric_for(hr)(hr) == 0
+    assert built.metric_for(hr)(hr) == 0
 
 
 def test_dists_equals_a_second_implementation(backbones):
@@ -118,10 +118,10 @@ def test_dists_equals_a_second_implementation(backbones):
         structure.append((2 * covariance + 1e-6) / (a.var((1, 2)) + b.var((1, 2)) + 1e-6))
     alike = alpha @ np.concatenate(texture) + beta @ np.concatenate(structure)
     expected = 1 - alike / (alpha.sum() + beta.sum())
-    judge = build_dists(backbones["vgg16"], device=CPU)
-    assert judge.metric_for(hr)(sr) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    built = build_dists(backbones["vgg16"], device=CPU)
+    assert built.metric_for(hr)(sr) == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert expected > 1e-3
-    assert judge.metric_for(hr)(hr) == pytest.approx(0, abs=1e-6)
+    assert built.metric_for(hr)(hr) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_learnt_weights_are_the_published_ones():
@@ -137,20 +137,20 @@ def test_the_learnt_weights_are_the_published_ones():
 
 
 def test_the_learnt_weights_come_with_their_licences():
-    _, metadata = load_tensors(metric.LEARNT)
+    _, metadata = load_tensors(metric.LEARNT_WEIGHTS)
     assert "Richard Zhang" in metadata["lpips.licence"]
     assert "Keyan Ding" in metadata["dists.licence"]
 
 
 def test_a_published_file_is_told_from_another(backbones, monkeypatch):
-    judge = build_lpips(backbones["alexnet"], device=CPU)
-    assert "not torchvision's" in judge.protocol
-    assert "do not compare" in judge.warning
+    built = build_lpips(backbones["alexnet"], device=CPU)
+    assert "not torchvision's" in built.protocol
+    assert "are not comparable" in built.warning
     digest = hashlib.sha256(backbones["alexnet"].read_bytes()).hexdigest()
-    monkeypatch.setitem(metric.PUBLISHED, "alexnet", ("alexnet.pth", digest))
-    judge = build_lpips(backbones["alexnet"], device=CPU)
-    assert judge.protocol == "LPIPS v0.1 AlexNet: whole images, lower is better"
-    assert judge.warning == ""
+    monkeypatch.setitem(metric.PUBLISHED_FILES, "alexnet", ("alexnet.pth", digest))
+    built = build_lpips(backbones["alexnet"], device=CPU)
+    assert built.protocol == "LPIPS v0.1 AlexNet: whole images, lower is better"
+    assert built.warning == ""
 
 
 def test_safetensors_do_as_well(backbones, tmp_path):
@@ -169,14 +169,14 @@ def build(option: str, path: Path) -> PerceptualMetric:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("none.pth", None, "there is no such file"),
+        ("none.pth", None, "no such file"),
         ("folder", "folder", "cannot be read"),
-        ("text.pth", b"no weights", "is no PyTorch file"),
+        ("text.pth", b"no weights", "is not a readable PyTorch file"),
         ("vgg16-397923af.pth", b"cut off", "is damaged (its SHA-256 begins with"),
-        ("list.pth", [1, 2], "holds no state dict"),
-        ("heads.pth", {"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}, "holds LPIPS' heads"),
+        ("list.pth", [1, 2], "has no state dict"),
+        ("heads.pth", {"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}, "contains LPIPS' heads"),
         ("dists.pth", {"alpha": torch.zeros(3), "beta": torch.zeros(3)}, "DISTS' learnt weights"),
-        ("other.pth", {"features.0.weight": torch.zeros(64, 3, 3, 3)}, "holds another network"),
+        ("other.pth", {"features.0.weight": torch.zeros(64, 3, 3, 3)}, "contains another network"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_with_the_fix(tmp_path, option, name, content, words):
@@ -197,7 +197,7 @@ def test_what_cannot_be_used_is_one_line_with_the_fix(tmp_path, option, name, co
 
 
 def test_dists_refuses_alexnet(backbones):
-    with pytest.raises(UsageError, match="holds alexnet; name torchvision's vgg16"):
+    with pytest.raises(UsageError, match="contains alexnet; use torchvision's vgg16"):
         build_dists(backbones["alexnet"], device=CPU)
 
 
@@ -206,13 +206,13 @@ def test_vgg19_is_not_taken_for_vgg16(tmp_path):
     torch.save(
         {name: value.half() for name, value in vgg19.state_dict().items()}, tmp_path / "v.pth"
     )
-    with pytest.raises(UsageError, match="holds another network"):
+    with pytest.raises(UsageError, match="contains another network"):
         build_lpips(tmp_path / "v.pth", device=CPU)
 
 
 def test_a_picture_that_is_too_small_is_told(backbones):
     sr, hr = pair(30, 50)
-    with pytest.raises(UsrganError, match="too small for LPIPS: 31 pixels"):
+    with pytest.raises(UsrganError, match="too small for LPIPS; use one of at least 31 pixels"):
         build_lpips(backbones["alexnet"], device=CPU).metric_for(hr)(sr)
     sr, hr = pair(31, 31)
     assert build_lpips(backbones["alexnet"], device=CPU).metric_for(hr)(sr) > 0

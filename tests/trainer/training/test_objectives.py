@@ -1,16 +1,13 @@
-"""The losses against closed forms, and which of them moves which network in a step."""
+"""Which loss moves which network in a step, and by which gradient."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from tests.trainer.losses.support import SETTINGS, gan, gradients, images
+from tests.trainer.training.support import SETTINGS, build_gan_state, collect_gradients, make_batch
 from trainer.config.load import load_config
 from trainer.losses.adversarial import discriminator_loss
-from trainer.losses.content import content_loss
-from trainer.losses.pixel import pixel_loss
 from trainer.training.state import build_state
 from trainer.training.step import train_step
 
@@ -23,60 +20,13 @@ def changed(module: torch.nn.Module, before: dict[str, torch.Tensor]) -> set[str
     return {name for name, now in module.state_dict().items() if not torch.equal(now, before[name])}
 
 
-# closed forms
-
-
-def test_pixel_loss_is_the_mean_absolute_difference():
-    sr, hr = torch.rand(2, 3, 5, 4), torch.rand(2, 3, 5, 4)
-    wanted = np.abs(sr.double().numpy() - hr.double().numpy()).mean()
-    assert pixel_loss(sr, hr).item() == pytest.approx(wanted, rel=1e-6)
-    assert pixel_loss(torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)).item() == 1
-
-
-@pytest.mark.parametrize("criterion", ["l1", "l2"])
-def test_content_loss_is_a_mean_and_so_knows_no_batch_channels_or_size(criterion):
-    for shape in ((1, 2, 3, 4), (5, 64, 8, 2)):
-        sr, hr = torch.randn(shape), torch.randn(shape)
-        difference = sr.double().numpy() - hr.double().numpy()
-        wanted = (difference**2).mean() if criterion == "l2" else np.abs(difference).mean()
-        settings = {"weights": [1.0], "criterion": criterion}
-        assert content_loss([sr], [hr], **settings).item() == pytest.approx(wanted, rel=1e-6)
-        apart = content_loss([torch.zeros(shape)], [torch.full(shape, 3.0)], **settings)
-        assert apart.item() == {"l1": 3, "l2": 9}[criterion]
-
-
-def test_content_loss_is_the_weighted_sum_over_its_layers():
-    shapes = ((2, 4, 8, 8), (2, 8, 4, 4), (2, 16, 2, 2))
-    sr, hr = ([torch.randn(shape) for shape in shapes] for _ in range(2))
-    weights = (0.1, 1.0, 2.0)
-    wanted = sum(
-        weight * np.abs(a.double().numpy() - b.double().numpy()).mean()
-        for a, b, weight in zip(sr, hr, weights, strict=True)
-    )
-    found = content_loss(sr, hr, weights=weights, criterion="l1")
-    assert found.item() == pytest.approx(wanted, rel=1e-6)
-
-
-def test_losses_of_bf16_predictions_are_computed_in_float32():
-    half = torch.full((4096,), 1.0, dtype=torch.bfloat16)
-    features = half.view(1, 1, 64, 64)
-    for loss in (
-        pixel_loss(features, torch.zeros(1, 1, 64, 64)),
-        content_loss([features], [features], weights=[1.0], criterion="l2"),
-    ):
-        assert loss.dtype == torch.float32
-
-
-# what the step of stage gan does with them
-
-
 @pytest.mark.parametrize("term", ["pixel", "content", "adversarial"])
 def test_each_loss_alone_reaches_every_weight_of_the_generator(term):
-    state, config = gan(**{term: 1.0})
+    state, config = build_gan_state(**{term: 1.0})
     before = snapshot(state.generator)
-    losses = train_step(state, config, *images(), False).losses
+    losses = train_step(state, config, *make_batch(), False).losses
     assert losses["generator"].item() == pytest.approx(losses[term].item())
-    found = gradients(state.generator)
+    found = collect_gradients(state.generator)
     for name, gradient in found.items():
         assert gradient is not None, name
         assert gradient.isfinite().all(), name
@@ -86,21 +36,23 @@ def test_each_loss_alone_reaches_every_weight_of_the_generator(term):
 
 def test_without_any_loss_the_generator_gets_no_gradient():
     """The tests above see the loss and not something else."""
-    state, config = gan()
-    train_step(state, config, *images(), False)
-    assert all(gradient.abs().max() == 0 for gradient in gradients(state.generator).values())
+    state, config = build_gan_state()
+    train_step(state, config, *make_batch(), False)
+    assert all(
+        gradient.abs().max() == 0 for gradient in collect_gradients(state.generator).values()
+    )
 
 
 def test_the_adversarial_gradient_is_that_of_the_non_saturating_loss():
-    state, config = gan(adversarial=1.0)
-    other, _ = gan(adversarial=1.0)
-    lr, hr = images()
+    state, config = build_gan_state(adversarial=1.0)
+    other, _ = build_gan_state(adversarial=1.0)
+    lr, hr = make_batch()
     discriminator = other.adversary.discriminator.eval()
     logits = discriminator(other.generator(lr))
     (-torch.log(torch.sigmoid(logits))).mean().backward()
     train_step(state, config, lr, hr, False)
-    wanted = gradients(other.generator)
-    for name, gradient in gradients(state.generator).items():
+    wanted = collect_gradients(other.generator)
+    for name, gradient in collect_gradients(state.generator).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-7)
 
 
@@ -108,20 +60,20 @@ def test_the_generators_gradient_is_the_weighted_sum_of_its_terms():
     weights = {"pixel": 1.0, "content": 0.5, "adversarial": 0.005}
     total: dict[str, torch.Tensor] = {}
     for term, weight in weights.items():
-        state, config = gan(**{term: 1.0})
-        train_step(state, config, *images(), False)
-        for name, gradient in gradients(state.generator).items():
+        state, config = build_gan_state(**{term: 1.0})
+        train_step(state, config, *make_batch(), False)
+        for name, gradient in collect_gradients(state.generator).items():
             total[name] = total.get(name, 0) + weight * gradient
-    state, config = gan(**weights)
-    losses = train_step(state, config, *images(), False).losses
-    for name, gradient in gradients(state.generator).items():
+    state, config = build_gan_state(**weights)
+    losses = train_step(state, config, *make_batch(), False).losses
+    for name, gradient in collect_gradients(state.generator).items():
         torch.testing.assert_close(gradient, total[name], rtol=1e-3, atol=1e-6)
     summed = sum(weight * losses[term].item() for term, weight in weights.items())
     assert losses["generator"].item() == pytest.approx(summed, rel=1e-5)
 
 
 def test_each_half_of_the_step_moves_its_own_network_alone(monkeypatch):
-    state, config = gan(pixel=1.0, content=1.0, adversarial=1.0)
+    state, config = build_gan_state(pixel=1.0, content=1.0, adversarial=1.0)
     generator, discriminator = state.generator, state.adversary.discriminator
     seen: dict[str, object] = {}
     moves = {"generator": state.optimizer.step, "discriminator": state.adversary.optimizer.step}
@@ -133,14 +85,14 @@ def test_each_half_of_the_step_moves_its_own_network_alone(monkeypatch):
         seen["generator"] = snapshot(generator)
 
     def discriminator_moves():
-        seen["discriminator's gradient"] = gradients(discriminator)
+        seen["discriminator's gradient"] = collect_gradients(discriminator)
         moves["discriminator"]()
 
     monkeypatch.setattr(state.optimizer, "step", generator_moves)
     monkeypatch.setattr(state.adversary.optimizer, "step", discriminator_moves)
     content = snapshot(state.adversary.content)
     at_start = snapshot(discriminator)
-    train_step(state, config, *images(), False)
+    train_step(state, config, *make_batch(), False)
 
     assert not seen["discriminator moved"]
     assert not changed(generator, seen["generator"])
@@ -151,16 +103,16 @@ def test_each_half_of_the_step_moves_its_own_network_alone(monkeypatch):
 
 
 def test_the_discriminators_gradient_is_that_of_its_own_loss_alone():
-    state, config = gan(pixel=1.0, content=1.0, adversarial=1.0)
-    other, _ = gan(pixel=1.0, content=1.0, adversarial=1.0)
-    lr, hr = images()
+    state, config = build_gan_state(pixel=1.0, content=1.0, adversarial=1.0)
+    other, _ = build_gan_state(pixel=1.0, content=1.0, adversarial=1.0)
+    lr, hr = make_batch()
     train_step(state, config, lr, hr, False)
-    judge = other.adversary.discriminator.train()
-    real, fake = judge(torch.cat((hr, other.generator(lr).detach()))).chunk(2)
+    discriminator = other.adversary.discriminator.train()
+    real, fake = discriminator(torch.cat((hr, other.generator(lr).detach()))).chunk(2)
     discriminator_loss("non-saturating", real, fake).backward()
-    wanted = gradients(judge)
+    wanted = collect_gradients(discriminator)
     assert len(wanted) == 24
-    for name, gradient in gradients(state.adversary.discriminator).items():
+    for name, gradient in collect_gradients(state.adversary.discriminator).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-7)
 
 
@@ -168,20 +120,20 @@ def test_the_second_step_starts_from_no_old_gradient():
     """Two steps on a standing generator leave the gradient of one."""
     found = []
     for steps in (1, 2):
-        state, config = gan(pixel=1.0)
+        state, config = build_gan_state(pixel=1.0)
         for group in state.optimizer.param_groups:
             group["lr"] = 0.0
         for _ in range(steps):
-            train_step(state, config, *images(), False)
-        found.append(gradients(state.generator))
+            train_step(state, config, *make_batch(), False)
+        found.append(collect_gradients(state.generator))
     for name, once in found[0].items():
         torch.testing.assert_close(found[1][name], once)
 
 
 def test_the_discriminator_learns_to_tell_and_the_generator_to_fool_it():
-    lr, hr = images()
+    lr, hr = make_batch()
     hr = hr.round()  # nothing that the generator makes
-    state, config = gan(adversarial=1.0)
+    state, config = build_gan_state(adversarial=1.0)
     for optimizer, rate in ((state.optimizer, 0.0), (state.adversary.optimizer, 2e-3)):
         optimizer.param_groups[0]["lr"] = rate
     losses = [train_step(state, config, lr, hr, False).losses for _ in range(40)]
@@ -194,8 +146,8 @@ def test_the_discriminator_learns_to_tell_and_the_generator_to_fool_it():
 
 
 def test_the_step_reports_the_means_it_promises():
-    state, config = gan(pixel=1.0)
-    losses = train_step(state, config, *images(), False).losses
+    state, config = build_gan_state(pixel=1.0)
+    losses = train_step(state, config, *make_batch(), False).losses
     assert losses.keys() == {
         "pixel", "content", "adversarial", "generator", "discriminator", "d_real", "d_fake",
     }  # fmt: skip
@@ -210,8 +162,8 @@ def test_the_step_reports_the_means_it_promises():
 def test_bf16_gives_the_gradient_of_float32_about():
     found = []
     for bf16 in (False, True):
-        state, config = gan(pixel=1.0, content=1.0, adversarial=0.005)
-        losses = train_step(state, config, *images(), bf16).losses
+        state, config = build_gan_state(pixel=1.0, content=1.0, adversarial=0.005)
+        losses = train_step(state, config, *make_batch(), bf16).losses
         assert losses["generator"].dtype == torch.float32
         found.append(torch.cat([p.grad.flatten() for p in state.generator.parameters()]))
         assert found[-1].dtype == torch.float32
@@ -224,11 +176,11 @@ def test_stage_psnr_has_the_pixel_loss_alone():
     device = torch.device("cpu")
     state = build_state(config, stage="psnr", scale=4, device=device, content_weights=None)
     other = build_state(config, stage="psnr", scale=4, device=device, content_weights=None)
-    lr, hr = images()
+    lr, hr = make_batch()
     (other.generator(lr) - hr).abs().mean().backward()
     losses = train_step(state, config, lr, hr, False).losses
     assert losses.keys() == {"pixel"}
     assert state.adversary is None
-    wanted = gradients(other.generator)
-    for name, gradient in gradients(state.generator).items():
+    wanted = collect_gradients(other.generator)
+    for name, gradient in collect_gradients(state.generator).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-7)
