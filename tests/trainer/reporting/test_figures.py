@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.trainer.reporting.support import run_of
+from tests.trainer.reporting.support import make_metrics
 from trainer.reporting import charts
 from trainer.reporting.figures import (
     RAW,
@@ -64,7 +64,9 @@ def test_epochs_needed_are_the_first_that_reach_each_part_of_the_normalised_best
 
 
 def test_a_whole_run_has_all_of_the_papers_figures():
-    names = [figure.name for figure in everything(run_of("psnr", 40) + run_of("gan", 40))]
+    names = [
+        figure.name for figure in everything(make_metrics("psnr", 40) + make_metrics("gan", 40))
+    ]
     for paper in PAPERS:
         assert any(name.startswith(paper) for name in names), paper
     assert {"figure-5-psnr", "figure-5-gan", "figure-6-psnr", "figure-7-gan"} <= set(names)
@@ -78,7 +80,7 @@ def test_a_whole_run_has_all_of_the_papers_figures():
 @pytest.mark.parametrize("every", [1, 4, 100])
 def test_no_figure_lacks_data(epochs, every):
     for stages in (("psnr",), ("gan",), ("psnr", "gan")):
-        rows = [row for stage in stages for row in run_of(stage, epochs, every)]
+        rows = [row for stage in stages for row in make_metrics(stage, epochs, every)]
         for figure in everything(rows):
             for name in {point.series for point in figure.points} if figure.mark == "line" else ():
                 assert sum(point.series == name for point in figure.points) > 1, figure.name
@@ -89,21 +91,21 @@ def test_no_figure_lacks_data(epochs, every):
 
 
 def test_what_is_no_number_is_left_out():
-    rows = run_of("psnr", 4)
+    rows = make_metrics("psnr", 4)
     rows[1]["val_psnr_y"], rows[2]["val_psnr_y"] = math.nan, "high"
     assert [epoch for epoch, _ in select_series(rows, "val_psnr_y")] == [1, 4]
     assert select_series([{"stage": "psnr", "epoch": None, "lr": 1.0}], "lr") == []
 
 
 def test_a_loss_over_more_than_a_decade_is_drawn_logarithmically():
-    figures = {figure.name: figure for figure in everything(run_of("gan", 60))}
+    figures = {figure.name: figure for figure in everything(make_metrics("gan", 60))}
     assert figures["figure-4-adversarial"].log
     assert not figures["figure-4-generator"].log
 
 
 def test_one_stage_alone_needs_no_legend_and_two_are_told_apart():
-    one = build_run_figures(run_of("psnr", 5))[0]
-    two = build_run_figures(run_of("psnr", 5) + run_of("gan", 5))[0]
+    one = build_run_figures(make_metrics("psnr", 5))[0]
+    two = build_run_figures(make_metrics("psnr", 5) + make_metrics("gan", 5))[0]
     assert {point.series for point in one.points} == {"stage psnr"}
     assert {point.series for point in two.points} == {"stage psnr", "stage gan"}
     assert "stage psnr" not in charts.draw_svg(one)
@@ -111,20 +113,20 @@ def test_one_stage_alone_needs_no_legend_and_two_are_told_apart():
 
 
 def test_a_stage_that_was_validated_once_is_a_point_beside_the_line_of_the_other():
-    rows = [*run_of("psnr", 60), *run_of("gan", 4, every=4)]
+    rows = [*make_metrics("psnr", 60), *make_metrics("gan", 4, every=4)]
     found = {figure.name: figure for figure in build_run_figures(rows)}["figure-3-psnr"]
     assert [point.x for point in found.points if point.series == "stage gan"] == [4.0]
     drawn = charts.draw_svg(found)
     assert "stage gan" in drawn
     assert drawn.count('aria-roledescription="point"') > 60
     assert "figure-3-psnr" not in {
-        figure.name for figure in build_run_figures(run_of("gan", 4, every=4))
+        figure.name for figure in build_run_figures(make_metrics("gan", 4, every=4))
     }
 
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, tuple[Figure, str]]:
-    figures = everything(run_of("psnr", 30) + run_of("gan", 30))
+    figures = everything(make_metrics("psnr", 30) + make_metrics("gan", 30))
     wanted = ("figure-3-psnr", "figure-5-gan", "figure-6-gan", "figure-7-gan")
     return {each.name: (each, charts.draw_svg(each)) for each in figures if each.name in wanted}
 
@@ -150,7 +152,7 @@ def test_the_star_and_the_bars_show_their_numbers(drawn):
 
 
 def test_the_colours_of_few_epochs_are_named_once_each_up_to_the_stars():
-    figures = everything(run_of("psnr", 4))
+    figures = everything(make_metrics("psnr", 4))
     (figure,) = (each for each in figures if each.name == "figure-6-psnr")
     assert next(point.series for point in figure.points if point.star) == "4"
     _, _, legend = charts.draw_svg(figure).partition("role-legend")
