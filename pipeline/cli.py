@@ -49,135 +49,136 @@ def count_cores() -> int:
 )
 @click.option(
     "--src", "sources", multiple=True, type=console.FolderOrUrl(), metavar="DIR|URL",
-    help="Folder of photos, searched in depth, or a URL (s3://bucket/photos); DIV2K, Flickr2K, DF2K and"
-    " LSDIR are known by their layout. May be given several times.",
+    help="Folder of photos with its subfolders, or a URL (s3://bucket/photos); DIV2K, Flickr2K, DF2K and"
+    " LSDIR are recognised by their layout (repeatable).",
 )  # fmt: skip
 @click.option(
     "--out", type=console.FolderOrUrl(), metavar="DIR|URL",
-    help="Folder of the shards, or a URL, which they are sent to when they are whole.",
+    help="Folder or URL for the shards; a URL receives each shard once it is complete.",
 )  # fmt: skip
 @click.option(
     "--work-dir", type=console.FilePath(), metavar="DIR",
-    help="Where a data set that goes to a URL is made; needs twice its size, and with --scheduler all"
-    " machines must see it.  [default: the system's]",
+    help="Scratch folder of a data set that goes to a URL, twice its size; with --scheduler all machines"
+    " must see it.  [default: the system's]",
 )  # fmt: skip
 @click.option(
     "--hr-size", default=128, show_default=True, metavar="N", help="Side of an HR patch, pixels.",
 )  # fmt: skip
 @click.option(
     "--scale", default="4", show_default=True, type=click.Choice(["2", "3", "4", "8"]),
-    help="How many times larger HR is than LR.",
+    help="HR size over LR size.",
 )  # fmt: skip
 @click.option(
     "--patches-per-image", type=click.IntRange(1), metavar="N", show_default="200",
-    help="Random patches of each photo, fewer of a small one.",
+    help="Random patches per photo; a small photo gives fewer.",
 )  # fmt: skip
 @click.option(
-    "--grid", type=click.IntRange(1), metavar="STRIDE", help="A patch every STRIDE pixels instead.",
+    "--grid", type=click.IntRange(1), metavar="STRIDE", help="Instead of random patches, one every STRIDE pixels.",
 )  # fmt: skip
 @click.option(
     "--kernel", type=click.Choice(["pillow", "matlab"]), default="pillow", show_default=True,
-    help="Whose antialiased bicubic makes LR: pillow is fast, matlab equals imresize bit for bit.",
+    help="Antialiased bicubic that makes LR: pillow is fast, matlab equals imresize bit for bit.",
 )  # fmt: skip
 @click.option(
     "--degrade", type=click.Choice(["bicubic", "realesrgan"]), default="bicubic", show_default=True,
-    help="LR of clean photos, or blurred, noisy and compressed as in Real-ESRGAN, each patch in its own way.",
+    help="Plain bicubic LR, or LR blurred, noisy and compressed as in Real-ESRGAN, with random parameters per patch.",
 )  # fmt: skip
 @click.option(
     "--lr-from", type=click.Choice(["image", "patch"]), default="image", show_default=True,
-    help="Downscale the whole photo and cut, or each patch by itself.",
+    help="Downscale the whole photo before patches are cut, or each patch on its own.",
 )  # fmt: skip
 @click.option(
     "--lr-dir", "lr_dirs", multiple=True, type=console.FilePath(), metavar="DIR",
-    help="Take these LR images (DIV2K, or DIV2K/DIV2K_train_LR_bicubic/X4), found by name and checked against the"
-    " photos, instead of making them (repeatable).",
+    help="Use these LR images (DIV2K, or DIV2K/DIV2K_train_LR_bicubic/X4) instead of making them; they are paired by"
+    " name and checked against the photos (repeatable).",
 )  # fmt: skip
 @click.option(
     "--store-larger", default=0, show_default=True, metavar="N",
-    help="Store HR patches N pixels larger than --hr-size; training crops them at random, aligned.",
+    help="Store HR patches N pixels larger than --hr-size; training takes aligned random crops.",
 )  # fmt: skip
 @click.option(
     "--codec", type=click.Choice(["png", "webp", "raw"]), default="png", show_default=True,
-    help="All lossless: png every reader knows, webp is a third smaller and seventy times slower"
-    " to write, raw (.npy) is twice as large and needs no decoding.",
+    help="Lossless codec: every reader knows png, webp is a third smaller and seventy times slower to"
+    " write, raw (.npy) is twice as large and needs no decoding.",
 )  # fmt: skip
 @click.option(
     "--keep-flat", type=Percentage(), default="5%", show_default=True,
-    help="Share of the flat patches (luma deviates by less than 4 grey levels) that is kept.",
+    help="Share of flat patches to keep; their luma deviates by less than 4 grey levels.",
 )  # fmt: skip
 @click.option(
     "--min-detail", default=0.0, show_default=True, metavar="N",
-    help="Leave out patches whose luma deviates by less than N grey levels.",
+    help="Skip patches whose luma deviates by less than N grey levels.",
 )  # fmt: skip
 @click.option(
     "--max-blockiness", default=0.0, show_default=True, metavar="R",
-    help="Leave out photos whose JPEG blocks show: luma steps there are R times the others (1: clean,"
-    " 1.3: quality 75, 1.6: quality 50). 0 takes all.",
+    help="Skip photos with visible JPEG blocks: luma steps at block edges exceed R times the others (1: clean,"
+    " 1.3: quality 75, 1.6: quality 50). 0 accepts all.",
 )  # fmt: skip
 @click.option(
     "--pre-scale", type=click.Choice(["1", "0.5", "0.25"]), default="1", show_default=True,
-    help="Downscale photos whose JPEG blocks show (above 1.3) by this first.",
+    help="Downscale photos with visible JPEG blocks (above 1.3) by this factor first.",
 )  # fmt: skip
 @click.option(
     "--icc", type=click.Choice(["convert", "ignore"]), default="convert", show_default=True,
-    help="Turn photos with a colour profile to sRGB, or take their values as they are.",
+    help="Convert photos with a colour profile to sRGB, or use their values unchanged.",
 )  # fmt: skip
 @click.option(
     "--alpha", type=click.Choice(["refuse", "drop"]), default="refuse", show_default=True,
-    help="What to do with photos that have transparent pixels.",
+    help="Refuse photos with transparent pixels, or drop their alpha channel.",
 )  # fmt: skip
 @click.option(
     "--max-megapixels", default=200.0, show_default=True, metavar="N", help="Refuse larger photos.",
 )  # fmt: skip
 @click.option(
-    "--seed", default=0, show_default=True, metavar="N", help="Of positions, order and split.",
+    "--seed", default=0, show_default=True, metavar="N",
+    help="Random seed for patch positions, order and the train/val split.",
 )  # fmt: skip
 @click.option(
     "--val-fraction", type=Percentage(), default="5%", show_default=True,
-    help="Share of the photos that validate (at least one, unless 0), where the folders do not say.",
+    help="Share of photos held out for validation (at least one, unless 0), if the layout has no validation folder.",
 )  # fmt: skip
 @click.option(
     "--val-list", metavar="FILE|GLOB",
-    help="The photos that validate: a file of names, one a line, or a pattern such as 'kodim*'; beside those"
-    " of a published validation folder.",
+    help="Photos held out for validation: a file with one name per line, or a pattern such as 'kodim*'; added to"
+    " those of a published validation folder.",
 )  # fmt: skip
 @click.option(
     "--similar", type=click.Choice(["drop", "keep"]), default="drop", show_default=True,
-    help="Of photos that look alike (resized, recompressed, mirrored) take the largest, or all.",
+    help="Near-duplicates (resized, recompressed, mirrored): keep the largest, or all.",
 )  # fmt: skip
 @click.option(
     "--exclude-like", multiple=True, type=console.FilePath(), metavar="DIR",
-    help="Leave out photos that resemble a picture of this test set, scaled, recompressed or mirrored; not turned"
+    help="Skip photos that resemble an image of this test set, also resized, recompressed or mirrored, but not turned"
     " or cropped by more than a few percent (repeatable).",
 )  # fmt: skip
 @click.option(
     "--samples-per-shard", default=4096, show_default=True, type=click.IntRange(1), metavar="N",
-    help="Patch pairs in one tar; about 120 MB of 128x128 PNG. A process holds one tar in memory.",
+    help="Patch pairs per tar, about 120 MB of 128x128 PNG; each worker holds one tar in memory.",
 )  # fmt: skip
 @click.option(
     "--max-rejects", type=Percentage(), default="5%", show_default=True,
-    help="Fail if more of the photos cannot be used.",
+    help="Fail if more than this share of the photos is refused.",
 )  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(0, 4096), default=None, metavar="N", show_default="cores",
-    help="Processes; the shards are the same for any number. 0 works in this one.",
+    help="Worker processes; the shards are the same for any number. 0 works in this process.",
 )  # fmt: skip
 @click.option(
     "--engine", type=click.Choice(["local", "dask", "ray"]), default="local", show_default=True,
-    help="Who runs the work: processes of this machine, or a cluster that sees the same folders.",
+    help="Where tasks run: processes of this machine, or a cluster that sees the same folders.",
 )  # fmt: skip
 @click.option(
     "--scheduler", default="", metavar="ADDR",
-    help="Of the cluster: tcp://…, scheduler.json (Dask), ray://….  [default: a cluster on this machine]",
+    help="Address of the cluster: tcp://…, scheduler.json (Dask), ray://….  [default: a cluster on this machine]",
 )  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace the data set that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing data set.")
 @click.option(
-    "--repair", is_flag=True, help="Read every byte that is there; make again what is damaged.",
+    "--repair", is_flag=True, help="Check every byte of an existing data set and rebuild damaged shards.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print a forecast; write nothing.")
 @click.option(
     "--doctor", is_flag=True,
-    help="Check this installation: PIL's flavour and speed, packages that clash, the kernel for PNG; how to mend them.",
+    help="Check this installation: PIL's flavour and speed, clashing packages, the PNG kernel; print repair commands.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def main(
