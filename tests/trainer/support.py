@@ -46,7 +46,7 @@ def train(shards: Path, out: Path, *more: str, code: int = 0, figures: bool = Fa
     drawn = (
         contextlib.nullcontext()
         if figures
-        else mock.patch("trainer.reporting.charts.available", bool)
+        else mock.patch("trainer.reporting.charts.is_available", bool)
     )
     with drawn:
         result = CliRunner().invoke(train_main, arguments(shards, out, *more))

@@ -13,7 +13,7 @@ from trainer.config.load import PAPER_PRESET, load_config
 from trainer.config.paper import list_deviations, list_patch_deviations
 from trainer.config.schema import Stage
 from trainer.evaluation.tables import TITLES, format_value
-from trainer.reporting.figures import series
+from trainer.reporting.figures import select_series
 
 Rows = list[dict[str, Any]]
 BEST = ("psnr_y", "ssim_y", "lpips")
@@ -68,7 +68,7 @@ def overview_table(rows: Rows, stages: Sequence[str]) -> Table | None:
 
 
 def _best(rows: Rows, name: str) -> str:
-    values = series(rows, f"val_{name}")
+    values = select_series(rows, f"val_{name}")
     if not values:
         return "not measured"
     epoch, best = (min if name == "lpips" else max)(values, key=lambda each: each[1])

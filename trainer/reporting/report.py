@@ -18,7 +18,7 @@ from shards.errors import UsageError, UsrganError
 from shards.io import atomic
 from trainer.config.schema import STAGES
 from trainer.reporting import charts
-from trainer.reporting.figures import Figure, figures_of_run, figures_of_stage
+from trainer.reporting.figures import Figure, build_run_figures, build_stage_figures
 from trainer.reporting.page_pictures import Comparison, show_photos, show_samples
 from trainer.reporting.page_tables import (
     describe_run,
@@ -69,8 +69,8 @@ def write_report(run: Path, *, figures: bool = True) -> Path:
         )
     rows = read_metrics(run)
     stages = [stage for stage in STAGES if any(row["stage"] == stage for row in rows)]
-    stage_figures = {stage: figures_of_stage(rows, stage) for stage in stages}
-    run_figures = figures_of_run(rows)
+    stage_figures = {stage: build_stage_figures(rows, stage) for stage in stages}
+    run_figures = build_run_figures(rows)
     photos, more_photos = show_photos(run)
     evaluation = read_evaluation(run)
     sections = [
@@ -95,7 +95,7 @@ def write_report(run: Path, *, figures: bool = True) -> Path:
     )
     path = run / "report.html"
     atomic.write_file(path, page.encode(errors="backslashreplace"))
-    if figures and charts.available():
+    if figures and charts.is_available():
         every = [*run_figures, *(each for own in stage_figures.values() for each in own)]
         _write_figures(run / "figures", every)
     return path
@@ -141,9 +141,9 @@ def _template() -> jinja2.Template:
 def _section(title: str, figures: list[Figure], samples: Comparison | None) -> Section | None:
     if not figures and not samples:
         return None
-    if figures and not charts.available():
-        return Section(title, (), charts.HOW_TO_GET_IT, samples)
-    drawn = [Chart(Markup(charts.svg(figure)), figure.caption) for figure in figures]  # noqa: S704  our own SVG
+    if figures and not charts.is_available():
+        return Section(title, (), charts.INSTALL_HINT, samples)
+    drawn = [Chart(Markup(charts.draw_svg(figure)), figure.caption) for figure in figures]  # noqa: S704  our own SVG
     return Section(title, drawn, "", samples)
 
 
@@ -156,5 +156,5 @@ def _write_figures(folder: Path, figures: list[Figure]) -> None:
 
 def _draw(figures: list[Figure]) -> Iterator[tuple[str, bytes]]:
     for figure in figures:
-        yield f"{figure.name}.svg", charts.svg(figure).encode()
-        yield f"{figure.name}.png", charts.png(figure)
+        yield f"{figure.name}.svg", charts.draw_svg(figure).encode()
+        yield f"{figure.name}.png", charts.draw_png(figure)

@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Metrics of a run, for the tests of reports and figures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 
-def run_of(stage: str, epochs: int, every: int = 1) -> list[dict]:
-    """What a run of so many epochs logs, validated every so many."""
+def make_metrics(stage: str, epochs: int, every: int = 1) -> list[dict]:
+    """Rows of `metrics.jsonl` of one stage, validated each `every` epochs."""
     rng = np.random.default_rng(epochs)
     rows = []
     for epoch in range(1, epochs + 1):

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from shards.format import png
-from tests.trainer.reporting.support import run_of
+from tests.trainer.reporting.support import make_metrics
 from tests.trainer.support import make_patch, train
 from trainer.cli import train_main
 from trainer.config.load import load_config
@@ -76,7 +76,7 @@ def pictures(text: str) -> dict[str, np.ndarray]:
 
 
 def test_a_whole_run_shows_figures_numbers_and_settings(tmp_path):
-    rows = run_of("psnr", 12) + run_of("gan", 12)
+    rows = make_metrics("psnr", 12) + make_metrics("gan", 12)
     run = write_run(tmp_path / "run", rows, "tiny")
     text = write_report(run).read_text()
     assert text.count("<svg") == len(list((run / "figures").glob("*.svg"))) >= 15
@@ -93,7 +93,7 @@ def test_a_whole_run_shows_figures_numbers_and_settings(tmp_path):
 
 
 def test_speed_and_wait_are_those_of_the_whole_stage(tmp_path):
-    rows = run_of("psnr", 2)  # as many patches in 3 seconds and in 1
+    rows = make_metrics("psnr", 2)  # as many patches in 3 seconds and in 1
     rows[0] |= {"patches_per_s": 100.0, "data_wait": 0.4}
     rows[1] |= {"patches_per_s": 300.0, "data_wait": 0.0}
     text = write_report(write_run(tmp_path / "run", rows), figures=False).read_text()
@@ -101,7 +101,7 @@ def test_speed_and_wait_are_those_of_the_whole_stage(tmp_path):
 
 
 def test_the_lowest_lpips_is_the_best(tmp_path):
-    rows = run_of("psnr", 3) + run_of("gan", 3)
+    rows = make_metrics("psnr", 3) + make_metrics("gan", 3)
     for row, value in zip(rows[3:], (0.3, 0.2, 0.25), strict=True):
         row["val_lpips"] = value
     text = write_report(write_run(tmp_path / "run", rows), figures=False).read_text()
@@ -112,7 +112,7 @@ def test_the_lowest_lpips_is_the_best(tmp_path):
 
 
 def test_a_run_that_was_not_validated_has_no_best(tmp_path):
-    rows = run_of("psnr", 3, every=9)
+    rows = make_metrics("psnr", 3, every=9)
     text = write_report(write_run(tmp_path / "run", rows), figures=False).read_text()
     assert (
         "best" not in text.partition("Deviations")[0].partition("<body")[0].partition("</style>")[2]
@@ -120,7 +120,7 @@ def test_a_run_that_was_not_validated_has_no_best(tmp_path):
 
 
 def test_the_papers_own_settings_deviate_in_the_augmentation_alone(tmp_path):
-    run = write_run(tmp_path / "run", run_of("psnr", 1))
+    run = write_run(tmp_path / "run", make_metrics("psnr", 1))
     text = write_report(run, figures=False).read_text()
     deviating = text.partition("Deviations from the paper")[2].partition("<h2>")[0]
     assert "data.augment" in deviating
@@ -128,7 +128,7 @@ def test_the_papers_own_settings_deviate_in_the_augmentation_alone(tmp_path):
 
 
 def test_patches_that_are_not_the_papers_deviate(tmp_path):
-    run = write_run(tmp_path / "run", run_of("psnr", 1))
+    run = write_run(tmp_path / "run", make_metrics("psnr", 1))
     patches = {"scale": 4, "hr-size": 256, "degrade": "bicubic"}
     (run / "run.json").write_text(json.dumps({"patches": patches}))
     text = write_report(run, figures=False).read_text()
@@ -138,7 +138,7 @@ def test_patches_that_are_not_the_papers_deviate(tmp_path):
 
 
 def test_settings_that_this_version_cannot_read_are_not_called_the_papers(tmp_path):
-    run = write_run(tmp_path / "run", run_of("psnr", 1))
+    run = write_run(tmp_path / "run", make_metrics("psnr", 1))
     path = run / "config.toml"
     path.write_text("feuds = 3\n" + path.read_text())
     text = write_report(run, figures=False).read_text()
@@ -148,7 +148,7 @@ def test_settings_that_this_version_cannot_read_are_not_called_the_papers(tmp_pa
 
 
 def test_only_stages_that_ran_deviate(tmp_path):
-    text = write_report(write_run(tmp_path / "run", run_of("psnr", 1), "tiny"), figures=False)
+    text = write_report(write_run(tmp_path / "run", make_metrics("psnr", 1), "tiny"), figures=False)
     assert "<td class=long>psnr<td class=long>generator.blocks" in text.read_text()
     assert "discriminator.features<td" not in text.read_text()
     none = write_report(write_run(tmp_path / "none", [], "tiny"), figures=False).read_text()
@@ -156,7 +156,7 @@ def test_only_stages_that_ran_deviate(tmp_path):
 
 
 def test_the_page_needs_no_network(tmp_path):
-    run = write_run(tmp_path / "run", run_of("psnr", 5))
+    run = write_run(tmp_path / "run", make_metrics("psnr", 5))
     add_sample(run, "psnr", 64)
     add_evaluation(run, ["bicubic", "gan"])
     text = write_report(run, figures=False).read_text()
@@ -166,7 +166,7 @@ def test_the_page_needs_no_network(tmp_path):
 
 
 def test_tags_are_closed_in_order(tmp_path):
-    run = write_run(tmp_path / "run", run_of("psnr", 5) + run_of("gan", 5))
+    run = write_run(tmp_path / "run", make_metrics("psnr", 5) + make_metrics("gan", 5))
     add_sample(run, "gan", 64)
     add_evaluation(run, ["bicubic", "gan"])
     open_tags: list[str] = []
@@ -187,7 +187,7 @@ def test_tags_are_closed_in_order(tmp_path):
 
 
 def test_a_slider_uncovers_bicubic_or_the_newest_sample(tmp_path):
-    run = write_run(tmp_path / "run", run_of("psnr", 1))
+    run = write_run(tmp_path / "run", make_metrics("psnr", 1))
     add_sample(run, "psnr", 64)
     columns = add_sample(run, "psnr", 1234)
     text = write_report(run, figures=False).read_text()
@@ -200,7 +200,7 @@ def test_a_slider_uncovers_bicubic_or_the_newest_sample(tmp_path):
 
 
 def test_photos_show_bicubic_against_the_last_model(tmp_path):
-    run = write_run(tmp_path / "run", run_of("psnr", 1))
+    run = write_run(tmp_path / "run", make_metrics("psnr", 1))
     hr = add_evaluation(run, ["bicubic", "psnr", "gan"])
     text = write_report(run, figures=False).read_text()
     found = pictures(text)
@@ -219,7 +219,7 @@ def test_photos_show_bicubic_against_the_last_model(tmp_path):
 
 
 def test_a_strip_of_another_evaluation_keeps_the_names_that_are_drawn_on_it(tmp_path):
-    run = write_run(tmp_path / "run", run_of("gan", 1))
+    run = write_run(tmp_path / "run", make_metrics("gan", 1))
     add_evaluation(run, ["bicubic", "psnr", "gan"])
     (run / "strips/Mine-a.png").rename(run / "strips/Older-a.png")
     assert list(pictures(write_report(run, figures=False).read_text())) == ["Older-a"]
@@ -241,7 +241,7 @@ def test_a_strip_of_another_evaluation_keeps_the_names_that_are_drawn_on_it(tmp_
     ],
 )
 def test_what_others_left_in_the_folder_does_not_spoil_the_page(tmp_path, damage):
-    run = write_run(tmp_path / "run", run_of("psnr", 1))
+    run = write_run(tmp_path / "run", make_metrics("psnr", 1))
     (run / "evaluation.json").write_text(damage)
     (run / "run.json").write_text(damage)
     (run / "strips").mkdir()
@@ -259,8 +259,8 @@ def test_a_run_without_an_epoch_says_so(tmp_path):
 
 
 def test_without_the_extra_the_page_says_how_to_get_charts(tmp_path, monkeypatch):
-    monkeypatch.setattr(charts, "available", lambda: False)
-    run = write_run(tmp_path / "run", run_of("psnr", 5))
+    monkeypatch.setattr(charts, "is_available", lambda: False)
+    run = write_run(tmp_path / "run", make_metrics("psnr", 5))
     text = write_report(run).read_text()
     assert "pip install &#39;usrgan[report]&#39;" in text
     assert "<svg" not in text
@@ -277,14 +277,14 @@ def test_an_account_without_a_home_gets_a_page_without_charts(tmp_path):
         "from trainer.reporting.report import write_report\n"
         "print(write_report(pathlib.Path(sys.argv[1])).read_text())\n"
     )
-    run = write_run(tmp_path / "run", run_of("psnr", 5))
+    run = write_run(tmp_path / "run", make_metrics("psnr", 5))
     ran = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert "an account with a home" in ran.stdout
+    assert "altair also needs $HOME" in ran.stdout
 
 
 def test_the_command_makes_the_page_anew(tmp_path):
-    run = write_run(tmp_path / "run", run_of("psnr", 1))
+    run = write_run(tmp_path / "run", make_metrics("psnr", 1))
     done = CliRunner().invoke(train_main, ["--report", str(run), "--json"])
     assert json.loads(done.stdout) == {"report": str(run / "report.html")}
     refused = CliRunner().invoke(train_main, ["--report", str(tmp_path / "other")])
