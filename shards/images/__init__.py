@@ -1,9 +1,9 @@
-"""Photos: decoded whole or refused with a reason.
+"""Photos: decoded completely, or refused with a reason.
 
 photos   strict decoding of image files
-headers  format, size and depth from the first bytes
+headers  format, size and structure, read before decoding
 tiff     first directory of a TIFF or Exif block
-color    colour profiles to sRGB
+color    conversion of colour profiles to sRGB
 resize   antialiased bicubic
-walk     folders of photos, in order
+walk     recursive listing of photo files
 """

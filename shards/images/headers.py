@@ -1,7 +1,7 @@
-"""Format, size, orientation and colour profile of an image file, read before a decoder sees it.
+"""Format, size, orientation and colour profile of an image file, read before it is decoded.
 
-A 49 kB PNG can ask for 2.3 GB, and decoders accept some truncated files; both are detected here. Sources:
-PNG https://www.w3.org/TR/png-3/, WebP RFC 9649, JPEG ITU-T T.81 annex B.
+A PNG of 49 kB can demand 2.3 GB, and decoders accept some truncated files; both are detected here.
+Sources: PNG https://www.w3.org/TR/png-3/, WebP RFC 9649, JPEG ITU-T T.81 annex B.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from shards.format.png import SIGNATURE, read_chunks
 from shards.images import tiff
 
 Kind = Literal["JPEG", "PNG", "WebP", "TIFF", "BMP"]
-_NOT_FRAMES = {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC lie among the start-of-frame markers
-_BGR = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)  # where red, green and blue lie in a BMP's pixel
-_RGB = bytes((8, 2, 0, 0, 0))  # bits, colour type, then the methods of a PNG and no interlacing
-_PNG_CRITICAL = {b"PLTE", b"IDAT", b"IEND"}  # besides IHDR, which comes once
-_MARKERS_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # JPEG markers without a length
+_NOT_FRAMES = {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC: no frames, but in the range of frame markers
+_BGR = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)  # bit masks of red, green and blue in a BMP
+_RGB = bytes((8, 2, 0, 0, 0))  # IHDR of 8-bit RGB: bits, colour type, methods, no interlacing
+_PNG_CRITICAL = {b"PLTE", b"IDAT", b"IEND"}  # critical chunks after IHDR
+_MARKERS_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # JPEG markers TEM, RST0 to RST7 and SOI
 
 
 class BadHeader(Exception):
-    """The file contradicts its format; `code` is CUT_OFF, DAMAGED, MODE or NOT_IMAGE."""
+    """The file violates its format; `code` is CUT_OFF, DAMAGED, MODE or NOT_IMAGE."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
@@ -35,7 +35,7 @@ class BadHeader(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """Height of the stored image in pixels, before its orientation is applied."""
+    """Properties of an image file; width and height in pixels are those before the orientation is applied."""
 
     kind: Kind
     width: int
@@ -43,22 +43,24 @@ class Header:
     orientation: int = 1
     """Exif orientation, 1 to 8."""
     icc: bytes = b""
-    moving: bool = False
-    """An animation; decoders give its first frame."""
+    """ICC profile, empty without one."""
+    animated: bool = False
+    """Whether the file is an animation; decoders return its first frame."""
     inverted_cmyk: bool = False
+    """Whether the CMYK values are inverted, as Adobe stores them."""
     transparent: bool = False
-    """It says so beside its pixels: OpenCV leaves that out where they are grey."""
+    """Whether metadata marks grey pixels as transparent; OpenCV ignores that."""
     plain: bool = False
-    """A PNG of 8-bit RGB and nothing else, row after row."""
-    turned: bool = False
-    """A TIFF whose zero is white, or of one channel after the other: at 16 bits OpenCV overlooks that."""
+    """Whether the file is a PNG of 8-bit RGB, not interlaced and without transparency."""
+    inverted_or_planar: bool = False
+    """Whether the file is a white-is-zero or planar TIFF; at 16 bits OpenCV ignores that."""
 
 
 def read_header(content: bytes) -> Header:
-    """Detect the format by the first bytes and check its structure.
+    """Detect the format from the first bytes and check its structure.
 
     Raises:
-        BadHeader: the format is unknown, or its parts contradict each other.
+        BadHeader: the format is unknown or violated.
     """
     try:
         if content.startswith(b"\xff\xd8\xff"):
@@ -115,7 +117,7 @@ def _read_png(content: bytes) -> Header:
                 raise BadHeader("DAMAGED", "does not start with a PNG header")
             size, form = struct.unpack_from(">II", body), body[8:]
         elif kind[:1].isupper() and kind not in _PNG_CRITICAL:
-            raise BadHeader("DAMAGED", f"has a PNG chunk {kind.decode()} that cannot be understood")
+            raise BadHeader("DAMAGED", f"has an unknown critical PNG chunk {kind.decode()}")
         elif kind == b"eXIf":
             orientation = tiff.find_orientation(tiff.read_tags(body))
         elif kind == b"iCCP":
@@ -125,15 +127,15 @@ def _read_png(content: bytes) -> Header:
         kinds.add(kind)
     if size is None or b"IDAT" not in kinds:
         raise BadHeader("CUT_OFF", "ends before its pixels")
-    moving, transparent = b"acTL" in kinds, b"tRNS" in kinds
+    animated, transparent = b"acTL" in kinds, b"tRNS" in kinds
     plain = form == _RGB and not transparent and 0 < palette <= 768 and palette % 3 == 0
     return Header(
-        "PNG", size[0], size[1], orientation, icc, moving, transparent=transparent, plain=plain
+        "PNG", size[0], size[1], orientation, icc, animated, transparent=transparent, plain=plain
     )
 
 
 def _check_png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """All chunks up to IEND, each against its checksum."""
+    """Yield kind and data of all chunks up to IEND; check their checksums."""
     kind = b""
     for kind, start, stop in read_chunks(content):
         if not kind.isalpha():
@@ -151,22 +153,25 @@ def _check_png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def strip_png(content: bytes) -> bytes:
-    """A PNG with no more than its pixels and what they mean: decoders grumble at the rest, or play it."""
-    kept = [
+    """Return a PNG with only the chunks that define its pixels.
+
+    Decoders print warnings about the other chunks, or play them as an animation.
+    """
+    chunks = [
         content[start:stop]
         for kind, start, stop in read_chunks(content)
         if kind[:1].isupper() or kind == b"tRNS"
     ]
-    return b"".join((SIGNATURE, *kept))
+    return b"".join((SIGNATURE, *chunks))
 
 
 def _read_webp(content: bytes) -> Header:
-    whole = 8 + int.from_bytes(content[4:8], "little")
-    if whole > len(content):
-        raise BadHeader("CUT_OFF", f"ends after {len(content):,} of {whole:,} bytes")
+    end = 8 + int.from_bytes(content[4:8], "little")
+    if end > len(content):
+        raise BadHeader("CUT_OFF", f"ends after {len(content):,} of {end:,} bytes")
     size: tuple[int, int] | None = None
-    orientation, icc, moving, at = 1, b"", False, 12
-    while at + 8 <= whole:
+    orientation, icc, animated, at = 1, b"", False, 12
+    while at + 8 <= end:
         kind, length = struct.unpack_from("<4sI", content, at)
         body = content[at + 8 : at + 8 + length]
         if kind == b"VP8X":
@@ -181,11 +186,11 @@ def _read_webp(content: bytes) -> Header:
             orientation = tiff.find_orientation(tiff.read_tags(body.removeprefix(b"Exif\0\0")))
         elif kind == b"ICCP":
             icc = body
-        moving |= kind == b"ANIM"
+        animated |= kind == b"ANIM"
         at += 8 + length + length % 2
     if size is None:
-        raise BadHeader("DAMAGED", "has no WebP image in it")
-    return Header("WebP", *size, orientation, icc, moving)
+        raise BadHeader("DAMAGED", "contains no WebP image")
+    return Header("WebP", *size, orientation, icc, animated)
 
 
 def _read_tiff(content: bytes) -> Header:
@@ -197,19 +202,19 @@ def _read_tiff(content: bytes) -> Header:
         tiff.find_orientation(tags),
         tiff.find_profile(content),
         transparent=tags.get(338) in (1, 2),
-        turned=tags.get(262) == 0 or (tags.get(284) == 2 and tags.get(277, 1) > 1),
+        inverted_or_planar=tags.get(262) == 0 or (tags.get(284) == 2 and tags.get(277, 1) > 1),
     )
 
 
 def _read_bmp(content: bytes) -> Header:
     start, header, width, height, _, depth, packing = struct.unpack_from("<IIiiHHI", content, 10)
     if header < 40:
-        raise BadHeader("DAMAGED", "is a BMP of a form older than Windows 3")
+        raise BadHeader("DAMAGED", "is a BMP from before Windows 3")
     stride = (abs(width) * depth + 31) // 32 * 4
     if packing in (0, 3) and start + stride * abs(height) > len(content):
         raise BadHeader("CUT_OFF", f"ends after {len(content):,} bytes, before its last row")
-    if depth == 16 or (packing in (3, 6) and content[54:66] != _BGR):  # OpenCV takes no notice
-        raise BadHeader("MODE", "is a BMP with fields of bits; convert it to PNG")
+    if depth == 16 or (packing in (3, 6) and content[54:66] != _BGR):  # OpenCV ignores the masks
+        raise BadHeader("MODE", "is a BMP with bit fields; convert it to PNG")
     return Header("BMP", abs(width), abs(height))
 
 
@@ -236,4 +241,4 @@ def _describe_other(content: bytes) -> str:
     ):
         if head.startswith(start):
             return f"is {name}, not a photo"
-    return "is no PNG, JPEG, WebP, TIFF or BMP"
+    return "is not a PNG, JPEG, WebP, TIFF or BMP"

@@ -1,8 +1,8 @@
 """Strict decoding of image files: a photo is decoded completely, or refused with a reason.
 
-Bytes, never paths, go into native code; the content decides the format; the size in the header is
-checked before memory is allocated. `simplejpeg` refuses a JPEG with missing data where OpenCV
-fills in grey.
+Native code receives bytes, never paths. The content decides the format, and the size in the header is
+checked before memory is allocated. `simplejpeg` refuses a JPEG with missing data, which OpenCV would
+fill with grey.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ MAX_FILE_BYTES = 2**31
 _ORIENTATIONS = {
     2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False),
 }  # fmt: skip
-"""Exif orientation: quarter turns against the clock, then whether mirrored left to right."""
+"""Exif orientation: number of counterclockwise quarter turns, then whether to mirror left to right."""
 
 
 READ_FAULT = "FAULT"
-"""Why a file could not be read may be gone the next time: a fault of a disk, a network, too many open files."""
+"""Code of a read error that may be gone on the next try: a disk or network fault, too many open files."""
 
 
 class RejectedPhoto(UsrganError):
-    """A photo that is not used.
+    """A photo that cannot be used.
 
-    `code` is one of EMPTY NOT_IMAGE CUT_OFF DAMAGED TOO_LARGE MODE ALPHA NOT_FILE NO_ACCESS FAULT, and of
-    prep-shards TOO_SMALL CRASHED PROFILE BLOCKY NO_LR LR_SIZE LR_OTHER; `reason` completes a
-    sentence that begins with the file's name.
+    `code` is one of EMPTY NOT_IMAGE CUT_OFF DAMAGED TOO_LARGE MODE ALPHA NOT_FILE NO_ACCESS FAULT, or, in
+    prep-shards, TOO_SMALL CRASHED PROFILE BLOCKY NO_LR LR_SIZE LR_OTHER. `reason` continues a sentence
+    that starts with the file name.
     """
 
     def __init__(self, code: str, reason: str) -> None:
@@ -54,7 +54,7 @@ class RejectedPhoto(UsrganError):
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded photo, upright."""
+    """A decoded photo in upright orientation."""
 
     pixels: RGB8
     sha256: str
@@ -62,15 +62,15 @@ class Photo:
     notes: tuple[str, ...]
     """Conversions of the photo, one phrase each."""
     icc: bytes
-    """The colour profile of the file, or nothing; the pixels are as stored."""
+    """ICC profile of the file, empty without one; it is not applied to the pixels."""
     bit_depth: int
-    """8 or 16 in the file."""
+    """Bits per channel in the file, 8 or 16."""
     grey: bool
-    """The file has one channel, its alpha aside."""
+    """Whether the file has one colour channel."""
 
 
 def looks_like_photo(name: str) -> bool:
-    """Whether a file of this name would be opened at all: known suffix, not hidden."""
+    """Whether a file name has the suffix of a photo and is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122  # names of any bytes
 
 
@@ -78,7 +78,7 @@ def read_photo(path: Path, *, max_megapixels: float = 200.0, alpha: Alpha = "ref
     """Read and decode one file.
 
     Raises:
-        RejectedPhoto: it cannot be read, or `decode_photo` refuses it.
+        RejectedPhoto: the file cannot be read, or `decode_photo` refuses it.
     """
     return decode_photo(_read_bytes(path), max_megapixels=max_megapixels, alpha=alpha)
 
@@ -86,13 +86,13 @@ def read_photo(path: Path, *, max_megapixels: float = 200.0, alpha: Alpha = "ref
 def decode_photo(
     content: bytes, *, max_megapixels: float = 200.0, alpha: Alpha = "refuse"
 ) -> Photo:
-    """Decode an image file's bytes to upright RGB.
+    """Decode the bytes of an image file to upright RGB.
 
-    16 bit is reduced to 8 by dropping the low byte, grey becomes RGB, CMYK is converted, an opaque
-    alpha channel is dropped; each is noted.
+    16 bits are reduced to 8 by dropping the low byte, grey is expanded to RGB, CMYK is converted and an
+    opaque alpha channel is dropped; `notes` lists each conversion.
 
     Raises:
-        RejectedPhoto: damaged, not understood, too large, or with transparent pixels.
+        RejectedPhoto: the image is damaged, unsupported, too large, or has transparent pixels.
     """
     if not content:
         raise RejectedPhoto("EMPTY", "is empty")
@@ -103,13 +103,15 @@ def decode_photo(
     _check_megapixels(header, max_megapixels)
     notes: list[str] = []
     raw = (
-        _decode_jpeg(content, header, notes) if header.kind == "JPEG" else _decode(content, header)
+        _decode_jpeg(content, header, notes)
+        if header.kind == "JPEG"
+        else _decode_with_opencv(content, header)
     )
     depth = 8 * raw.dtype.itemsize
-    grey_and_alpha = header.kind == "PNG" and content[25] == 4  # OpenCV makes four channels of it
+    grey_and_alpha = header.kind == "PNG" and content[25] == 4  # OpenCV decodes it to 4 channels
     grey = raw.ndim == 2 or raw.shape[2] == 1 or grey_and_alpha
-    pixels = _to_rgb8(raw, header, alpha, notes)
-    if header.moving:
+    pixels = _convert_to_rgb8(raw, header, alpha, notes)
+    if header.animated:
         notes.append("first frame of an animation")
     if header.orientation != 1:
         notes.append(f"EXIF orientation {header.orientation} applied")
@@ -125,17 +127,17 @@ def decode_photo(
 
 
 def _read_bytes(path: Path) -> bytes:
-    """The bytes of a regular file; never waits for a pipe or a device."""
+    """Return the bytes of a regular file; never block on a pipe or a device."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
-            raise RejectedPhoto("NOT_FILE", "is no file that can be read") from None
+            raise RejectedPhoto("NOT_FILE", "cannot be opened as a file") from None
         raise _explain_access(error) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise RejectedPhoto("NOT_FILE", "is no regular file")
+            raise RejectedPhoto("NOT_FILE", "is not a regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise RejectedPhoto("TOO_LARGE", f"has {status.st_size / 2**30:.1f} GiB")
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
@@ -147,21 +149,21 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _explain_access(error: OSError) -> RejectedPhoto:
-    """Whether it will be the same the next time, or the disk, the network or this process is at fault."""
-    lasting = error.errno in (errno.EACCES, errno.EPERM)
+    """Return the rejection of an unreadable file: NO_ACCESS if it will last, else FAULT."""
+    permanent = error.errno in (errno.EACCES, errno.EPERM)
     return RejectedPhoto(
-        "NO_ACCESS" if lasting else READ_FAULT, f"cannot be read ({error.strerror})"
+        "NO_ACCESS" if permanent else READ_FAULT, f"cannot be read ({error.strerror})"
     )
 
 
-def _check_megapixels(header: Header, most: float) -> None:
+def _check_megapixels(header: Header, limit: float) -> None:
     if not header.width or not header.height:
-        raise RejectedPhoto("DAMAGED", "says that it is of no size")
+        raise RejectedPhoto("DAMAGED", "has a width or height of 0 in its header")
     megapixels = header.width * header.height / 1e6
-    if megapixels > most:
+    if megapixels > limit:
         raise RejectedPhoto(
             "TOO_LARGE",
-            f"is {header.width}x{header.height}, {megapixels:,.0f} megapixels; the limit is {most:g}",
+            f"is {header.width}x{header.height}, {megapixels:,.0f} megapixels; the limit is {limit:g}",
         )
 
 
@@ -173,22 +175,22 @@ def _decode_jpeg(content: bytes, header: Header, notes: list[str]) -> npt.NDArra
             notes.append("CMYK converted")
             light = inks if header.inverted_cmyk else 255 - inks
             return ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8)
-        wanted = "GRAY" if stored.upper() == "GRAY" else "RGB"
-        return np.asarray(simplejpeg.decode_jpeg(content, colorspace=wanted))
+        colorspace = "GRAY" if stored.upper() == "GRAY" else "RGB"
+        return np.asarray(simplejpeg.decode_jpeg(content, colorspace=colorspace))
     except ValueError as error:
         text = " ".join(str(error).split())
-        cut = "remature" in text or not content.rstrip(b"\0").endswith(b"\xff\xd9")
-        if cut:
-            raise RejectedPhoto("CUT_OFF", "is a JPEG whose end is missing") from None
+        truncated = "remature" in text or not content.rstrip(b"\0").endswith(b"\xff\xd9")
+        if truncated:
+            raise RejectedPhoto("CUT_OFF", "is a truncated JPEG") from None
         raise RejectedPhoto("DAMAGED", f"is a damaged JPEG ({text})") from None
 
 
 _RGB_ORDER = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
-"""By the number of channels."""
+"""Conversion of OpenCV's channel order, by the number of channels."""
 
 
-def _decode(content: bytes, header: Header) -> npt.NDArray[Any]:
-    """PNG, WebP, TIFF and BMP as stored, channels in RGB order; by OpenCV, but for plain PNG."""
+def _decode_with_opencv(content: bytes, header: Header) -> npt.NDArray[Any]:
+    """Decode PNG, WebP, TIFF or BMP as stored, in RGB order; our own decoder reads plain PNG."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     if header.kind == "PNG":
         if header.plain:
@@ -201,25 +203,25 @@ def _decode(content: bytes, header: Header) -> npt.NDArray[Any]:
     except cv2.error:
         decoded = None
     if decoded is None:
-        raise RejectedPhoto("DAMAGED", f"is a damaged {header.kind}, or of a kind not understood")
+        raise RejectedPhoto("DAMAGED", f"is a damaged {header.kind}, or of an unsupported kind")
     if decoded.dtype not in (np.uint8, np.uint16):
         raise RejectedPhoto("MODE", f"has {decoded.dtype} pixels; convert it to 8 or 16 bit RGB")
-    if decoded.dtype == np.uint16 and header.turned:
+    if decoded.dtype == np.uint16 and header.inverted_or_planar:
         raise RejectedPhoto(
-            "MODE", "is a 16-bit TIFF in planes or of white zero; convert it to PNG"
+            "MODE", "is a planar or white-is-zero TIFF with 16 bits; convert it to PNG"
         )
     if decoded.ndim == 3 and decoded.shape[2] in _RGB_ORDER:
         return np.asarray(cv2.cvtColor(decoded, _RGB_ORDER[decoded.shape[2]]))
     return np.asarray(decoded)
 
 
-def _to_rgb8(raw: npt.NDArray[Any], header: Header, alpha: Alpha, notes: list[str]) -> RGB8:
+def _convert_to_rgb8(raw: npt.NDArray[Any], header: Header, alpha: Alpha, notes: list[str]) -> RGB8:
     if raw.dtype == np.uint16:
         notes.append("16 bit reduced to 8")
         raw = (raw >> 8).astype(np.uint8)
     grey = raw.ndim == 2 or raw.shape[2] == 1
     if header.transparent if grey else raw.shape[2] == 4 and not (raw[..., 3] == 255).all():
-        _check_alpha(alpha, darkened=header.kind == "TIFF" and not grey)
+        _check_alpha(alpha, premultiplied=header.kind == "TIFF" and not grey)
     if grey:
         notes.append("grey expanded to RGB")
         return np.repeat(raw.reshape(*raw.shape[:2], 1), 3, axis=2)
@@ -231,18 +233,18 @@ def _to_rgb8(raw: npt.NDArray[Any], header: Header, alpha: Alpha, notes: list[st
     return raw
 
 
-def _check_alpha(alpha: Alpha, *, darkened: bool) -> None:
-    """Whether transparent pixels are taken; not where decoding has multiplied colours by their alpha."""
-    if darkened:
+def _check_alpha(alpha: Alpha, *, premultiplied: bool) -> None:
+    """Refuse transparent pixels, unless the caller drops alpha and the colours are not multiplied by it."""
+    if premultiplied:
         raise RejectedPhoto("ALPHA", "is a TIFF with transparent pixels; flatten it")
     if alpha == "refuse":
         raise RejectedPhoto("ALPHA", "has transparent pixels; flatten it or use --alpha drop")
 
 
 def apply_orientation(pixels: RGB8, header: Header) -> RGB8:
-    """Apply the Exif orientation; OpenCV has turned a TIFF by itself."""
+    """Apply the Exif orientation; OpenCV has already applied it to a TIFF."""
     if header.kind == "TIFF" or header.orientation == 1:
         return pixels
     quarter_turns, mirrored = _ORIENTATIONS[header.orientation]
-    turned = np.rot90(pixels, quarter_turns)
-    return turned[:, ::-1] if mirrored else turned
+    rotated = np.rot90(pixels, quarter_turns)
+    return rotated[:, ::-1] if mirrored else rotated

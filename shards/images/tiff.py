@@ -1,4 +1,4 @@
-"""The first directory of a TIFF or of an Exif block, which is a small TIFF: TIFF 6.0 §2, Exif 3.0 §4.5.2."""
+"""First directory of a TIFF, or of an Exif block, which has the same layout: TIFF 6.0 §2, Exif 3.0 §4.5.2."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ _ORIENTATION, _PROFILE = 274, 34675
 
 
 def read_tags(content: bytes) -> dict[int, int]:
-    """Its whole numbers; none if it is broken."""
+    """Return the integer tags of the first directory; those before the first damage."""
     order = _byte_order(content)
     return {
-        tag: struct.unpack_from(order + ("H" if form == _SHORT else "I"), value)[0]
-        for tag, form, _, value in _read_entries(content)
-        if form in (_SHORT, _LONG)
+        tag: struct.unpack_from(order + ("H" if kind == _SHORT else "I"), value)[0]
+        for tag, kind, _, value in _read_entries(content)
+        if kind in (_SHORT, _LONG)
     }
 
 
 def find_profile(content: bytes) -> bytes:
-    """Its colour profile, or nothing."""
+    """Return the colour profile, empty without one."""
     for tag, _, size, value in _read_entries(content):
         if tag == _PROFILE:
-            (place,) = struct.unpack(_byte_order(content) + "I", value)
-            return content[place : place + size]
+            (offset,) = struct.unpack(_byte_order(content) + "I", value)
+            return content[offset : offset + size]
     return b""
 
 
 def find_orientation(tags: dict[int, int]) -> int:
-    """Exif's 1 to 8; values outside mean nothing."""
-    found = tags.get(_ORIENTATION, 1)
-    return found if 1 <= found <= 8 else 1
+    """Return the Exif orientation, 1 to 8; 1 for missing or invalid values."""
+    orientation = tags.get(_ORIENTATION, 1)
+    return orientation if 1 <= orientation <= 8 else 1
 
 
 def _read_entries(content: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Tag, form, count and value, four bytes, of each entry up to where the directory is broken."""
+    """Yield tag, type, count and value (four bytes) of each entry, up to the first damage."""
     order = _byte_order(content)
     try:
         (at,) = struct.unpack_from(order + "I", content, 4)

@@ -1,4 +1,4 @@
-"""Folders looked through for photos, in order."""
+"""Recursive listing of photo files in a fixed order."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from shards.images.photos import looks_like_photo
 
 
 def walk_photos(top: Path, option: str) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Each folder below `top`, the names of its folders and of its photo-like files, in order.
+    """Yield each folder below `top`, the names of its sub-folders and those of its photo files, in order.
 
-    What is taken out of the names of folders is left out. Links are followed, but no loop.
+    The caller may remove sub-folder names to skip them. Follows links, each folder once.
 
     Raises:
-        UsageError: naming the option: what cannot be listed is no folder without photos.
+        UsageError: a folder cannot be listed; names the option.
     """
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     for folder, folders, names in os.walk(
         top, onerror=_refuse_unreadable(option), followlinks=True
     ):
         status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         folders.sort()
         yield Path(folder), folders, sorted(filter(looks_like_photo, names))
 
 
 def _refuse_unreadable(option: str) -> Callable[[OSError], NoReturn]:
-    """For `os.walk`, which by itself passes over what it cannot list."""
+    """Return the `onerror` of `os.walk`, which would otherwise skip unreadable folders silently."""
 
     def refuse(error: OSError) -> NoReturn:
         raise UsageError(
             f"{option} {error.filename}: cannot be listed ({error.strerror});"
-            " check its permissions, or move it away"
+            " check its permissions, or move it elsewhere"
         )
 
     return refuse

@@ -1,7 +1,7 @@
-"""Consecutive pairs of a shard as they lie in it, and what its index promises of them.
+"""Blocks of consecutive pairs, each pair checked against the index before it is decoded.
 
-Of each pair the three headers, the key, the sizes and the checksums are compared with the index before a
-byte is decoded, so a damaged shard is an error that names shard and key and never a wrong pair.
+The check compares headers, key, sizes and checksums. A damaged shard is an error that names shard and key;
+it never yields a wrong pair.
 """
 
 from __future__ import annotations
@@ -19,88 +19,89 @@ from shards.read.byte_ranges import ByteRange
 
 
 class ExpectedBytes(NamedTuple):
-    """Headers, sizes and checksums that the index promises for consecutive pairs of one shard."""
+    """What the index says about consecutive pairs of one shard."""
 
     keys: list[int]
     headers: bytes
-    """As our writer makes them for key and sizes, three blocks for each pair."""
+    """The tar headers of all pairs, three blocks per pair, as our writer makes them."""
     spans: list[list[int]]
-    """Where the data of HR, JSON and LR begins and ends in the shard: six numbers."""
+    """Per pair, start and end of HR, JSON and LR in the shard: six offsets."""
     crcs: list[list[int]]
+    """Per pair, CRC-32 of HR, JSON and LR."""
 
 
-class StoredPair(NamedTuple):
-    """Consecutive pairs of one shard and their bytes."""
+class ShardSlice(NamedTuple):
+    """Consecutive pairs of one shard and the source of their bytes."""
 
     first: int
-    """Position of the first pair."""
+    """Position of the first pair in its split."""
     source: ByteRange
-    promised: Callable[[], ExpectedBytes]
-    rows: raw_fast_path.RowCopies | None
-    """Copies of a raw pair of a local shard, which need nothing else."""
+    expected: Callable[[], ExpectedBytes]
+    raw_pairs: raw_fast_path.RawPairs | None
+    """The pairs in the form of the raw fast path; None if they need the general path."""
 
 
-Block = tuple[StoredPair, ...]
-"""Consecutive pairs, by the shards that they lie in."""
+Block = tuple[ShardSlice, ...]
+"""Consecutive pairs of a split, one slice per shard."""
 
 
-def check_block(block: Block, position: int, parts: Sequence[str]) -> tuple[Buffer, Buffer, Buffer]:
-    """HR, JSON and LR of a pair of a block, as stored in members of the names `parts`.
+def check_pair(block: Block, position: int, parts: Sequence[str]) -> tuple[Buffer, Buffer, Buffer]:
+    """Return the stored HR, JSON and LR of one pair of a block; `parts` are their member names.
 
     Raises:
-        DamagedData: headers, sizes or checksums are not those of the index; names shard and key.
+        DamagedData: headers, sizes or checksums differ from the index; names shard and key.
     """
-    piece = stored_pair(block, position)
-    promise, row = piece.promised(), position - piece.first
-    a, b, c, d, e, f = promise.spans[row]
-    content, base = piece.source.part(a - tar.BLOCK, f)
+    pairs = find_slice(block, position)
+    expected, row = pairs.expected(), position - pairs.first
+    a, b, c, d, e, f = expected.spans[row]
+    content, base = pairs.source.read(a - tar.BLOCK, f)
     a, b, c, d, e, f = a - base, b - base, c - base, d - base, e - base, f - base
     view = memoryview(content)
-    found = view[a:b], view[c:d], view[e:f]
+    stored = view[a:b], view[c:d], view[e:f]
     headers = content[a - tar.BLOCK : a] + content[c - tar.BLOCK : c] + content[e - tar.BLOCK : e]
     at = 3 * tar.BLOCK * row
-    if headers != promise.headers[at : at + 3 * tar.BLOCK]:
-        _explain_mismatch(piece, position, parts)
-    if f > len(content) or [crc32(each) for each in found] != promise.crcs[row]:
-        for part, data, stop, crc in zip(parts, found, (b, d, f), promise.crcs[row], strict=True):
+    if headers != expected.headers[at : at + 3 * tar.BLOCK]:
+        _check_headers(pairs, position, parts)
+    if f > len(content) or [crc32(data) for data in stored] != expected.crcs[row]:
+        for part, data, stop, crc in zip(parts, stored, (b, d, f), expected.crcs[row], strict=True):
             if stop > len(content):
-                raise damage_error(piece, position, f"{part} is cut off")
+                raise damage_error(pairs, position, f"{part} is cut off")
             if crc32(data) != crc:
-                raise damage_error(piece, position, f"{part} has a wrong checksum")
-    return found
+                raise damage_error(pairs, position, f"{part} has a wrong checksum")
+    return stored
 
 
-def _explain_mismatch(piece: StoredPair, position: int, parts: Sequence[str]) -> None:
-    """Headers that are not those of our writer: say why they will not do, or return if they will."""
-    promise, row = piece.promised(), position - piece.first
-    key, span = promise.keys[row], promise.spans[row]
-    expected = [
+def _check_headers(pairs: ShardSlice, position: int, parts: Sequence[str]) -> None:
+    """Parse headers that differ from our writer's; raise what is wrong, or return if they are equivalent."""
+    expected, row = pairs.expected(), position - pairs.first
+    key, span = expected.keys[row], expected.spans[row]
+    members = [
         tar.Member(key, part, begin - tar.BLOCK, end - begin)
         for part, begin, end in zip(parts, span[::2], span[1::2], strict=True)
     ]
     try:
-        at = expected[0].header_at
-        content, base = piece.source.part(at, expected[2].end)
-        found = tar.parse_sample(memoryview(content), at - base, base=base)
-        if found[0].key != key:
-            raise DamagedData(f"holds key {found[0].key:012d} in its place")
-        if found[0].part != parts[0]:
-            raise DamagedData(f"holds {found[0].part} where {parts[0]} is expected")
-        if list(found) != expected:
-            raise DamagedData("its members are not where the index has them")
+        at = members[0].header_at
+        content, base = pairs.source.read(at, members[2].end)
+        stored = tar.parse_sample(memoryview(content), at - base, base=base)
+        if stored[0].key != key:
+            raise DamagedData(f"key {stored[0].key:012d} is stored in its place")
+        if stored[0].part != parts[0]:
+            raise DamagedData(f"{stored[0].part} is stored instead of {parts[0]}")
+        if list(stored) != members:
+            raise DamagedData("offsets or sizes of its members differ from the index")
     except DamagedData as error:
-        raise damage_error(piece, position, str(error)) from None
+        raise damage_error(pairs, position, str(error)) from None
 
 
-def stored_pair(block: Block, position: int) -> StoredPair:
-    """The piece that a pair of a block lies in."""
+def find_slice(block: Block, position: int) -> ShardSlice:
+    """Return the slice of a block that holds the pair at `position`."""
     if len(block) == 1:
         return block[0]
-    return next(each for each in reversed(block) if each.first <= position)
+    return next(pairs for pairs in reversed(block) if pairs.first <= position)
 
 
-def damage_error(piece: StoredPair, position: int, reason: str) -> DamagedData:
-    """The error that names shard and key, and what to do."""
-    key = piece.promised().keys[position - piece.first]
-    place, fix = piece.source.place, piece.source.fix
-    return DamagedData(f"{place}: sample {key:012d}: {reason}; {fix}")
+def damage_error(pairs: ShardSlice, position: int, reason: str) -> DamagedData:
+    """Return the error for a damaged pair, with shard, key and advice."""
+    key = pairs.expected().keys[position - pairs.first]
+    source = pairs.source
+    return DamagedData(f"{source.location}: sample {key:012d}: {reason}; {source.advice}")

@@ -1,8 +1,8 @@
-"""Byte ranges of shards: from a folder, from a URL, or from a URL through a folder of cached shards.
+"""Byte ranges of shards: from a folder, from a URL, or from local copies of shards at a URL.
 
-What will be needed is said first, and taken in parts when it is. Of a local file the kernel is told, which
-reads ahead into its own cache; a buffer for it here would cost more in fresh pages than the reading.
-From a URL the whole range comes by one request and is held.
+A reader first announces a range and later reads parts of it. For a local file the kernel reads ahead into its
+page cache; a buffer of our own would cost more in new memory pages than it saves. A range of a URL comes in
+one request and stays in memory.
 """
 
 from __future__ import annotations
@@ -19,77 +19,80 @@ from shards.format.manifest import ShardEntry
 from shards.io import remote
 
 _OPEN_FILES = 64
+"""Files that one reader keeps open; a data set may have more shards than a process may open."""
 _RETRY_SECONDS = (0.2, 1.0, 4.0)
-"""Seconds before a range of a URL is asked for again."""
+"""Pauses before the retries of a failed request, seconds."""
 
 
 class ByteRange(Protocol):
-    """Bytes of a shard that are on their way."""
+    """An announced byte range of one shard."""
 
-    def part(self, start: int, stop: int) -> tuple[bytes, int]:
-        """Bytes that hold [start, stop) of the shard as far as it goes, and where in it they begin.
+    def read(self, start: int, stop: int) -> tuple[bytes, int]:
+        """Return bytes that contain [start, stop) of the shard, and the offset at which they start.
+
+        The bytes end early where the shard does.
 
         Raises:
             DamagedData: the shard cannot be read.
         """
         ...
 
-    def file(self) -> OpenFile | None:
-        """The local file that holds the shard, open as long as this is held; None if there is none."""
+    def open_file(self) -> OpenFile | None:
+        """Return the local file of the shard; None without one."""
         ...
 
     @property
-    def place(self) -> str:
-        """Where the bytes come from."""
+    def location(self) -> str:
+        """Path or URL of the bytes."""
         ...
 
     @property
-    def fix(self) -> str:
-        """Advice if the bytes are damaged there."""
+    def advice(self) -> str:
+        """What to do if the bytes are damaged."""
         ...
 
 
 class RangeSource(Protocol):
-    """Where the bytes of shards come from; safe to read from several threads."""
+    """A source of byte ranges of shards; threads may share it."""
 
     bytes_read: int
-    """Asked for so far."""
+    """Bytes requested so far."""
 
     def range(self, shard: ShardEntry, start: int, stop: int) -> ByteRange:
-        """Begin to read [start, stop) of a shard.
+        """Announce [start, stop) of a shard and begin to read it.
 
         Raises:
-            DamagedData: the shard is gone or cannot be read.
+            DamagedData: the shard is missing or cannot be read.
         """
         ...
 
     def close(self) -> None:
-        """End background work and close files."""
+        """Stop background work and close files."""
         ...
 
 
 class BytesInMemory(NamedTuple):
-    """Bytes in memory."""
+    """A byte range held in memory."""
 
     content: bytes
     start: int
-    place: str
+    location: str
 
     @property
-    def fix(self) -> str:
-        """As `Range` says."""
-        return remedy(self.place)
+    def advice(self) -> str:
+        """See `ByteRange`."""
+        return remedy(self.location)
 
-    def part(self, start: int, stop: int) -> tuple[bytes, int]:
-        """As `Range` says; all that is held."""
+    def read(self, start: int, stop: int) -> tuple[bytes, int]:
+        """See `ByteRange`; returns all bytes of the range."""
         return self.content, self.start
 
-    def file(self) -> None:
-        """There is none."""
+    def open_file(self) -> None:
+        """Return None: the bytes have no local file."""
 
 
 class OpenFile:
-    """A local file, closed when its last reference is gone: neither `OpenFiles` nor a reading thread holds it."""
+    """A local file, closed with its last reference: the cache of open files or a reading thread."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -100,63 +103,63 @@ class OpenFile:
 
 
 OpenFiles = Callable[[str], OpenFile]
-"""Opens a file, or has it open: thousands of shards are more than a process may hold at once."""
+"""Opens a file, or returns it if it is open."""
 
 
 def keep_files_open() -> OpenFiles:
-    """The files of one reader."""
+    """Return a cache of open files for one reader."""
     return lru_cache(maxsize=_OPEN_FILES)(OpenFile)
 
 
 class BytesOnDisk(NamedTuple):
-    """Bytes of a local file."""
+    """A byte range of a local file."""
 
     path: str
     files: OpenFiles
     copy_of: str = ""
-    """The URL of a shard that is kept here."""
+    """URL of the shard that this file copies; empty for an original."""
 
     @property
-    def place(self) -> str:
-        """As `Range` says."""
+    def location(self) -> str:
+        """See `ByteRange`."""
         return self.path
 
     @property
-    def fix(self) -> str:
-        """As `Range` says."""
+    def advice(self) -> str:
+        """See `ByteRange`."""
         return f"it is a copy of {self.copy_of}: delete it" if self.copy_of else remedy(self.path)
 
-    def ahead(self, start: int, stop: int) -> BytesOnDisk:
-        """Have the kernel read ahead, where it can."""
+    def read_ahead(self, start: int, stop: int) -> BytesOnDisk:
+        """Ask the kernel to read [start, stop) ahead; return this range."""
         try:
             file = self.files(self.path)
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
         except OSError as error:
-            raise self._unreadable(error) from None
+            raise self._read_error(error) from None
         return self
 
-    def part(self, start: int, stop: int) -> tuple[bytes, int]:
-        """As `Range` says; no more than that."""
+    def read(self, start: int, stop: int) -> tuple[bytes, int]:
+        """See `ByteRange`; returns exactly these bytes."""
         try:
             file = self.files(self.path)
             return os.pread(file.descriptor, stop - start, start), start
         except OSError as error:
-            raise self._unreadable(error) from None
+            raise self._read_error(error) from None
 
-    def file(self) -> OpenFile | None:
-        """Return the open file; None where it cannot be opened, which `part` reports."""
+    def open_file(self) -> OpenFile | None:
+        """Return the open file; None if it cannot be opened, which `read` reports."""
         try:
             return self.files(self.path)
         except OSError:
             return None
 
-    def _unreadable(self, error: OSError) -> DamagedData:
+    def _read_error(self, error: OSError) -> DamagedData:
         return DamagedData(f"{self.path}: cannot be read ({error.strerror}); check the disk")
 
 
 class LocalSource:
-    """Shards in a folder."""
+    """Byte ranges of shards in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -164,35 +167,35 @@ class LocalSource:
         self._files = keep_files_open()
 
     def range(self, shard: ShardEntry, start: int, stop: int) -> ByteRange:
-        """As `Ranges` says."""
+        """See `RangeSource`."""
         self.bytes_read += stop - start
-        return BytesOnDisk(str(self.folder / shard.name), self._files).ahead(start, stop)
+        return BytesOnDisk(str(self.folder / shard.name), self._files).read_ahead(start, stop)
 
     def close(self) -> None:
-        """As `Ranges` says; what is read later opens them again."""
+        """See `RangeSource`; later reads open the files again."""
         self._files = keep_files_open()
 
 
 class RemoteSource:
-    """Shards at a URL, one request for each range."""
+    """Byte ranges of shards at a URL, one request each."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.bytes_read = 0
 
     def range(self, shard: ShardEntry, start: int, stop: int) -> ByteRange:
-        """As `Ranges` says."""
+        """See `RangeSource`."""
         url = remote.child(self.url, shard.name)
         content = _retry_read(url, start, stop)
         self.bytes_read += len(content)
         return BytesInMemory(content, start, url)
 
     def close(self) -> None:
-        """Do nothing: no background work exists."""
+        """Do nothing: this source has no background work and no files."""
 
 
 def _retry_read(url: str, start: int, stop: int) -> bytes:
-    """A range of a URL; a connection that breaks is no reason to end hours of training."""
+    """Read a range of a URL; retry, because a broken connection must not end hours of training."""
     try:
         for pause in _RETRY_SECONDS:
             try:

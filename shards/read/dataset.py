@@ -1,4 +1,4 @@
-"""Data sets as a whole: their manifest, and their splits opened for reading."""
+"""Data sets in a folder or at a URL."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from shards.read.shard_cache import CachedSource
 from shards.read.split import SplitReader
 
 _PARALLEL_INDICES = 16
-"""Requests for the indices of a data set at a URL."""
+"""Parallel requests for the indices of a data set at a URL."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A finished folder of shards, or one at a URL."""
+    """A finished data set in a folder or at a URL."""
 
     location: Location
     manifest: Manifest
     cache: Path | None = None
-    """Where shards of a URL are kept whole for later runs; None: nowhere."""
+    """Folder for local copies of the shards of a URL; None: keep none."""
     indices: dict[str, list[index.ShardIndex]] = field(default_factory=dict, repr=False)
-    """Indices of the splits that were opened; each is read once."""
+    """Indices of the splits opened so far, each read once."""
 
     def split(self, name: str) -> SplitReader:
-        """Open `train` or `val`; checks that every shard is there in its full length.
+        """Open `train` or `val` and check that every shard exists in full length.
 
-        Of a URL only the indices are looked at, and a shard that is gone is an error when its turn comes.
+        At a URL only the indices are checked; a missing shard is an error when it is read.
 
         Raises:
-            UsageError: there is no such split.
-            DamagedData: a shard or its index is missing, cut off or of another data set.
+            UsageError: the data set has no such split.
+            DamagedData: a shard or its index is missing, truncated or of another data set.
         """
         if name not in self.manifest.splits:
             raise UsageError(
@@ -52,15 +52,15 @@ class Dataset:
 
 
 def open_dataset(location: Path | str) -> Dataset:
-    """Open a data set that `prep-shards` wrote.
+    """Open a finished data set.
 
     Args:
-        location: a folder, or a URL of fsspec (`s3://…`).
+        location: a folder, or a URL that fsspec opens (`s3://…`).
 
     Raises:
-        UsageError: it is no finished data set, or of a newer format.
-        DamagedData: its manifest is damaged.
-        UsrganError: the store of a URL does not answer.
+        UsageError: the location has no finished data set, or one of a newer format.
+        DamagedData: the manifest is damaged.
+        UsrganError: the store of the URL does not answer.
     """
     if isinstance(location, Path) or not remote.is_url(location):
         location = Path(location)
@@ -69,14 +69,14 @@ def open_dataset(location: Path | str) -> Dataset:
         content = remote.read_file(remote.child(location, NAME))
     except FileNotFoundError:
         raise UsageError(
-            f"{location}: has no {NAME}, so no finished data set is there; check the URL, or make one"
+            f"{location}: has no {NAME}, so no finished data set is there; check the URL, or make a data set"
             f" with prep-shards --src PHOTOS --out {location}"
         ) from None
     return Dataset(location, parse_manifest(content, remote.child(location, NAME)))
 
 
 def open_range_source(location: Location, cache: Path | None) -> RangeSource:
-    """The shards of a folder or URL; `cache` is where those of a URL are kept whole, if anywhere."""
+    """Return the source of a folder or URL; `cache` is the folder for local copies of a URL's shards."""
     if isinstance(location, Path):
         return LocalSource(location)
     return RemoteSource(location) if cache is None else CachedSource(location, cache)
@@ -114,5 +114,5 @@ def _load_remote_index(location: str, entry: ShardEntry) -> index.ShardIndex:
 
 def _check_same_shard(loaded: index.ShardIndex, entry: ShardEntry, path: str) -> index.ShardIndex:
     if loaded.entry(entry.name) != entry:
-        raise DamagedData(f"{path}: is of another shard; {remedy(path)}")
+        raise DamagedData(f"{path}: belongs to another shard; {remedy(path)}")
     return loaded

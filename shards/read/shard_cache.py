@@ -1,7 +1,7 @@
-"""Shards of a URL cached in a local folder, named by their SHA-256, for every run that reads them.
+"""Local copies of the shards of a URL, named by their SHA-256, for every run that reads them.
 
-A shard is checked against its digest while it downloads and gets its name only when the digest matches, so every
-cached shard is complete. Two processes that need the same shard wait for each other.
+A shard is hashed while it downloads and gets its name only if the digest matches, so every cached shard is
+complete. Processes that need the same shard wait for one download.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from shards.read.byte_ranges import ByteRange, BytesOnDisk, RemoteSource, keep_f
 
 
 def cached_path(folder: Path, shard: ShardEntry) -> Path:
-    """`FOLDER/SHA256.tar`."""
+    """Return the path of a shard's local copy, `FOLDER/SHA256.tar`."""
     return folder / f"{shard.sha256}.tar"
 
 
 def is_cached(path: Path, shard: ShardEntry) -> bool:
-    """Whether a shard lies at its place, in its full length."""
+    """Whether the local copy of a shard exists in full length."""
     try:
         return path.stat().st_size == shard.bytes
     except OSError:
@@ -35,10 +35,10 @@ def is_cached(path: Path, shard: ShardEntry) -> bool:
 
 
 def fetch_shard(url: str, shard: ShardEntry, folder: Path) -> Path:
-    """Copy a shard from its URL into the folder, unless it is there.
+    """Download a shard into the folder, unless it is cached.
 
     Raises:
-        DamagedData: what the URL holds is not the shard that the manifest names.
+        DamagedData: the shard is missing at the URL, or differs from the manifest.
         WriteFailed: the folder cannot be written to.
         UsrganError: the store does not answer.
     """
@@ -47,7 +47,7 @@ def fetch_shard(url: str, shard: ShardEntry, folder: Path) -> Path:
     with _lock_shard(folder / f".{shard.sha256}.lock"):
         if is_cached(path, shard):
             return path
-        for rest in folder.glob(f".{path.name}.*{atomic.TEMP_SUFFIX}"):  # of a run that was killed
+        for rest in folder.glob(f".{path.name}.*{atomic.TEMP_SUFFIX}"):  # of a killed run
             atomic.remove_file(rest)
         digest = hashlib.sha256()
         with atomic.open_replacement(path) as stream:
@@ -63,10 +63,10 @@ def fetch_shard(url: str, shard: ShardEntry, folder: Path) -> Path:
 
 
 class CachedSource:
-    """Shards at a URL that are fetched whole into a folder, one after the other, as they come up.
+    """Byte ranges of shards at a URL; a thread downloads each requested shard, one after the other.
 
-    Until a shard is there its ranges come from the URL, so no step waits for a whole shard; and where
-    the folder takes no more, all further ones do.
+    Until a shard is cached its ranges come from the URL, so no step waits for a download. If the folder
+    cannot be written to, all further ranges do.
     """
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -74,58 +74,62 @@ class CachedSource:
         self.folder = folder
         self.bytes_read = 0
         self._store = RemoteSource(url)
-        self._wanted: SimpleQueue[ShardEntry | None] = SimpleQueue()
-        self._asked: set[str] = set()
-        self._over = False
+        self._queue: SimpleQueue[ShardEntry | None] = SimpleQueue()
+        self._requested: set[str] = set()
+        self._closed = False
         self._lock = threading.Lock()
         self._files = keep_files_open()
 
     def range(self, shard: ShardEntry, start: int, stop: int) -> ByteRange:
-        """As `Ranges` says."""
+        """See `RangeSource`."""
         self.bytes_read += stop - start
         path = cached_path(self.folder, shard)
         if is_cached(path, shard):
             url = remote.child(self.url, shard.name)
-            return BytesOnDisk(str(path), self._files, copy_of=url).ahead(start, stop)
-        if not self._over:
-            self._ask(shard)
+            return BytesOnDisk(str(path), self._files, copy_of=url).read_ahead(start, stop)
+        if not self._closed:
+            self._request_shard(shard)
         return self._store.range(shard, start, stop)
 
     def close(self) -> None:
-        """Fetch no more shards after the next."""
-        self._over = True
-        self._wanted.put(None)
+        """Stop downloading after the current shard."""
+        self._closed = True
+        self._queue.put(None)
 
-    def _ask(self, shard: ShardEntry) -> None:
+    def _request_shard(self, shard: ShardEntry) -> None:
         with self._lock:
-            if not self._asked:
-                # a daemon: the end of a run does not wait for shards that nobody needs any more
-                threading.Thread(target=self._fetch, name="fetch", daemon=True).start()
-            if shard.name not in self._asked:
-                self._asked.add(shard.name)
-                self._wanted.put(shard)
+            if not self._requested:
+                # a daemon thread, so that the end of a run does not wait for downloads
+                threading.Thread(target=self._fetch_requested, name="fetch", daemon=True).start()
+            if shard.name not in self._requested:
+                self._requested.add(shard.name)
+                self._queue.put(shard)
 
-    def _fetch(self) -> None:
-        while not self._over and (shard := self._wanted.get()) is not None:
+    def _fetch_requested(self) -> None:
+        while not self._closed and (shard := self._queue.get()) is not None:
             try:
                 fetch_shard(remote.child(self.url, shard.name), shard, self.folder)
             except (WriteFailed, OSError) as error:
-                self._tell(f"{error}; no more shards are kept in {self.folder}, reading goes on")
-                self._over = True
+                self._warn(
+                    f"{error}; no more shards are kept in {self.folder}, reading continues from the URL"
+                )
+                self._closed = True
             except UsrganError as error:
-                matter = str(error).partition(";")[0]
-                self._tell(f"{matter}; this shard is not kept in {self.folder}, reading goes on")
+                problem = str(error).partition(";")[0]
+                self._warn(
+                    f"{problem}; this shard is not kept in {self.folder}, reading continues from the URL"
+                )
 
-    def _tell(self, message: str) -> None:
-        from shards.terminal import console  # with all that prints; a reader seldom needs it
+    def _warn(self, message: str) -> None:
+        from shards.terminal import console  # slow to import, and rarely needed by a reader
 
-        if not self._over:
+        if not self._closed:
             console.warn(message)
 
 
 @contextlib.contextmanager
 def _lock_shard(lock: Path) -> Iterator[None]:
-    """Hold a lock file that is removed at the end."""
+    """Hold a lock file and remove it at the end."""
     while True:
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -137,7 +141,7 @@ def _lock_shard(lock: Path) -> Iterator[None]:
         with contextlib.suppress(FileNotFoundError):
             if lock.stat().st_ino == os.fstat(descriptor).st_ino:
                 break
-        os.close(descriptor)  # of one that its holder has removed meanwhile
+        os.close(descriptor)  # its holder has removed this file meanwhile
     try:
         yield
     finally:

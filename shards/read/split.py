@@ -1,6 +1,6 @@
-"""One split from disk or from a URL: CRC-checked, decoded patch pairs by position.
+"""One split of a data set: checked, decoded patch pairs by position.
 
-Neighbouring pairs come by one read, and are checked before they are decoded.
+Neighbouring pairs are read at once and checked before they are decoded.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from shards.read import raw_fast_path
 from shards.read.blocks import (
     Block,
     ExpectedBytes,
-    StoredPair,
-    check_block,
+    ShardSlice,
+    check_pair,
     damage_error,
-    stored_pair,
+    find_slice,
 )
 from shards.read.byte_ranges import RangeSource
 
 
 class Pair(NamedTuple):
-    """One training pair, uint8 RGB: `hr` [S S 3] and `lr` [S/scale S/scale 3]."""
+    """One training pair of uint8 RGB images: `hr` [S S 3] and `lr` [S/scale S/scale 3]."""
 
     key: int
     hr: RGB8
@@ -41,11 +41,11 @@ class Pair(NamedTuple):
 
 
 Images = npt.NDArray[np.uint8]
-"""[n h w 3]."""
+"""uint8 RGB images [n h w 3]."""
 
 
 class SplitReader:
-    """The pairs of one split, in key order; safe to read from several threads."""
+    """The pairs of one split in key order; threads may share it."""
 
     def __init__(
         self,
@@ -60,9 +60,9 @@ class SplitReader:
         self.name = name
         self.ranges = ranges
         self._codec = manifest.codec
-        self._form = None
+        self._raw_layout = None
         if manifest.codec == "raw":
-            self._form = raw_fast_path.raw_layout(
+            self._raw_layout = raw_fast_path.raw_layout(
                 manifest.hr_size, manifest.hr_size // manifest.scale
             )
         self._parts = tar.member_names(codec.EXTENSIONS[manifest.codec])
@@ -77,11 +77,11 @@ class SplitReader:
         """Read and decode the pair at `position`.
 
         Raises:
-            DamagedData: anything differs from what the index promises; names shard and key.
+            DamagedData: the pair differs from the index; names shard and key.
         """
         block = self.block(position, position + 1)
-        hr, meta, lr = check_block(block, position, self._parts)
-        key = block[0].promised().keys[0]
+        hr, meta, lr = check_pair(block, position, self._parts)
+        key = block[0].expected().keys[0]
         try:
             info = msgspec.json.decode(bytes(meta), type=SampleInfo)
             pair = Pair(key, codec.decode(hr, self._codec), codec.decode(lr, self._codec), info)
@@ -91,29 +91,29 @@ class SplitReader:
         return pair
 
     def members(self, position: int) -> tuple[int, bytes, bytes, bytes]:
-        """Key, HR, JSON and LR of a pair as stored, checksums verified."""
+        """Return key, HR, JSON and LR of a pair as stored, after the check against the index."""
         block = self.block(position, position + 1)
-        hr, meta, lr = check_block(block, position, self._parts)
-        return block[0].promised().keys[0], bytes(hr), bytes(meta), bytes(lr)
+        hr, meta, lr = check_pair(block, position, self._parts)
+        return block[0].expected().keys[0], bytes(hr), bytes(meta), bytes(lr)
 
     def block(self, first: int, stop: int) -> Block:
-        """Begin to read the pairs [first, stop), one range of each shard that they lie in.
+        """Begin to read the pairs [first, stop), one byte range per shard.
 
         Raises:
-            DamagedData: a shard is gone or cannot be read.
+            DamagedData: a shard is missing or cannot be read.
             UsrganError: the store of a URL does not answer.
         """
-        pieces = []
+        slices = []
         while first < stop:
             number, row = self._locate(first)
-            upto = min(stop, self._first[number + 1])
-            pieces.append(self._piece(first, number, slice(row, row + upto - first)))
-            first = upto
-        return tuple(pieces)
+            end = min(stop, self._first[number + 1])
+            slices.append(self._read_slice(first, number, slice(row, row + end - first)))
+            first = end
+        return tuple(slices)
 
     def decode(
         self,
-        wanted: Sequence[tuple[Block, int]],
+        pairs: Sequence[tuple[Block, int]],
         *,
         lr: Images,
         hr: Images,
@@ -121,66 +121,68 @@ class SplitReader:
         """Check pairs, each a block and a position in it, and decode them into `lr` and `hr` [n h w 3].
 
         Raises:
-            DamagedData: anything differs from what the index promises; names shard and key.
+            DamagedData: a pair differs from the index; names shard and key.
         """
-        if self._form is not None and wanted:
-            wanted, lr, hr = self._scattered(wanted, self._form, lr, hr)
-        stored = [check_block(block, position, self._parts) for block, position in wanted]
+        if self._raw_layout is not None and pairs:
+            pairs, lr, hr = self._read_raw_pairs(pairs, self._raw_layout, lr, hr)
+        stored = [check_pair(block, position, self._parts) for block, position in pairs]
         try:
-            codec.decode_many([each[0] for each in stored], self._codec, hr)
-            codec.decode_many([each[2] for each in stored], self._codec, lr)
-        except DamagedData:
-            for number, (each, (block, position)) in enumerate(zip(stored, wanted, strict=True)):
-                for out, content in ((hr, each[0]), (lr, each[2])):
+            codec.decode_many([members[0] for members in stored], self._codec, hr)
+            codec.decode_many([members[2] for members in stored], self._codec, lr)
+        except DamagedData:  # find the damaged pair
+            for number, (members, (block, position)) in enumerate(zip(stored, pairs, strict=True)):
+                for out, content in ((hr, members[0]), (lr, members[2])):
                     try:
                         codec.decode_many([content], self._codec, out[number : number + 1])
                     except DamagedData as error:
                         raise damage_error(
-                            stored_pair(block, position), position, str(error)
+                            find_slice(block, position), position, str(error)
                         ) from None
             raise
 
-    def _scattered(
+    def _read_raw_pairs(
         self,
-        wanted: Sequence[tuple[Block, int]],
-        form: raw_fast_path.RawLayout,
+        pairs: Sequence[tuple[Block, int]],
+        layout: raw_fast_path.RawLayout,
         lr: Images,
         hr: Images,
     ) -> tuple[Sequence[tuple[Block, int]], Images, Images]:
-        """Read raw pairs straight into place while that goes well; what is left."""
+        """Read raw pairs directly into `lr` and `hr`; return the rest from the first pair that fails."""
         outs = hr.reshape(-1).data, lr.reshape(-1).data
-        length, short = form.hr_length, form.lr_length
-        if (len(outs[0]), len(outs[1])) != (len(wanted) * length, len(wanted) * short):
-            return wanted, lr, hr
-        room = raw_fast_path.HeaderBuffer(form)
-        for number, (block, position) in enumerate(wanted):
-            piece = stored_pair(block, position)
-            rows, file = piece.rows, piece.source.file()
-            if rows is None or file is None:
-                return wanted[number:], lr[number:], hr[number:]
-            hr_out = outs[0][number * length : (number + 1) * length]
-            lr_out = outs[1][number * short : (number + 1) * short]
-            row = position - piece.first
-            if not raw_fast_path.read_raw_pair(file.descriptor, rows, row, room, hr_out, lr_out):
-                return wanted[number:], lr[number:], hr[number:]
+        hr_bytes, lr_bytes = layout.hr_bytes, layout.lr_bytes
+        if (len(outs[0]), len(outs[1])) != (len(pairs) * hr_bytes, len(pairs) * lr_bytes):
+            return pairs, lr, hr
+        buffer = raw_fast_path.HeaderBuffer(layout)
+        for number, (block, position) in enumerate(pairs):
+            shard = find_slice(block, position)
+            raw_pairs, file = shard.raw_pairs, shard.source.open_file()
+            if raw_pairs is None or file is None:
+                return pairs[number:], lr[number:], hr[number:]
+            hr_out = outs[0][number * hr_bytes : (number + 1) * hr_bytes]
+            lr_out = outs[1][number * lr_bytes : (number + 1) * lr_bytes]
+            row = position - shard.first
+            if not raw_fast_path.read_raw_pair(
+                file.descriptor, raw_pairs, row, buffer, hr_out, lr_out
+            ):
+                return pairs[number:], lr[number:], hr[number:]
         return (), lr[:0], hr[:0]
 
     def shard_of(self, position: int) -> str:
-        """The file name of the shard that holds a pair."""
+        """Return the file name of the shard that holds a pair."""
         return self._shards[self._locate(position)[0]].name
 
     def close(self) -> None:
-        """End what the source of the bytes does in the background."""
+        """Stop the background work of the byte source."""
         self.ranges.close()
 
-    def _piece(self, first: int, number: int, rows: slice) -> StoredPair:
+    def _read_slice(self, first: int, number: int, rows: slice) -> ShardSlice:
         shard = self._indices[number]
         offset, size = shard.offset[rows].astype(np.int64), shard.size[rows].astype(np.int64)
         start = int(offset[0, 0]) - tar.BLOCK
         end = int(offset[-1, 2]) + tar.padded_size(int(size[-1, 2]))
         source = self.ranges.range(self._shards[number], start, end)
 
-        def promised() -> ExpectedBytes:
+        def expect_bytes() -> ExpectedBytes:
             return ExpectedBytes(
                 keys=shard.key[rows].tolist(),
                 headers=tar.build_headers(shard.key[rows], self._parts, size).tobytes(),
@@ -188,14 +190,14 @@ class SplitReader:
                 crcs=shard.crc32[rows].tolist(),
             )
 
-        if self._form is not None and source.file() is not None:
-            placed = raw_fast_path.row_copies(
-                self._form, shard.key[rows], offset, size, shard.crc32[rows]
+        if self._raw_layout is not None and source.open_file() is not None:
+            raw_pairs = raw_fast_path.locate_raw_pairs(
+                self._raw_layout, shard.key[rows], offset, size, shard.crc32[rows]
             )
-            if placed is not None:
-                return StoredPair(first, source, promised, placed)
-        promise = promised()
-        return StoredPair(first, source, lambda: promise, None)
+            if raw_pairs is not None:
+                return ShardSlice(first, source, expect_bytes, raw_pairs)
+        expected = expect_bytes()
+        return ShardSlice(first, source, lambda: expected, None)
 
     def _locate(self, position: int) -> tuple[int, int]:
         if not 0 <= position < len(self):

@@ -1,9 +1,8 @@
-"""The shards as a ready `webdataset.WebDataset`, for other training loops.
+"""A data set as a ready `webdataset.WebDataset`, for other training loops.
 
-Damage that plain webdataset passes over is an error here: a missing or truncated shard, a sample whose bytes
-differ from the index, a damaged header and with it the rest of a shard. Order and
-resume are webdataset's: it reads shard by shard, shuffles in a buffer, and cannot go on in the
-middle of an epoch (`trainer` can).
+Damage that plain webdataset skips is an error here: a missing or truncated shard, a sample that differs from the
+index, and a damaged header, which hides the rest of a shard. Order and resume are webdataset's: it reads
+shard by shard, shuffles in a buffer and cannot resume inside an epoch (`trainer` can).
 """
 
 from __future__ import annotations
@@ -27,39 +26,39 @@ from shards.read.dataset import open_dataset
 
 
 class DecodedSample(TypedDict):
-    """A sample as the pipeline yields it."""
+    """One sample of the pipeline."""
 
     __key__: str
     hr: RGB8
-    """[S S 3]."""
+    """uint8 RGB [S S 3]."""
     lr: RGB8
-    """[S/scale S/scale 3]."""
+    """uint8 RGB [S/scale S/scale 3]."""
     info: SampleInfo
 
 
 def webdataset_pipeline(
     folder: Path | str, *, split: str = "train", shuffle: int = 0, seed: int = 0
 ) -> Any:  # noqa: ANN401  webdataset ships no types
-    """A `WebDataset` of decoded, checked samples; whole shards go to nodes and loader workers.
+    """Return a `WebDataset` of decoded, checked samples; nodes and loader workers get whole shards.
 
     Args:
-        folder: what `prep-shards` wrote.
+        folder: a data set of `prep-shards`.
         split: `train` or `val`.
-        shuffle: samples in the shuffle buffer; 0 keeps the order of the shards, which are shuffled
-            over the whole data set when they are written.
-        seed: of the order of shards and the buffer, where `shuffle` is above 0.
+        shuffle: samples in the shuffle buffer; 0 keeps the order of the shards, which were shuffled
+            globally when they were written.
+        seed: random seed for the order of shards and the buffer; unused if `shuffle` is 0.
 
     Raises:
-        UsageError: there is no data set, or it has no such split.
-        DamagedData: a shard is missing or cut off; while reading, a sample is not what was written.
+        UsageError: the folder has no data set, or the data set has no such split.
+        DamagedData: a shard is missing or truncated; during reading: a sample differs from the index.
     """
     import webdataset
 
     folder = Path(folder)
     manifest = open_dataset(folder).manifest
-    open_dataset(folder).split(split).close()  # looks at every shard's length and index
+    open_dataset(folder).split(split).close()  # checks the length and index of every shard
     urls = [str(folder / shard.name) for shard in manifest.splits[split].shards]
-    read = webdataset.WebDataset(
+    samples = webdataset.WebDataset(
         urls,
         shardshuffle=len(urls) if shuffle else False,
         detshuffle=bool(shuffle),
@@ -68,23 +67,23 @@ def webdataset_pipeline(
         handler=webdataset.reraise_exception,
         empty_check=False,  # a node may get no shard
     )
-    read = read.compose(_check_sample)
+    samples = samples.compose(_check_sample_counts)
     if shuffle:
-        read = read.shuffle(shuffle, seed=seed)
-    return read.map(functools.partial(_decode_sample, name=manifest.codec))
+        samples = samples.shuffle(shuffle, seed=seed)
+    return samples.map(functools.partial(_decode_sample, name=manifest.codec))
 
 
-def _check_sample(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The samples as they come, if all of each shard do: at a damaged header `tarfile` just ends."""
+def _check_sample_counts(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the samples; raise if a shard yields too few, because `tarfile` ends silently at a bad header."""
     for url, shard in itertools.groupby(samples, key=itemgetter("__url__")):
         count = 0
         for sample in shard:
             count += 1
             yield sample
-        wanted = len(_load_index(Path(url)).key)
-        if count != wanted:
+        expected = len(_load_index(Path(url)).key)
+        if count != expected:
             raise DamagedData(
-                f"{url}: a header is damaged behind {count} of its {wanted} samples; {remedy(url)}"
+                f"{url}: a header is damaged after {count} of {expected} samples; {remedy(url)}"
             )
 
 
@@ -96,7 +95,9 @@ def _decode_sample(sample: dict[str, Any], *, name: codec.Codec) -> DecodedSampl
     for number, part in enumerate(parts):
         content = sample.get(part, b"")
         if row == len(stored.key) or isal_zlib.crc32(content) != stored.crc32[row, number]:
-            raise DamagedData(f"{path}: sample {sample['__key__']}: {part} is not what was written")
+            raise DamagedData(
+                f"{path}: sample {sample['__key__']}: {part} differs from the index; {remedy(str(path))}"
+            )
     hr, meta, lr = (sample[part] for part in parts)
     return {
         "__key__": sample["__key__"],

@@ -1,4 +1,4 @@
-"""A small data set, and a copy of it to break."""
+"""A small data set, and a copy that a test may damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Small data sets for the tests of shards."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sample(NamedTuple):
 def write_samples(
     folder: Path, name: str, found: Iterable[Sample], *, extension: str = "png"
 ) -> ShardEntry:
-    """A shard of samples that are all at hand."""
+    """Write a shard of samples held in memory."""
     listed = list(found)
 
     def put(
@@ -86,7 +86,7 @@ def samples(
 def make_dataset(
     folder: Path, *, hr_side: int = 64, lr_side: int = 16, codec_name: codec.Codec = "png"
 ) -> Path:
-    """20 training pairs in two shards and 5 held-out pairs in one."""
+    """Write 20 training pairs in two shards and 5 validation pairs in one."""
     folder.mkdir()
     extension = codec.EXTENSIONS[codec_name]
     train = tuple(

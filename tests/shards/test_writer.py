@@ -1,4 +1,4 @@
-"""A shard is finished when its index lies there, and never by the index of another."""
+"""A shard counts as finished only with its own index."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def _write(folder, first: int):
     return write_samples(folder, "train-000000.tar", made, extension=codec.EXTENSIONS["raw"])
 
 
-def test_a_stale_index_says_of_no_new_tar_that_it_is_finished(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # the disk is what takes the time
+def test_a_stale_index_marks_no_new_tar_as_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # fsync dominates the time
     came_to = []
     for operation in range(1, 20):
         folder = tmp_path / str(operation)
@@ -35,14 +35,14 @@ def test_a_stale_index_says_of_no_new_tar_that_it_is_finished(tmp_path, monkeypa
                 came_to.append(operation)
         found = writer.find_finished_shard(folder, "train-000000.tar")
         after = _write(folder, 5)
-        assert after.bytes == before.bytes  # so that lengths cannot tell
+        assert after.bytes == before.bytes  # equal lengths hide the change
         assert after.sha256 != before.sha256
         untouched = operation == 1
         assert found in ((before,) if untouched else (None, after)), operation
     assert came_to == list(range(1, 18))
 
 
-def test_threads_of_one_process_write_shards_of_their_own(tmp_path):
+def test_threads_of_one_process_write_separate_shards(tmp_path):
     """A Dask or Ray worker may pack several shards at once."""
 
     def write(number: int) -> None:
@@ -63,8 +63,8 @@ def test_threads_of_one_process_write_shards_of_their_own(tmp_path):
         assert found == (alone / "train-000000.tar").read_bytes()
 
 
-def test_a_shard_shows_nothing_of_the_one_before_it(tmp_path):
-    """A thread writes one after the other in the same memory."""
+def test_a_shard_contains_no_bytes_of_the_previous_one(tmp_path):
+    """A thread reuses its buffer for every shard."""
 
     def write(*counts: int) -> bytes:
         for count in counts:

@@ -1,4 +1,4 @@
-"""Every codec keeps every pixel, says what is damaged, and is read by those who never saw usrgan."""
+"""Every codec is lossless, reports damage, and is readable by other programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_pixel_comes_back_and_the_bytes_repeat(name, height, width):
     assert codec.encode(image.copy(), name) == content
 
 
-def test_raw_is_what_numpy_reads_and_webp_what_another_program_writes():
+def test_numpy_reads_raw_and_webp_of_another_writer_is_read():
     image = make_patch(2)
     np.testing.assert_array_equal(np.load(io.BytesIO(codec.encode(image, "raw"))), image)
     stream = io.BytesIO()
@@ -42,7 +42,7 @@ def test_raw_is_what_numpy_reads_and_webp_what_another_program_writes():
     "content",
     [b"", b"\x93NUMPY", b"RIFF\x10\0\0\0WEBPVP8L", codec.encode(make_patch(1), "png")[:90]],
 )
-def test_what_is_no_image_is_an_error(name, content):
+def test_other_content_is_an_error(name, content):
     with pytest.raises(DamagedData):
         codec.decode(content, name)
 
@@ -71,7 +71,7 @@ def test_a_data_set_of_each_codec_is_read_and_verified(folder, dataset):
     assert verify(folder, load_manifest(folder), deep=True, advance=lambda *_: None) == []
 
 
-def test_a_flipped_bit_of_pixels_is_found_by_the_checksum(folder):
+def test_the_checksum_detects_a_flipped_bit_in_pixels(folder):
     split = open_dataset(folder).split("train")
     path = folder / split.shard_of(0)
     split.close()
@@ -83,15 +83,15 @@ def test_a_flipped_bit_of_pixels_is_found_by_the_checksum(folder):
         open_dataset(folder).split("train")[0]
 
 
-def test_a_manifest_that_names_another_codec_is_an_error_and_no_picture(folder):
+def test_a_manifest_with_the_wrong_codec_is_an_error(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["codec"] = "png"
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DamagedData, match=r"where hr\.png is expected"):
+    with pytest.raises(DamagedData, match=r"is stored instead of hr\.png"):
         open_dataset(folder).split("train")[0]
 
 
-def test_a_whole_webp_is_the_same_in_another_process():
+def test_a_webp_is_the_same_in_another_process():
     code = (
         "import hashlib; from shards.format import codec; from tests.shards.support import make_patch;"
         "print(hashlib.sha256(codec.encode(make_patch(1), 'webp')).hexdigest())"

@@ -1,4 +1,4 @@
-"""PNG: every pixel comes back, any reader agrees, and the same pixels are always the same bytes."""
+"""PNG is lossless, readable by any reader, and deterministic."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_png_of_another_writer_is_read():
     np.testing.assert_array_equal(png.decode_rgb(content), image)
 
 
-def test_pixels_of_more_bytes_than_a_chunk_may_have_lie_in_several(monkeypatch):
+def test_pixels_longer_than_a_chunk_are_split(monkeypatch):
     image = make_patch(5)
     monkeypatch.setattr(png, "_MAX_CHUNK_BYTES", 1000)
     content = png.encode_rgb(image)
@@ -46,7 +46,7 @@ def test_pixels_of_more_bytes_than_a_chunk_may_have_lie_in_several(monkeypatch):
     np.testing.assert_array_equal(png.decode_rgb(content), image)
 
 
-def test_any_flipped_bit_of_a_png_is_noticed_or_harmless():
+def test_any_flipped_bit_of_a_png_is_detected_or_harmless():
     image = make_patch(4)
     content = png.encode_rgb(image)
     refused = 0
@@ -59,7 +59,7 @@ def test_any_flipped_bit_of_a_png_is_noticed_or_harmless():
             refused += 1
             continue
         np.testing.assert_array_equal(decoded, image)
-    assert refused >= len(content) - 4  # the checksum of IEND says nothing about pixels
+    assert refused >= len(content) - 4  # the checksum of IEND does not cover pixels
 
 
 def test_png_is_one_idat_with_filter_up_on_every_row():
@@ -81,14 +81,14 @@ def test_a_png_of_the_first_release_is_read():
 
 
 @pytest.mark.skipif(isal.__version__ != "1.9.1", reason="the bytes are those of isal 1.9.1")
-def test_png_bytes_are_those_of_the_first_release():
+def test_png_bytes_equal_those_of_the_first_release():
     assert png.encode_rgb(FIRST_RELEASE_PIXELS) == FIRST_RELEASE
     assert hashlib.sha256(png.encode_rgb(make_patch(1))).hexdigest() == (
         "73a3d5a679a8b8125f42e07a4853ed93037a77d20b8d66a69907bb984a5dc451"
     )
 
 
-def test_a_header_that_lies_about_the_size_is_an_error_and_costs_no_memory(monkeypatch):
+def test_a_forged_size_is_an_error_and_allocates_no_memory(monkeypatch):
     asked = []
     real = png.isal_zlib.decompress
 
@@ -105,13 +105,13 @@ def test_a_header_that_lies_about_the_size_is_an_error_and_costs_no_memory(monke
     assert asked[0] < 1100 * len(lying)
 
 
-def test_the_bytes_do_not_depend_on_where_the_stack_lies():
-    """ISA-L hashes one early position by a stack address; a thread has another stack."""
+def test_the_bytes_do_not_depend_on_the_stack_address():
+    """ISA-L hashes an early position with a stack address; another thread has another stack."""
     random = np.random.default_rng(1)
     images = random.integers(0, 16, (16_000, 8, 25, 3), dtype=np.uint8)
-    images[:, 0, :2] += 100  # a start found nowhere else ...
+    images[:, 0, :2] += 100  # a unique start ...
     images[:, 2, 5:9] = 0
-    images[:, 3, 5:9] = images[:, 0, :4]  # ... but for the differences of this row
+    images[:, 3, 5:9] = images[:, 0, :4]  # ... except in the differences of this row
     here = [png.encode_rgb(image) for image in images]
     there: list[bytes] = []
     thread = threading.Thread(target=lambda: there.extend(map(png.encode_rgb, images)))
@@ -122,11 +122,11 @@ def test_the_bytes_do_not_depend_on_where_the_stack_lies():
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 8, 17, 32, 128])
 @pytest.mark.parametrize("count", [0, 1, 8, 19])
-def test_many_decoded_at_once_are_each_decoded_by_opencv(side, count):
+def test_decoding_many_equals_opencv(side, count):
     rng = np.random.default_rng(side)
     images = [rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(count)]
     contents = [png.encode_rgb(image) for image in images]
-    if count > 3:  # one of another form among them
+    if count > 3:  # one PNG in another form
         contents[3] = cv2.imencode(".png", images[3][..., ::-1])[1].tobytes()
     out = np.full((count, side, side, 3), 7, np.uint8)
     png.decode_many([memoryview(content) for content in contents], out)
@@ -136,7 +136,7 @@ def test_many_decoded_at_once_are_each_decoded_by_opencv(side, count):
         assert np.array_equal(png.decode_rgb(content), found)
 
 
-def test_one_of_another_size_among_many_is_refused():
+def test_an_image_of_another_size_among_many_is_refused():
     image = np.zeros((8, 8, 3), np.uint8)
     contents = [png.encode_rgb(image), png.encode_rgb(image[:4, :4])]
     with pytest.raises(DamagedData, match="is 4x4 instead of 8x8"):

@@ -1,4 +1,4 @@
-"""Tars as webdataset's TarWriter writes them, byte for byte."""
+"""Tars equal those of webdataset's TarWriter byte for byte."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def contents(rng: np.random.Generator) -> tuple[bytes, bytes, bytes]:
     return hr, meta, lr
 
 
-def test_shards_are_the_bytes_of_webdatasets_writer(tmp_path):
+def test_shards_equal_those_of_webdatasets_writer(tmp_path):
     rng = np.random.default_rng(0)
     for count in (1, 2, 5, 6, 40):
         keyed = {int(key): contents(rng) for key in np.sort(rng.choice(10**11, count, False))}
@@ -36,7 +36,7 @@ def test_shards_are_the_bytes_of_webdatasets_writer(tmp_path):
         assert (entry.bytes, entry.sha256) == (len(ours), hashlib.sha256(ours).hexdigest())
 
 
-def test_large_members_and_every_part_have_headers_that_python_reads():
+def test_python_reads_the_headers_of_large_members_and_every_part():
     for part in ("hr.png", "lr.npy", "hr.webp", "json"):
         for size in (1, 512, 8**10, 8**11 - 1):
             info = tarfile.TarInfo.frombuf(
@@ -46,7 +46,7 @@ def test_large_members_and_every_part_have_headers_that_python_reads():
             assert (info.mtime, info.uid, info.uname, info.type) == (0, 0, "", tarfile.REGTYPE)
 
 
-def test_headers_of_many_are_those_of_each():
+def test_headers_built_together_equal_single_ones():
     rng = np.random.default_rng(0)
     keys = rng.choice(10**12, 50, replace=False).astype(np.int64)
     sizes = rng.integers(1, 8**11, (50, 3))

@@ -1,4 +1,4 @@
-"""PNG's filters are undone as the specification says, in C and without, and as OpenCV does it."""
+"""Inverse PNG filters match the specification and OpenCV, in C and in numpy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NONE, SUB, UP, AVERAGE, PAETH = range(5)
 
 
 def paeth(a: int, b: int, c: int) -> int:
-    """https://www.w3.org/TR/png-3/#9Filter-type-4-Paeth, word for word."""
+    """Follow https://www.w3.org/TR/png-3/#9Filter-type-4-Paeth literally."""
     p = a + b - c
     pa, pb, pc = abs(p - a), abs(p - b), abs(p - c)
     if pa <= pb and pa <= pc:
@@ -29,7 +29,7 @@ def paeth(a: int, b: int, c: int) -> int:
 
 
 def filtered(image: np.ndarray, kinds: list[int]) -> bytes:
-    """Rows of an RGB image, each by a filter of its own."""
+    """Return the rows of an RGB image, each with its own filter type."""
     height, width, _ = image.shape
     padded = np.zeros((height + 1, 3 + 3 * width), int)
     padded[1:, 3:] = image.reshape(height, -1)
@@ -50,7 +50,7 @@ def undone(rows: list[bytes], height: int, width: int) -> np.ndarray | None:
 
 
 def stored(image: np.ndarray, rows: bytes, *, cuts: tuple[int, ...] = ()) -> bytes:
-    """A PNG of filtered rows, its stream cut into several IDATs."""
+    """Return a PNG of filtered rows; its stream is split into several IDATs."""
     stream = zlib.compress(rows)
     edges = [0, *cuts, len(stream)]
     parts = [chunk(b"IDAT", stream[a:b]) for a, b in itertools.pairwise(edges)]
@@ -81,7 +81,7 @@ def test_every_filter_is_undone(kind, height, width):
 @needs_kernel
 @pytest.mark.parametrize("seed", range(40))
 def test_mixed_filters_of_several_smooth_and_rough_images(seed):
-    """Smooth pictures are where Paeth's distances tie."""
+    """In smooth images Paeth's distances tie."""
     random = np.random.default_rng(seed)
     height, width = random.integers(1, 30, 2).tolist()
     images = random.integers(0, random.choice([2, 4, 256]), (3, height, width, 3)).astype(np.uint8)
@@ -98,7 +98,7 @@ def test_without_a_compiler_rows_of_filter_up_are_undone(without_compiler, heigh
 
 
 @pytest.mark.parametrize("row", [0, 3, 7])
-def test_a_filter_that_is_none_is_told(row):
+def test_an_invalid_filter_type_is_reported(row):
     image = IMAGE[:8, :8]
     rows = bytearray(filtered(image, [UP] * 8))
     rows[row * 25] = 5
@@ -121,14 +121,14 @@ def test_a_photo_is_the_same_without_a_compiler(without_compiler):
     np.testing.assert_array_equal(decode_photo(content).pixels, IMAGE)
 
 
-def test_what_the_fast_way_does_not_take_is_left_to_opencv():
+def test_opencv_decodes_what_the_fast_path_rejects():
     rows = filtered(IMAGE, [PAETH] * 24)
     whole = stored(IMAGE, rows)
     plain = {"height": 24, "width": 40}
     assert png.decode_plain(stored(IMAGE, rows[:-1]), **plain) is None
     assert png.decode_plain(stored(IMAGE, rows + b"\0"), **plain) is None
     assert png.decode_plain(stored(IMAGE, b"\5" + rows[1:]), **plain) is None
-    at = whole.index(b"IEND") - 4 - 8  # before the checksum of the chunk lies that of the stream
+    at = whole.index(b"IEND") - 4 - 8  # the checksum of the stream precedes that of the chunk
     assert png.decode_plain(whole[: at + 3] + b"\0" + whole[at + 4 :], **plain) is None
     apart = stored(IMAGE, rows, cuts=(90,)).replace(
         chunk(b"IDAT", zlib.compress(rows)[90:]),
@@ -139,7 +139,7 @@ def test_what_the_fast_way_does_not_take_is_left_to_opencv():
 
 @pytest.mark.parametrize("kind", [b"ABCD", b"CgBI", b"IHDR"])
 @pytest.mark.parametrize("behind", [False, True])
-def test_a_chunk_that_must_be_understood_is_refused_with_and_without_a_compiler(kind, behind):
+def test_an_unknown_critical_chunk_is_refused_with_and_without_a_compiler(kind, behind):
     whole = stored(IMAGE, filtered(IMAGE, [PAETH] * 24))
     at = whole.index(b"IEND") - 4 if behind else 33
     body = whole[16:29] if kind == b"IHDR" else b"x"
@@ -147,13 +147,13 @@ def test_a_chunk_that_must_be_understood_is_refused_with_and_without_a_compiler(
 
 
 @pytest.mark.parametrize("palette", [b"", bytes(4)])
-def test_a_palette_that_is_none_is_left_to_opencv(palette):
+def test_an_invalid_palette_is_left_to_opencv(palette):
     content = LOSSLESS["png"][:33] + chunk(b"PLTE", palette) + LOSSLESS["png"][33:]
     assert not read_header(content).plain
 
 
-def test_a_match_from_beyond_the_window_is_left_to_opencv():
-    """zlib's own reader refuses it, ISA-L does not look."""
+def test_a_match_beyond_the_window_is_left_to_opencv():
+    """zlib refuses it, ISA-L does not check it."""
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     image[20:] = image[:20]
     content = stored(image, filtered(image, [NONE] * 40))
@@ -167,12 +167,12 @@ def test_a_match_from_beyond_the_window_is_left_to_opencv():
 
 
 @pytest.mark.parametrize("rows", [lambda rows: rows[:-1], lambda rows: b"\5" + rows[1:]])
-def test_what_no_decoder_takes_is_refused(rows):
+def test_undecodable_pixels_are_refused(rows):
     assert refused(stored(IMAGE, rows(filtered(IMAGE, [PAETH] * 24)))) == "DAMAGED"
 
 
-def test_a_stream_that_goes_on_and_on_costs_no_memory():
-    """A hundred megabytes where a thousand bytes are wanted."""
+def test_an_overlong_stream_allocates_no_memory():
+    """A stream of a hundred megabytes instead of a thousand bytes."""
     bomb = stored(IMAGE[:16, :16], bytes(100_000_000))
     tracemalloc.start()
     try:
@@ -193,6 +193,6 @@ def test_a_stream_that_goes_on_and_on_costs_no_memory():
     ],
     ids=["grey", "alpha", "16 bit", "one colour clear", "webp"],
 )
-def test_other_pictures_are_not_plain(other):
+def test_other_images_are_not_plain(other):
     assert not read_header(other).plain
     assert read_header(LOSSLESS["png"]).plain

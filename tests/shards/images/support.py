@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Encoded images and colour profiles for the tests of shards.images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROPHOTO = ((0.79767, 0.28804, 0.0), (0.13518, 0.71188, 0.0), (0.03134, 0.00009,
 
 SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
 
-"""D50 XYZ of red, green and blue, as those profiles store them."""
+"""D50 XYZ of red, green and blue, as the profiles store them."""
 
 IEC_61966 = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
@@ -46,7 +46,7 @@ PROFILES = {
 
 
 def profile_of(primaries: tuple[tuple[float, ...], ...] | None, curve: bytes) -> bytes:
-    """A minimal version 2 profile."""
+    """Return a minimal version 2 profile."""
     point = (0.9642, 1.0, 0.8249)
     tags = {b"wtpt": xyz(point), b"desc": b"desc" + bytes(8) + b"\x00\x00\x00\x01\x00" + bytes(80)}
     tags[b"cprt"] = b"text" + bytes(4) + b"none\0"
@@ -77,7 +77,7 @@ IMAGE = RNG.integers(0, 256, (24, 40, 3), dtype=np.uint8)
 
 
 def encode(suffix: str, image: np.ndarray = IMAGE, *options: int) -> bytes:
-    """By OpenCV; the image is RGB(A) or grey."""
+    """Encode an RGB(A) or grey image with OpenCV."""
     order = [2, 1, 0, 3][: image.shape[2]] if image.ndim == 3 else None
     stored = image if order is None else np.ascontiguousarray(image[..., order])
     return cv2.imencode(suffix, stored, options)[1].tobytes()
@@ -92,7 +92,7 @@ LOSSLESS = {
 
 
 def tiff(image: np.ndarray, photometric: int, **more: int) -> bytes:
-    """Not compressed; `more` are other tags by their numbers, such as t339=2."""
+    """Return an uncompressed TIFF; `more` are other tags by number, such as t339=2."""
     height, width, channels = image.shape
     planes = channels if more.get("t284") == 2 else 1
     tags = {256: [width], 257: [height], 258: [8 * image.itemsize] * channels, 259: [1]}

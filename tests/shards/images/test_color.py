@@ -1,4 +1,4 @@
-"""Colour profiles: against littleCMS (through stock PIL) and against the formulas of the ICC."""
+"""Colour profiles against littleCMS (through stock PIL) and the formulas of the ICC."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ numpy.save(sys.argv[4], numpy.asarray(made))
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_colours_are_those_of_little_cms(name, tmp_path):
+def test_colors_match_little_cms(name, tmp_path):
     if not STOCK_PILLOW.is_dir():
         pytest.skip("no PIL with littleCMS here; `make test` installs one")
     image = np.repeat(IMAGE[..., :1], 3, axis=2) if name == "grey" else IMAGE
@@ -46,7 +46,7 @@ def test_colours_are_those_of_little_cms(name, tmp_path):
     off = np.abs(found - expected)
     assert off.max() <= 1
     assert (off > 0).mean() < 0.03
-    assert np.abs(expected - image).max() > 4  # the profile does something
+    assert np.abs(expected - image).max() > 4  # the profile changes the pixels
 
 
 def test_a_profile_of_srgb_changes_nothing():
@@ -63,7 +63,7 @@ def test_grey_stays_grey_and_black_and_white_stay():
         assert (np.diff(made[0, :, 0]) >= 0).all()
 
 
-def test_large_photos_are_converted_as_small_ones():
+def test_large_photos_are_converted_like_small_ones():
     large = np.tile(IMAGE, (20, 20, 1))
     made = to_srgb(large, profile_of(*PROFILES["p3"]))
     np.testing.assert_array_equal(
@@ -71,17 +71,17 @@ def test_large_photos_are_converted_as_small_ones():
     )
 
 
-def test_what_cannot_be_applied_says_why():
+def test_an_unsupported_profile_states_its_reason():
     good = profile_of(P3, SRGB_CURVE)
-    broken = {
-        "broken": good[:130],
-        "broken colour": good.replace(b"para", b"nope"),
+    damaged = {
+        "damaged": good[:130],
+        "damaged colour": good.replace(b"para", b"nope"),
         "without rTRC": good.replace(b"rTRC", b"A2B0"),
         "of CMYK values": good.replace(b"RGB ", b"CMYK"),
         "of unknown values": bytes(200),
-        "whose primaries are no colours": profile_of(((8.0, 0, 0), *P3[1:]), SRGB_CURVE),
+        "with impossible primaries": profile_of(((8.0, 0, 0), *P3[1:]), SRGB_CURVE),
     }
-    for words, profile in broken.items():
+    for words, profile in damaged.items():
         with pytest.raises(UnknownProfile, match=words):
             to_srgb(IMAGE, profile)
 
@@ -90,9 +90,9 @@ def test_what_cannot_be_applied_says_why():
     ("kind", "values"),
     [(1, (2.2, 0, 1)), (2, (2.2, 0, 0, 0)), (0, (-1,)), (3, (9999, 9999, 0, 1, 0))],
 )
-def test_a_curve_that_cannot_be_computed_is_a_broken_profile(kind, values):
+def test_an_invalid_curve_is_a_damaged_profile(kind, values):
     curve = struct.pack(
         f">4s4xHxx{len(values)}i", b"para", kind, *(round(65536 * v) for v in values)
     )
-    with pytest.raises(UnknownProfile, match="broken"):
+    with pytest.raises(UnknownProfile, match="damaged"):
         to_srgb(IMAGE, profile_of(P3, curve))

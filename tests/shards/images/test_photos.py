@@ -57,7 +57,7 @@ def with_exif(kind: str, orientation: int, order: str = "<") -> bytes:
 
 
 def turned(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Exif 3.0, table 6: which edge of the picture the first row and the first column are."""
+    """Apply an orientation by Exif 3.0, table 6: the edges of the first row and the first column."""
     by_definition = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],  # first column is the right edge
@@ -80,11 +80,11 @@ def test_lossless_formats_give_the_exact_pixels(kind):
     assert (photo.bit_depth, photo.grey, photo.notes) == (8, False, ())
 
 
-def test_jpeg_equals_its_decoder():
+def test_jpeg_pixels_equal_those_of_simplejpeg():
     np.testing.assert_array_equal(decode_photo(JPEG).pixels, simplejpeg.decode_jpeg(JPEG))
 
 
-def test_sixteen_bits_lose_the_low_byte_and_say_so():
+def test_sixteen_bits_lose_the_low_byte_with_a_note():
     deep = IMAGE.astype(np.uint16) * 256 + 77
     photo = decode_photo(encode(".png", deep))
     np.testing.assert_array_equal(photo.pixels, IMAGE)
@@ -97,7 +97,7 @@ def test_sixteen_bits_of_a_tiff_keep_the_order_of_colours():
     np.testing.assert_array_equal(decode_photo(encode(".tif", deep)).pixels, IMAGE)
 
 
-def test_a_tiff_in_planes_or_of_white_zero_is_turned_or_refused():
+def test_a_planar_or_white_is_zero_tiff_is_decoded_or_refused():
     deep = IMAGE.astype(np.uint16) * 256 + 77
     np.testing.assert_array_equal(decode_photo(tiff(deep, 2)).pixels, IMAGE)
     np.testing.assert_array_equal(decode_photo(tiff(IMAGE, 2, t284=2)).pixels, IMAGE)
@@ -117,7 +117,7 @@ def test_sixteen_bits_of_grey_become_eight_bits_of_rgb(suffix):
 @pytest.mark.parametrize(
     "content", [encode(f".{kind}", IMAGE[..., 0]) for kind in ("png", "bmp", "tif")]
 )
-def test_grey_becomes_rgb_and_is_remembered(content):
+def test_grey_becomes_rgb_and_is_flagged(content):
     photo = decode_photo(content)
     np.testing.assert_array_equal(photo.pixels, np.repeat(IMAGE[..., :1], 3, axis=2))
     assert photo.grey
@@ -151,7 +151,7 @@ def test_cmyk_is_converted_by_the_product_of_inks():
     assert "CMYK converted" in photo.notes
 
 
-def test_opaque_alpha_is_dropped_and_transparent_alpha_is_a_choice():
+def test_opaque_alpha_is_dropped_and_transparent_alpha_is_optional():
     opaque = np.dstack([IMAGE, np.full(IMAGE.shape[:2], 255, np.uint8)])
     np.testing.assert_array_equal(decode_photo(encode(".png", opaque)).pixels, IMAGE)
     opaque[3, 4, 3] = 254
@@ -165,7 +165,7 @@ def test_opaque_alpha_of_sixteen_bits_is_dropped():
 
 
 def bmp(depth: int, *masks: int) -> bytes:
-    """IMAGE with 32 bits a pixel, blue first, that the header calls otherwise."""
+    """Return IMAGE with 32 bits per pixel, blue first, and a header that says otherwise."""
     pixels = np.dstack([IMAGE[::-1, :, ::-1], IMAGE[..., 0]]).tobytes()
     head = struct.pack("<IiiHHI", 40, IMAGE.shape[1], IMAGE.shape[0], 1, depth, 3)
     head += struct.pack("<I16x3I", len(pixels), *masks)
@@ -174,7 +174,7 @@ def bmp(depth: int, *masks: int) -> bytes:
     )
 
 
-def test_a_bmp_whose_colours_lie_elsewhere_is_refused():
+def test_a_bmp_with_other_bit_fields_is_refused():
     usual = decode_photo(bmp(32, 0xFF0000, 0xFF00, 0xFF), alpha="drop")
     np.testing.assert_array_equal(usual.pixels, IMAGE)
     assert refused(bmp(32, 0xFF, 0xFF00, 0xFF0000), alpha="drop") == "MODE"
@@ -193,7 +193,7 @@ def test_grey_with_transparent_pixels_is_refused_or_keeps_its_grey(kind):
     np.testing.assert_array_equal(dropped, np.repeat(IMAGE[..., :1], 3, axis=2))
 
 
-def test_a_tiff_that_its_alpha_has_darkened_is_refused():
+def test_a_tiff_with_premultiplied_alpha_is_refused():
     clear = np.dstack([IMAGE, np.full(IMAGE.shape[:2], 255, np.uint8)])
     np.testing.assert_array_equal(decode_photo(tiff(clear, 2, t338=2)).pixels, IMAGE)
     clear[3, 4, 3] = 100
@@ -202,34 +202,34 @@ def test_a_tiff_that_its_alpha_has_darkened_is_refused():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["png", "webp"])
-def test_png_and_webp_are_turned_once_as_exif_says(kind, orientation):
+def test_png_and_webp_are_oriented_once_by_exif(kind, orientation):
     photo = decode_photo(with_exif(kind, orientation))
     np.testing.assert_array_equal(photo.pixels, turned(IMAGE, orientation))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_jpeg_is_turned_once_as_exif_says(orientation, order):
+def test_jpeg_is_oriented_once_by_exif(orientation, order):
     photo = decode_photo(with_exif("jpeg", orientation, order))
     np.testing.assert_array_equal(photo.pixels, turned(simplejpeg.decode_jpeg(JPEG), orientation))
 
 
 @pytest.mark.parametrize("second", [exif(1), bytes(range(200))], ids=["another", "rest"])
-def test_the_first_exif_block_of_a_jpeg_counts(second):
+def test_the_first_exif_block_of_a_jpeg_applies(second):
     once = with_exif("jpeg", 6)
-    body = b"Exif\0\0" + second  # of an editor, or what did not fit into the first
+    body = b"Exif\0\0" + second  # written by an editor, or the overflow of the first block
     at = 4 + int.from_bytes(once[4:6], "big")
     twice = once[:at] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + once[at:]
     np.testing.assert_array_equal(decode_photo(twice).pixels, decode_photo(once).pixels)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 300])
-def test_an_orientation_that_means_nothing_is_ignored(orientation):
+def test_an_invalid_orientation_is_ignored(orientation):
     np.testing.assert_array_equal(decode_photo(with_exif("png", orientation)).pixels, IMAGE)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_tiff_is_turned_once(orientation):
+def test_tiff_is_oriented_once(orientation):
     content = bytearray(LOSSLESS["tiff"])
     (at,) = struct.unpack_from("<I", content, 4)
     (count,) = struct.unpack_from("<H", content, at)
@@ -252,7 +252,7 @@ CUTTABLE = {
 
 
 @pytest.mark.parametrize("kind", CUTTABLE)
-def test_a_file_cut_anywhere_is_refused(kind):
+def test_a_file_truncated_anywhere_is_refused(kind):
     content = CUTTABLE[kind]
     assert isinstance(decode_photo(content), Photo)
     codes = {refused(content[:length]) for length in range(32, len(content))}
@@ -260,17 +260,17 @@ def test_a_file_cut_anywhere_is_refused(kind):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
-def test_a_large_jpeg_is_refused_with_little_or_much_missing(share):
+def test_a_large_truncated_jpeg_is_refused(share):
     smooth = cv2.resize(IMAGE[:6, :8], (640, 480), interpolation=cv2.INTER_CUBIC)
     content = simplejpeg.encode_jpeg(smooth, quality=90)
     assert refused(content[: int(len(content) * share)]) == "CUT_OFF"
 
 
-def test_a_cut_jpeg_is_said_to_be_cut():
+def test_a_truncated_jpeg_is_reported_as_truncated():
     assert refused(JPEG[: len(JPEG) // 2]) == "CUT_OFF"
 
 
-def test_a_flipped_bit_in_any_byte_of_a_png_is_noticed():
+def test_a_flipped_bit_in_any_byte_of_a_png_is_detected():
     content = LOSSLESS["png"]
     for at in range(8, len(content)):
         damaged = bytearray(content)
@@ -278,7 +278,7 @@ def test_a_flipped_bit_in_any_byte_of_a_png_is_noticed():
         assert refused(bytes(damaged)) in ("CUT_OFF", "DAMAGED", "TOO_LARGE")
 
 
-def test_a_small_file_that_asks_for_gigabytes_is_refused_at_once():
+def test_a_small_file_that_demands_gigabytes_is_refused_immediately():
     header = struct.pack(">IIBBBBB", 65535, 65535, 8, 6, 0, 0, 0)
     bomb = (
         b"\x89PNG\r\n\x1a\n"
@@ -291,7 +291,7 @@ def test_a_small_file_that_asks_for_gigabytes_is_refused_at_once():
     assert time.monotonic() - before < 1
 
 
-def test_the_limit_of_megapixels_is_the_callers():
+def test_the_caller_sets_the_limit_of_megapixels():
     assert refused(LOSSLESS["png"], max_megapixels=0.0005) == "TOO_LARGE"
 
 
@@ -306,12 +306,12 @@ def test_the_limit_of_megapixels_is_the_callers():
         (bytes(4) + b"ftypheic" + bytes(60), "NOT_IMAGE"),
     ],
 )  # fmt: skip
-def test_what_is_no_photo_is_refused_by_its_kind(content, code):
+def test_other_files_are_refused_with_their_kind(content, code):
     assert refused(content) == code
 
 
 @pytest.mark.parametrize("kind", [*LOSSLESS, "jpeg"])
-def test_a_mutated_file_is_a_photo_or_a_refusal(kind):
+def test_a_mutated_file_is_decoded_or_refused(kind):
     whole = {**LOSSLESS, "jpeg": JPEG}[kind]
     rng = np.random.default_rng(len(whole))
     for _ in range(300):
@@ -324,12 +324,12 @@ def test_a_mutated_file_is_a_photo_or_a_refusal(kind):
             assert isinstance(decode_photo(bytes(content), max_megapixels=10), Photo)
 
 
-def test_files_are_known_by_content_not_by_name(tmp_path):
+def test_the_content_decides_the_format(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(LOSSLESS["png"])
     np.testing.assert_array_equal(read_photo(tmp_path / "photo.jpg").pixels, IMAGE)
 
 
-def test_names_of_any_bytes_are_read(tmp_path):
+def test_file_names_may_be_any_bytes(tmp_path):
     path = tmp_path / os.fsdecode(b"caf\xe9.png")
     path.write_bytes(LOSSLESS["png"])
     np.testing.assert_array_equal(read_photo(path).pixels, IMAGE)
@@ -353,7 +353,7 @@ def test_only_regular_files_are_opened(tmp_path, what):
     ("number", "code"),
     [(errno.ESTALE, READ_FAULT), (errno.EMFILE, READ_FAULT), (errno.EACCES, "NO_ACCESS")],
 )
-def test_a_fault_that_may_pass_is_told_from_a_lasting_one(tmp_path, monkeypatch, number, code):
+def test_transient_and_permanent_read_errors_differ(tmp_path, monkeypatch, number, code):
     def fails(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
@@ -374,7 +374,7 @@ def test_a_file_without_permission_is_refused(tmp_path):
     assert caught.value.code == "NO_ACCESS"
 
 
-def test_bad_photos_leave_the_terminal_alone(capfd):
+def test_bad_photos_print_nothing(capfd):
     for content in (
         LOSSLESS["png"][:300],
         LOSSLESS["tiff"][:-9],
@@ -385,8 +385,8 @@ def test_bad_photos_leave_the_terminal_alone(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_else_is_in_a_png_changes_nothing_and_says_nothing(capfd):
-    """A frame that is no part of the picture, brightness, a profile and a comment that libpng warns of."""
+def test_other_png_chunks_change_and_print_nothing(capfd):
+    """Extra animation frame, gamma, profile, and a comment that libpng warns about."""
     content, frame = LOSSLESS["png"], struct.pack(">IIIIIHHBB", 0, 20, 12, 3, 5, 1, 10, 0, 0)
     more = (
         chunk(b"acTL", struct.pack(">II", 2, 0)) + chunk(b"fcTL", frame)
@@ -411,5 +411,5 @@ def test_real_photos_are_read():
     ("name", "photo"),
     [("a.PNG", True), ("b.Jpeg", True), ("._a.png", False), ("a.txt", False), (".png", False), ("png", False)],
 )  # fmt: skip
-def test_names_tell_what_is_worth_opening(name, photo):
+def test_suffixes_select_photo_files(name, photo):
     assert looks_like_photo(name) is photo

@@ -18,7 +18,7 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 def imresize(image: np.ndarray, scale: int) -> np.ndarray:
-    """MATLAB's algorithm written out: a weight for each pair of output and input row."""
+    """Apply MATLAB's algorithm literally: one weight per pair of output and input row."""
     for axis in (0, 1):
         length = image.shape[axis]
         places = (np.arange(length // scale) + 0.5) * scale - 0.5
@@ -40,7 +40,7 @@ def imresize(image: np.ndarray, scale: int) -> np.ndarray:
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 @pytest.mark.parametrize("cells", [(1, 1), (3, 7), (20, 31)])
-def test_the_matlab_kernel_is_its_algorithm(scale, cells):
+def test_the_matlab_kernel_follows_its_algorithm(scale, cells):
     image = noise(cells[0] * scale, cells[1] * scale)
     np.testing.assert_array_equal(
         resize.downscale(image, scale=scale, kernel="matlab"), imresize(image, scale)
@@ -59,18 +59,18 @@ def test_the_matlab_kernel_equals_matlab_on_set5():
 
 @pytest.mark.parametrize("kernel", ["pillow", "matlab"])
 @pytest.mark.parametrize("value", [0, 1, 127, 255])
-def test_a_flat_picture_stays_flat(kernel, value):
+def test_a_flat_image_stays_flat(kernel, value):
     flat = np.full((24, 48, 3), value, np.uint8)
     assert (resize.downscale(flat, scale=4, kernel=kernel) == value).all()
 
 
-def test_the_kernels_are_near_each_other_and_not_the_same():
+def test_the_kernels_differ_slightly():
     image = noise(128, 96)
     apart = np.abs(
         resize.downscale(image, scale=4, kernel="matlab").astype(int)
         - resize.downscale(image, scale=4)
     )
-    assert 0 < apart[3:-3, 3:-3].mean() < 0.5  # the borders are treated differently
+    assert 0 < apart[3:-3, 3:-3].mean() < 0.5  # the kernels treat borders differently
 
 
 def test_upscaling_is_pillows_bicubic():
@@ -95,7 +95,7 @@ def test_views_are_resized_like_their_copies(view):
         )
 
 
-def test_the_matlab_kernel_needs_little_memory_beside_the_photo():
+def test_the_matlab_kernel_needs_little_extra_memory():
     image = np.zeros((1200, 2400, 3), np.uint8)
     tracemalloc.start()
     try:

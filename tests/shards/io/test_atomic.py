@@ -25,7 +25,7 @@ def failing(monkeypatch):
 
 @pytest.mark.parametrize("fault", ["enospc", "eio"])
 @pytest.mark.parametrize("operation", range(1, 6))
-def test_a_failed_write_leaves_what_was_there(tmp_path, failing, fault, operation):
+def test_a_failed_write_keeps_the_old_file(tmp_path, failing, fault, operation):
     path = tmp_path / "file"
     path.write_bytes(b"before")
     failing(fault, operation)
@@ -37,7 +37,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, failing, fault, operatio
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_the_whole_write_has_five_operations(tmp_path, failing):
+def test_a_write_has_five_operations(tmp_path, failing):
     failing("enospc", 6)
     atomic.write_file(tmp_path / "file", b"content")
     assert (tmp_path / "file").read_bytes() == b"content"
@@ -59,13 +59,13 @@ def test_a_kill_leaves_the_old_or_the_new_content(tmp_path, operation):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_full_disk_is_named_with_the_space_that_is_left(tmp_path, failing):
+def test_a_full_disk_is_reported_with_its_free_space(tmp_path, failing):
     failing("enospc", 2)
     with pytest.raises(WriteFailed, match=r"the disk is full \(\d+ MiB free\)"):
         atomic.write_file(tmp_path / "file", b"x")
 
 
-def test_an_error_inside_the_block_leaves_no_temporary(tmp_path):
+def test_an_error_inside_the_block_leaves_no_temporary_file(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic.open_replacement(tmp_path / "file"):
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == []
@@ -78,7 +78,7 @@ def test_a_missing_folder_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_locked_folder_is_refused_and_freed_by_death(tmp_path):
+def test_a_locked_folder_is_refused_until_the_holder_dies(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from shards.io import atomic\n"
         "with atomic.locked(Path(sys.argv[1]), holder='train-sr'):\n"
@@ -98,13 +98,13 @@ def test_a_locked_folder_is_refused_and_freed_by_death(tmp_path):
         pass
 
 
-def test_a_log_grows_by_whole_lines(tmp_path):
+def test_a_log_grows_by_complete_lines(tmp_path):
     atomic.append_line(tmp_path / "log", "one")
     atomic.append_line(tmp_path / "log", "two")
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
 
 
-def test_a_line_that_was_cut_off_by_a_full_disk_is_taken_back(tmp_path):
+def test_a_line_truncated_by_a_full_disk_is_removed(tmp_path):
     atomic.append_line(tmp_path / "log", "one")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
@@ -117,7 +117,7 @@ def test_a_line_that_was_cut_off_by_a_full_disk_is_taken_back(tmp_path):
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
 
 
-def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):
     def refuse(_descriptor, _how):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -129,14 +129,14 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
         pass
 
 
-def test_remove_takes_folders_and_missing_things(tmp_path):
+def test_remove_accepts_folders_and_missing_files(tmp_path):
     (tmp_path / "folder/sub").mkdir(parents=True)
     atomic.remove_file(tmp_path / "folder")
     atomic.remove_file(tmp_path / "folder")
     assert os.listdir(tmp_path) == []
 
 
-def test_remove_takes_a_link_and_not_what_it_points_to(tmp_path):
+def test_remove_deletes_a_link_and_not_its_target(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     atomic.remove_file(tmp_path / "link")
@@ -147,7 +147,7 @@ def test_remove_takes_a_link_and_not_what_it_points_to(tmp_path):
 @pytest.mark.parametrize(
     "act", [atomic.make_folder, atomic.remove_file, lambda p: atomic.append_line(p, "b")]
 )
-def test_a_failed_step_is_one_line_that_names_the_path(tmp_path, failing, fault, act):
+def test_a_failed_operation_is_one_line_that_names_the_path(tmp_path, failing, fault, act):
     path = tmp_path / "new"
     failing(fault, 1)
     with pytest.raises(WriteFailed) as caught:
@@ -157,7 +157,7 @@ def test_a_failed_step_is_one_line_that_names_the_path(tmp_path, failing, fault,
     assert os.listdir(tmp_path) == []
 
 
-def test_a_failed_append_leaves_the_log_as_it_was(tmp_path, failing):
+def test_a_failed_append_leaves_the_log_unchanged(tmp_path, failing):
     atomic.append_line(tmp_path / "log", "one")
     failing("eio", 1)
     with pytest.raises(WriteFailed, match="log: cannot be written"):
@@ -165,7 +165,7 @@ def test_a_failed_append_leaves_the_log_as_it_was(tmp_path, failing):
     assert (tmp_path / "log").read_bytes() == b"one\n"
 
 
-def test_a_full_disk_in_mid_stream_leaves_what_was_there(tmp_path):
+def test_a_full_disk_during_a_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
 
@@ -181,8 +181,8 @@ def test_a_full_disk_in_mid_stream_leaves_what_was_there(tmp_path):
 
 
 @pytest.mark.parametrize("most", [2**20, 100, 1])
-def test_pieces_follow_what_was_written_before_them(tmp_path, monkeypatch, most):
-    def writev(descriptor, pieces):  # a kernel may take less than it is given
+def test_parts_follow_earlier_buffered_bytes(tmp_path, monkeypatch, most):
+    def writev(descriptor, pieces):  # a kernel may write less than requested
         return os.write(descriptor, b"".join(pieces)[:most])
 
     monkeypatch.setattr(os, "writev", writev)
@@ -195,7 +195,7 @@ def test_pieces_follow_what_was_written_before_them(tmp_path, monkeypatch, most)
     assert (tmp_path / "file").read_bytes() == b"".join([b"before", *pieces, b"after"])
 
 
-def test_pieces_that_do_not_fit_on_the_disk_leave_what_was_there(tmp_path):
+def test_parts_that_exceed_the_disk_keep_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
     allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -210,24 +210,24 @@ def test_pieces_that_do_not_fit_on_the_disk_leave_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_the_name_is_taken_only_after_the_content_is_durable(tmp_path, monkeypatch):
+def test_the_rename_follows_the_fsync_of_the_content(tmp_path, monkeypatch):
     path = tmp_path / "file"
     seen = []
     monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.exists()))
     with atomic.open_replacement(path) as stream:
         stream.write(b"content")
         assert not path.exists()
-    assert seen == [False, True]  # the file while it has no name, then the folder that names it
+    assert seen == [False, True]  # first the unnamed file, then its folder
 
 
-def test_sweeping_takes_temporaries_and_nothing_else(tmp_path):
+def test_sweeping_removes_only_temporary_files(tmp_path):
     for name in (".train-000000.tar.77.tmp", ".manifest.json.8.tmp", ".lock", "a.tmp", "train.tar"):
         (tmp_path / name).write_bytes(b"x")
     atomic.sweep_temps(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".lock", "a.tmp", "train.tar"]
 
 
-def test_a_lock_is_freed_by_an_error_in_its_run(tmp_path):
+def test_an_error_in_the_run_releases_the_lock(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic.locked(tmp_path / "new", holder="a"):
         raise ZeroDivisionError
     with (
@@ -239,7 +239,7 @@ def test_a_lock_is_freed_by_an_error_in_its_run(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_every_folder_that_is_made_is_durable(tmp_path, monkeypatch):
+def test_every_new_folder_is_durable(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(atomic, "sync_folder", synced.append)
     atomic.make_folder(tmp_path / "a/b/c")

@@ -1,4 +1,4 @@
-"""C compiled where it is used, kept, and done without."""
+"""C kernels are compiled, cached, and optional."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def has_compiler() -> bool:
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C compiler")
 
 
-def test_a_machine_without_a_compiler_says_so(monkeypatch):
+def test_a_missing_compiler_is_reported(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(compile_c.KernelUnavailable, match=r"no C compiler found; install gcc"):
         load(SOURCE)
 
 
 @needs_compiler
-def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
+def test_a_compiler_error_is_quoted(monkeypatch, tmp_path):
     broken = tmp_path / "broken.c"
     broken.write_text("int main( {")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -41,7 +41,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
 
 
 @needs_compiler
-def test_a_compiler_may_be_named_with_its_options(monkeypatch, tmp_path):
+def test_cc_may_contain_options(monkeypatch, tmp_path):
     (tmp_path / "kernel.c").write_text("int value(void) { return VALUE; }")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "cc -DVALUE=7")
@@ -49,7 +49,7 @@ def test_a_compiler_may_be_named_with_its_options(monkeypatch, tmp_path):
 
 
 @needs_compiler
-def test_kernels_are_compiled_once_and_kept(monkeypatch, tmp_path):
+def test_kernels_are_compiled_once_and_cached(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     load(SOURCE)
     (kept,) = (tmp_path / "usrgan").iterdir()
@@ -64,9 +64,9 @@ def test_kernels_are_compiled_once_and_kept(monkeypatch, tmp_path):
     "damage",
     [lambda so: so[:100], lambda so: so[:5000], lambda so: so[:1000] + bytes(len(so) - 1000)],
 )
-def test_kept_kernels_that_are_damaged_are_compiled_anew(monkeypatch, tmp_path, damage):
+def test_damaged_cached_kernels_are_compiled_again(monkeypatch, tmp_path, damage):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with monkeypatch.context() as once:  # what is loaded must not be written over
+    with monkeypatch.context() as once:  # do not overwrite a loaded library
         once.setattr(ctypes, "CDLL", lambda path: Path(path).resolve(strict=True))
         kept = load(SOURCE)
     whole = kept.read_bytes()
@@ -92,7 +92,7 @@ def compiler(folder: Path, script: str) -> str:
     ],
     ids=["words of another alphabet", "makes nothing", "does not end", "reads its input"],
 )
-def test_whatever_a_compiler_does_is_told(monkeypatch, tmp_path, script, told):
+def test_every_compiler_failure_is_reported(monkeypatch, tmp_path, script, told):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", compiler(tmp_path, script))
     monkeypatch.setattr(compile_c, "_TIMEOUT_SECONDS", 0.3)
@@ -100,7 +100,7 @@ def test_whatever_a_compiler_does_is_told(monkeypatch, tmp_path, script, told):
         load(SOURCE)
 
 
-def test_a_source_that_is_not_installed_and_quotes_left_open_are_told(monkeypatch, tmp_path):
+def test_a_missing_source_and_an_open_quote_are_reported(monkeypatch, tmp_path):
     with pytest.raises(compile_c.KernelUnavailable, match="cannot be compiled and loaded"):
         load(tmp_path / "none.c")
     monkeypatch.setenv("CC", "gcc '")
@@ -109,7 +109,7 @@ def test_a_source_that_is_not_installed_and_quotes_left_open_are_told(monkeypatc
 
 
 @needs_compiler
-def test_a_compiler_of_another_language_is_no_compiler(monkeypatch, tmp_path):
+def test_a_compiler_of_another_language_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "gcc -fvisibility=hidden")
     monkeypatch.setattr(compile_c, "load", load)
@@ -122,7 +122,7 @@ def test_a_relative_cache_folder_is_ignored(monkeypatch):
 
 
 @needs_compiler
-def test_an_account_without_a_home_compiles_for_itself(monkeypatch):
+def test_an_account_without_a_home_compiles_without_a_cache(monkeypatch):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
@@ -132,15 +132,15 @@ def test_an_account_without_a_home_compiles_for_itself(monkeypatch):
 
 
 @needs_compiler
-def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+def test_an_unwritable_cache_is_skipped(monkeypatch, tmp_path):
     (tmp_path / "usrgan").write_text("a file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert load(SOURCE).unfilter
 
 
 @needs_compiler
-def test_a_cache_from_which_nothing_may_be_run_is_done_without(monkeypatch, tmp_path):
-    """As on a file system that is mounted `noexec`: in the first run, and with the library kept."""
+def test_a_cache_without_execute_permission_is_skipped(monkeypatch, tmp_path):
+    """Simulate a `noexec` file system, in the first run and with a cached library."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     real = ctypes.CDLL
 
@@ -157,7 +157,7 @@ def test_a_cache_from_which_nothing_may_be_run_is_done_without(monkeypatch, tmp_
 
 @needs_compiler
 def test_a_changed_header_or_flag_is_a_new_kernel(monkeypatch, tmp_path):
-    """What is kept goes by the content of all that is compiled, and how."""
+    """The cache key covers all sources and the compiler options."""
     folder = tmp_path / "sources"
     folder.mkdir()
     (folder / "kernel.c").write_text('#include "value.h"\nint value(void) { return VALUE + MORE; }')

@@ -1,4 +1,4 @@
-"""Format 1: what is written is what is read, any reader agrees, and damage is never silent."""
+"""Format 1: data sets are read back exactly, by any reader, and damage is never silent."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def one_line(error: Exception) -> str:
 # round trip
 
 
-def test_what_is_written_is_read(dataset):
+def test_written_samples_are_read_back(dataset):
     found = open_dataset(dataset)
     assert found.manifest.dataset_sha256 == load_manifest(dataset).dataset_sha256
     keys = []
@@ -80,7 +80,7 @@ def test_gnu_tar_lists_the_members_in_order(dataset):
         assert "1970-01-01 00:00:00" in line
 
 
-def test_the_idx_holds_the_offset_of_each_sample_and_the_end(dataset):
+def test_the_idx_contains_the_offset_of_each_sample_and_the_end(dataset):
     content = (dataset / "train-000000.tar").read_bytes()
     offsets = np.frombuffer((dataset / "train-000000.tar.idx").read_bytes(), "<u8")
     assert len(offsets) == 11
@@ -96,7 +96,7 @@ def test_the_json_of_a_sample_has_fixed_keys_and_fractions():
     )
 
 
-def test_digests_in_the_manifest_are_those_of_the_files(dataset):
+def test_digests_in_the_manifest_match_the_files(dataset):
     manifest = load_manifest(dataset)
     for split in manifest.splits.values():
         for shard in split.shards:
@@ -107,7 +107,7 @@ def test_digests_in_the_manifest_are_those_of_the_files(dataset):
             )
 
 
-def test_the_card_shows_readers_nothing_but_tars(dataset):
+def test_the_dataset_card_lists_only_tars(dataset):
     head = (dataset / "README.md").read_text().split("---")[1]
     assert "train-*.tar" in head
     assert "val-*.tar" in head
@@ -117,7 +117,7 @@ def test_the_card_shows_readers_nothing_but_tars(dataset):
 
 
 def places(content: bytes, idx: bytes) -> dict[str, list[range]]:
-    """Where the headers, data and padding of a shard lie, and its end."""
+    """Return the offsets of headers, data, padding and the end of a shard."""
     starts = [int(offset) for offset in np.frombuffer(idx, "<u8")]
     found: dict[str, list[range]] = {"header": [], "data": [], "padding": []}
     for start in starts[:-1]:
@@ -130,9 +130,7 @@ def places(content: bytes, idx: bytes) -> dict[str, list[range]]:
 
 @pytest.mark.parametrize("number", range(15))
 @pytest.mark.parametrize("kind", ["header", "data", "padding", "end"])
-def test_a_flipped_bit_anywhere_in_a_shard_is_found_and_never_a_wrong_pair(
-    dataset_copy, kind, number
-):
+def test_a_flipped_bit_anywhere_in_a_shard_is_detected(dataset_copy, kind, number):
     path = dataset_copy / "train-000001.tar"
     content = bytearray(path.read_bytes())
     rng = np.random.default_rng(number)
@@ -153,7 +151,7 @@ def test_a_flipped_bit_anywhere_in_a_shard_is_found_and_never_a_wrong_pair(
             np.testing.assert_array_equal(pair.lr, resize.downscale(make_patch(position), scale=4))
     split.close()
     assert all(f"train-000001.tar: sample {key:012d}: " in line for key, line in refused)
-    assert len(refused) == (kind in ("header", "data"))  # the rest holds nothing of a pair
+    assert len(refused) == (kind in ("header", "data"))  # other bytes belong to no pair
     assert problems(dataset_copy) == ["train-000001.tar"]
 
 
@@ -183,7 +181,7 @@ def test_verify_names_an_index_with_one_wrong_number(dataset_copy, field):
     split.close()
 
 
-def test_a_shard_cut_while_it_is_open_is_an_error(dataset_copy):
+def test_a_shard_truncated_while_open_is_an_error(dataset_copy):
     split = open_dataset(dataset_copy).split("train")
     os.truncate(dataset_copy / "train-000001.tar", 700)
     np.testing.assert_array_equal(split[9].hr, make_patch(9))
@@ -194,7 +192,7 @@ def test_a_shard_cut_while_it_is_open_is_an_error(dataset_copy):
     split.close()
 
 
-def test_a_damaged_index_is_the_same_index_or_an_error(dataset_copy):
+def test_a_damaged_index_is_equal_or_an_error(dataset_copy):
     path = dataset_copy / "index/train-000001.npz"
     content = path.read_bytes()
     whole = index.load_npz(path)
@@ -214,10 +212,10 @@ def test_a_damaged_index_is_the_same_index_or_an_error(dataset_copy):
         for field in index.ShardIndex.__dataclass_fields__:
             assert np.array_equal(getattr(found, field), getattr(whole, field)), field
     assert all(line.startswith(f"{path}: ") for line in refused)
-    assert len(refused) > len(damaged) / 2  # the others hit dates and the like
+    assert len(refused) > len(damaged) / 2  # the others hit unused bytes such as dates
 
 
-def test_a_manifest_with_a_flipped_bit_never_breaks_verify(dataset_copy):
+def test_a_manifest_with_a_flipped_bit_never_crashes_verify(dataset_copy):
     path = dataset_copy / "manifest.json"
     content = path.read_bytes()
     refused = []
@@ -230,7 +228,7 @@ def test_a_manifest_with_a_flipped_bit_never_breaks_verify(dataset_copy):
         except (DamagedData, UsageError) as error:
             refused.append(one_line(error))
     assert all(line.startswith(f"{path}: ") for line in refused)
-    assert len(refused) > len(content) / 2  # the others hit what is only told, like the options
+    assert len(refused) > len(content) / 2  # the others hit descriptive fields such as the options
 
 
 def test_two_swapped_samples_are_an_error(dataset_copy):
@@ -246,7 +244,9 @@ def test_two_swapped_samples_are_an_error(dataset_copy):
     parts[same[0]], parts[same[1]] = parts[same[1]], parts[same[0]]
     path.write_bytes(b"".join(parts) + content[offsets[-1] :])
     split = open_dataset(dataset_copy).split("train")
-    with pytest.raises(DamagedData, match=r"train-000000.tar: sample 0{11}\d: holds key"):
+    with pytest.raises(
+        DamagedData, match=r"train-000000.tar: sample 0{11}\d: key 0{11}\d is stored in its place"
+    ):
         split[same[0]]
 
 
@@ -254,7 +254,7 @@ def test_two_swapped_samples_are_an_error(dataset_copy):
     ("name", "words"),
     [("train-000001.tar", "instead of"), ("index/train-000001.npz", "damaged")],
 )
-def test_a_cut_file_is_named_when_the_data_set_is_opened(dataset_copy, name, words):
+def test_opening_names_a_truncated_file(dataset_copy, name, words):
     path = dataset_copy / name
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DamagedData, match=words) as caught:
@@ -282,14 +282,14 @@ def test_a_missing_file_is_named(dataset_copy, name):
         ),
     ],
 )
-def test_verify_names_the_shard_that_was_broken(dataset_copy, break_it):
+def test_verify_names_the_damaged_shard(dataset_copy, break_it):
     break_it(dataset_copy)
     found = problems(dataset_copy)
     assert found
     assert all("train-000001" in name for name in found)
 
 
-def test_deep_verify_sees_an_lr_of_a_wrong_size(tmp_path):
+def test_deep_verify_detects_an_lr_of_a_wrong_size(tmp_path):
     make_dataset(tmp_path / "odd", lr_side=32)
     assert problems(tmp_path / "odd") == []
     assert "train-000000.tar" in problems(tmp_path / "odd", deep=True)
@@ -303,7 +303,7 @@ def test_deep_verify_sees_an_lr_of_a_wrong_size(tmp_path):
         (lambda m: {k: v for k, v in m.items() if k != "splits"}, DamagedData, "is damaged"),
     ],
 )
-def test_a_manifest_that_cannot_be_is_refused(dataset_copy, change, error, words):
+def test_an_inconsistent_manifest_is_refused(dataset_copy, change, error, words):
     path = dataset_copy / "manifest.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(error, match=words) as caught:
@@ -331,7 +331,7 @@ def test_a_folder_without_manifest_is_explained(tmp_path, leave, words):
     assert one_line(caught.value).startswith(f"{tmp_path}: ")
 
 
-def test_a_newer_manifest_field_is_read_over(dataset_copy):
+def test_a_newer_manifest_field_is_ignored(dataset_copy):
     path = dataset_copy / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"from_the_future": 1}))
     assert load_manifest(dataset_copy).scale == 4
@@ -346,7 +346,7 @@ def inspect(*arguments: object, code: int = 0):
     return result
 
 
-def test_a_data_set_at_a_url_is_listed_and_verify_says_what_it_wants(dataset):
+def test_a_data_set_at_a_url_is_listed_but_not_verified(dataset):
     url = dataset.as_uri()
     assert f"{url}: ×4" in inspect("ls", url).stdout
     assert inspect("ls", url, "--json").stdout == inspect("ls", dataset, "--json").stdout
@@ -361,7 +361,7 @@ def test_ls_lists_shards_and_prints_the_manifest_as_json(dataset):
     assert json.loads(inspect("ls", dataset, "--json").stdout)["splits"]["train"]["samples"] == 20
 
 
-def test_the_name_of_a_folder_is_no_markup(dataset_copy, tmp_path):
+def test_a_folder_name_is_not_markup(dataset_copy, tmp_path):
     folder = dataset_copy.rename(tmp_path / "x[red] [")
     assert f"{folder}: ×4" in inspect("ls", folder).stdout
 
@@ -378,7 +378,7 @@ def test_verify_exits_0_or_1_and_names_the_shard(dataset_copy):
     assert "1 of 3 shards damaged" in broken.stderr.splitlines()[-1]
 
 
-def test_verify_does_not_advise_a_repair_for_tars_of_others(dataset_copy):
+def test_verify_does_not_advise_a_repair_for_foreign_tars(dataset_copy):
     (dataset_copy / "extra.tar").write_bytes(b"mine")
     last = inspect("verify", dataset_copy, code=1).stderr.splitlines()[-1]
     assert "3 shards complete, but other tars are in the folder; move them elsewhere" in last
@@ -388,7 +388,7 @@ def test_a_missing_folder_is_exit_code_2(tmp_path):
     assert "does not exist; make a data set" in inspect("ls", tmp_path / "nowhere", code=2).stderr
 
 
-def test_verify_deep_exits_1_for_what_only_decoding_shows(tmp_path):
+def test_verify_deep_exits_1_for_damage_that_only_decoding_detects(tmp_path):
     folder = make_dataset(tmp_path / "odd", lr_side=32)
     inspect("verify", folder)
     broken = inspect("verify", "--deep", "--json", folder, code=1)
@@ -400,7 +400,7 @@ def test_verify_deep_exits_1_for_what_only_decoding_shows(tmp_path):
     assert all("lr is 32x32 instead of 16x16" in p["problem"] for p in found["problems"])
 
 
-def test_a_tar_that_the_manifest_does_not_know_is_a_problem(dataset_copy):
+def test_a_tar_missing_from_the_manifest_is_a_problem(dataset_copy):
     (dataset_copy / "train-000002.tar").write_bytes(b"")
     assert problems(dataset_copy) == ["train-000002.tar"]
 
@@ -414,6 +414,6 @@ def test_a_damaged_manifest_is_exit_code_1_and_a_newer_one_2(dataset_copy):
     assert "is damaged" in inspect("verify", dataset_copy, code=1).stderr
 
 
-def test_a_split_that_is_not_there_is_named(dataset):
+def test_a_missing_split_is_named(dataset):
     with pytest.raises(UsageError, match="has no split 'test'; it has train, val"):
         open_dataset(dataset).split("test")

@@ -1,4 +1,4 @@
-"""Other people's readers take the shards as they are."""
+"""Plain webdataset reads the shards without changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.shards.support import make_dataset, make_patch
 
 STOCK_PILLOW = Path(sys.prefix) / "stock-pillow"
-"""`make test` puts a PIL that reads PNG there; pillow-simd is built without codecs (README)."""
+"""A PIL that reads PNG, installed by `make test`; pillow-simd is built without codecs (README)."""
 READ = """
 import pathlib, sys, numpy, webdataset
 for folder in map(pathlib.Path, sys.argv[1:]):
@@ -30,7 +30,7 @@ CODECS = ("png", "webp", "raw")
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory) -> dict[str, Path]:
-    """What one process of webdataset read of a data set of each codec."""
+    """Return what webdataset read from a data set of each codec, in one process."""
     if not STOCK_PILLOW.is_dir():
         pytest.skip("no PIL with PNG here; `make test` installs one")
     folders = {codec_name: tmp_path_factory.mktemp(codec_name) for codec_name in CODECS}
@@ -41,7 +41,7 @@ def read(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("codec_name", CODECS)
-def test_plain_webdataset_gives_the_same_pixels(read, codec_name):
+def test_plain_webdataset_reads_the_same_pixels(read, codec_name):
     assert len(list(read[codec_name].glob("*.npz"))) == 25
     for key in range(25):
         with np.load(read[codec_name] / f"{key}.npz") as pair:

@@ -1,4 +1,4 @@
-"""`shards.webdataset_pipeline` gives other loops the pairs of our own reader, or an error."""
+"""`shards.webdataset_pipeline` yields the pairs of our own reader, or raises an error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True, scope="module")
 def collected():
-    """Once, for it takes a second's part with torch loaded; the marks hold for the last test's end, too."""
+    """Collect once per module, because it is slow with torch loaded; the marks cover it."""
     yield
     gc.collect()
 
@@ -32,7 +32,7 @@ def first(batch: list) -> dict:
 
 
 @pytest.mark.parametrize("codec_name", ["png", "webp", "raw"])
-def test_it_yields_the_pairs_of_the_reader(codec_name, tmp_path):
+def test_the_pipeline_yields_the_pairs_of_the_reader(codec_name, tmp_path):
     folder = make_dataset(tmp_path / "shards", codec_name=codec_name)
     for name in ("train", "val"):
         split = open_dataset(folder).split(name)
@@ -46,7 +46,7 @@ def test_it_yields_the_pairs_of_the_reader(codec_name, tmp_path):
             assert (sample["lr"] == pair.lr).all()
 
 
-def test_loader_workers_and_epochs_see_every_sample_once(dataset):
+def test_loader_workers_read_every_sample_once_per_epoch(dataset):
     pipeline = webdataset_pipeline(dataset, shuffle=8, seed=3)
     loader = DataLoader(pipeline, batch_size=1, collate_fn=first, num_workers=2)
     orders = [[int(sample["__key__"]) for sample in loader] for _ in range(2)]
@@ -68,12 +68,12 @@ def test_a_flipped_bit_is_an_error(dataset_copy):
     content[3000] ^= 1
     shard.write_bytes(content)
     with pytest.raises(
-        DamagedData, match=r"train-000001\.tar: sample 000000000010: .* is not what"
+        DamagedData, match=r"train-000001\.tar: sample 000000000010: .* differs from the index"
     ):
         list(webdataset_pipeline(dataset_copy))
 
 
-def test_a_missing_or_cut_shard_is_an_error_before_the_first_sample(dataset_copy):
+def test_a_missing_or_truncated_shard_is_an_error_before_the_first_sample(dataset_copy):
     shard = dataset_copy / "train-000001.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
     with pytest.raises(DamagedData, match="bytes instead of"):
@@ -98,11 +98,11 @@ def test_a_flipped_bit_in_a_header_is_an_error(dataset_copy, shuffle, member, at
         list(webdataset_pipeline(dataset_copy, shuffle=shuffle))
 
 
-def test_the_rest_of_a_shard_is_never_lost_in_silence(dataset_copy):
+def test_the_rest_of_a_shard_is_never_lost_silently(dataset_copy):
     shard = dataset_copy / "train-000001.tar"
     first = load_npz(dataset_copy / "index/train-000001.npz").offset[4, 0]
     content = bytearray(shard.read_bytes())
     content[int(first) - 512 + 5] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(DamagedData, match="a header is damaged behind 4 of its 10 samples"):
+    with pytest.raises(DamagedData, match="a header is damaged after 4 of 10 samples"):
         list(webdataset_pipeline(dataset_copy))

@@ -1,4 +1,4 @@
-"""What every command does with wrong usage, odd names and errors of the machine."""
+"""Wrong usage, unusual names and operating system errors of every command."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_wrong_usage_of_a_subcommand_is_one_line(arguments):
         (trainer.cli.eval_main, ["--shards", "s3://bucket/shards"], "--shards"),
     ],
 )
-def test_a_url_where_none_is_taken_is_no_folder_of_that_name(command, arguments, option):
+def test_a_url_is_refused_where_a_local_path_is_expected(command, arguments, option):
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 2
     assert option in result.stderr
@@ -65,7 +65,7 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes")
-def test_a_terminal_without_the_signs_gets_them_escaped(tmp_path):
+def test_characters_unknown_to_the_terminal_are_escaped(tmp_path):
     folder = tmp_path / "Kätzchen-写真"
     code = "from pipeline.cli import main; main()"
     ended = subprocess.run(
@@ -76,7 +76,7 @@ def test_a_terminal_without_the_signs_gets_them_escaped(tmp_path):
     assert b"K\\xe4tzchen-\\u5199\\u771f: there is no such folder" in ended.stderr
 
 
-def test_an_error_of_the_machine_is_not_called_a_bug(monkeypatch, tmp_path):
+def test_an_operating_system_error_is_not_reported_as_a_bug(monkeypatch, tmp_path):
     def broken(*_: object) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "photos"))
 
