@@ -175,7 +175,7 @@ def test_two_runs_cannot_mix_their_shards(photos, store, tmp_path, where):
     before = below(URL)
     remote.remove_file(f"{URL}/{NAME}")  # as if the first had not come to its end
     refused = prep(*where, "--seed", 9, code=2)
-    assert "another run has put something else there" in refused.stderr
+    assert "another run wrote different bytes there" in refused.stderr
     after = below(URL)
     assert after.pop("promise.json")
     assert {name: before[name] for name in before if name != NAME} == after
@@ -236,7 +236,7 @@ def test_what_was_sent_before_a_claim_was_lost_is_looked_at_again(
         if ".tar" not in name and "index/" not in name:  # by hand, and the shards are forgotten
             remote.remove_file(f"{URL}/{name}")
     refused = prep(*raw, code=2)
-    assert "another run has put something else there" in refused.stderr
+    assert "another run wrote different bytes there" in refused.stderr
     assert NAME not in below(URL)
 
 
@@ -396,7 +396,7 @@ def test_an_empty_url_holds_no_photos(store, tmp_path):
 def test_a_url_of_one_file_is_no_folder(photos, store, tmp_path, url):
     store.pipe_file("/one/a.png", (photos / "a.png").read_bytes())
     refused = prep("--src", url, "--out", tmp_path / "out", code=2)
-    assert f"error: {url}: is a file; name the folder that it is in" in refused.stderr
+    assert f"error: {url}: is a file; name its folder" in refused.stderr
 
 
 @pytest.mark.parametrize(("protocol", "package"), [("s3", "'usrgan[s3]'"), ("gs", "gcsfs")])
