@@ -1,4 +1,4 @@
-"""`prep-shards`: photos to patch pairs in tar shards."""
+"""`prep-shards`: makes a data set of patch pairs from photos."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from pipeline import printing
 from shards.errors import UsageError
 from shards.terminal import console
 
-if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run where PIL is broken
+if TYPE_CHECKING:  # imported lazily, because --doctor must run where PIL is broken
     from pipeline.execution.engines import Engine
     from shards.io.remote import Location
 
 
 class Percentage(click.ParamType[float]):
-    """`5%` or `0.05`."""
+    """A fraction, written as `5%` or `0.05`."""
 
-    name = "share"
+    name = "fraction"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Turn a percentage or a fraction into a fraction."""
+        """Return the fraction that a text states."""
         text = str(value).strip()
         try:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+            fraction = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
         except ValueError:
-            self.fail(f"{text!r} is no share; write 5% or 0.05", param, ctx)
-        if not 0 <= share <= 1:
+            self.fail(f"{text!r} is not a fraction; write 5% or 0.05", param, ctx)
+        if not 0 <= fraction <= 1:
             self.fail(f"{text!r} is not between 0 and 100%", param, ctx)
-        return share
+        return fraction
 
 
 def count_cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -49,85 +49,87 @@ def count_cores() -> int:
 )
 @click.option(
     "--src", "sources", multiple=True, type=console.FolderOrUrl(), metavar="DIR|URL",
-    help="Folder of photos with its subfolders, or a URL (s3://bucket/photos); DIV2K, Flickr2K, DF2K and"
-    " LSDIR are recognised by their layout (repeatable).",
+    help="Folder of photos, searched recursively, or a URL (s3://bucket/photos). The layouts of DIV2K,"
+    " Flickr2K, DF2K and LSDIR are recognised (repeatable).",
 )  # fmt: skip
 @click.option(
     "--out", type=console.FolderOrUrl(), metavar="DIR|URL",
-    help="Folder or URL for the shards; a URL receives each shard once it is complete.",
+    help="Folder for the shards, or a URL, to which finished shards are uploaded.",
 )  # fmt: skip
 @click.option(
     "--work-dir", type=console.FilePath(), metavar="DIR",
-    help="Scratch folder of a data set that goes to a URL, twice its size; with --scheduler all machines"
-    " must see it.  [default: the system's]",
+    help="Local folder for a data set that goes to a URL; needs twice its size. With --scheduler all machines"
+    " must share it.  [default: the system's temporary folder]",
 )  # fmt: skip
 @click.option(
     "--hr-size", default=128, show_default=True, metavar="N", help="Side of an HR patch, pixels.",
 )  # fmt: skip
 @click.option(
     "--scale", default="4", show_default=True, type=click.Choice(["2", "3", "4", "8"]),
-    help="HR size over LR size.",
+    help="Size of HR relative to LR.",
 )  # fmt: skip
 @click.option(
     "--patches-per-image", type=click.IntRange(1), metavar="N", show_default="200",
-    help="Random patches per photo; a small photo gives fewer.",
+    help="Random patches per photo; fewer for small photos.",
 )  # fmt: skip
 @click.option(
-    "--grid", type=click.IntRange(1), metavar="STRIDE", help="Instead of random patches, one every STRIDE pixels.",
+    "--grid", type=click.IntRange(1), metavar="STRIDE",
+    help="Extract a patch every STRIDE pixels instead of random ones.",
 )  # fmt: skip
 @click.option(
     "--kernel", type=click.Choice(["pillow", "matlab"]), default="pillow", show_default=True,
-    help="Antialiased bicubic that makes LR: pillow is fast, matlab equals imresize bit for bit.",
+    help="Implementation of the antialiased bicubic that makes LR: pillow is fast, matlab equals"
+    " imresize bit for bit.",
 )  # fmt: skip
 @click.option(
     "--degrade", type=click.Choice(["bicubic", "realesrgan"]), default="bicubic", show_default=True,
-    help="Plain bicubic LR, or LR blurred, noisy and compressed as in Real-ESRGAN, with random parameters per patch.",
+    help="Degradation of LR: bicubic, or random blur, noise and JPEG per patch as in Real-ESRGAN.",
 )  # fmt: skip
 @click.option(
     "--lr-from", type=click.Choice(["image", "patch"]), default="image", show_default=True,
-    help="Downscale the whole photo before patches are cut, or each patch on its own.",
+    help="Downscale the whole photo before cropping, or each patch separately.",
 )  # fmt: skip
 @click.option(
     "--lr-dir", "lr_dirs", multiple=True, type=console.FilePath(), metavar="DIR",
-    help="Use these LR images (DIV2K, or DIV2K/DIV2K_train_LR_bicubic/X4) instead of making them; they are paired by"
-    " name and checked against the photos (repeatable).",
+    help="Use official LR images (DIV2K, or DIV2K/DIV2K_train_LR_bicubic/X4) instead of making them; matched by name"
+    " and compared with the photos (repeatable).",
 )  # fmt: skip
 @click.option(
     "--store-larger", default=0, show_default=True, metavar="N",
-    help="Store HR patches N pixels larger than --hr-size; training takes aligned random crops.",
+    help="Store HR patches N pixels larger than --hr-size, for random aligned crops in training.",
 )  # fmt: skip
 @click.option(
     "--codec", type=click.Choice(["png", "webp", "raw"]), default="png", show_default=True,
-    help="Lossless codec: every reader knows png, webp is a third smaller and seventy times slower to"
-    " write, raw (.npy) is twice as large and needs no decoding.",
+    help="Lossless encoding of patches: png is read by every program, webp is a third smaller and seventy times"
+    " slower to write, raw (.npy) is twice as large and needs no decoding.",
 )  # fmt: skip
 @click.option(
     "--keep-flat", type=Percentage(), default="5%", show_default=True,
-    help="Share of flat patches to keep; their luma deviates by less than 4 grey levels.",
+    help="Fraction of flat patches (luma deviation below 4 grey levels) to keep.",
 )  # fmt: skip
 @click.option(
     "--min-detail", default=0.0, show_default=True, metavar="N",
-    help="Skip patches whose luma deviates by less than N grey levels.",
+    help="Skip patches with a luma deviation below N grey levels.",
 )  # fmt: skip
 @click.option(
     "--max-blockiness", default=0.0, show_default=True, metavar="R",
-    help="Skip photos with visible JPEG blocks: luma steps at block edges exceed R times the others (1: clean,"
+    help="Reject photos with visible JPEG blocks: luma steps at block edges above R times the others (1: clean,"
     " 1.3: quality 75, 1.6: quality 50). 0 accepts all.",
 )  # fmt: skip
 @click.option(
     "--pre-scale", type=click.Choice(["1", "0.5", "0.25"]), default="1", show_default=True,
-    help="Downscale photos with visible JPEG blocks (above 1.3) by this factor first.",
+    help="Downscale photos with visible JPEG blocks (blockiness above 1.3) by this factor first.",
 )  # fmt: skip
 @click.option(
     "--icc", type=click.Choice(["convert", "ignore"]), default="convert", show_default=True,
-    help="Convert photos with a colour profile to sRGB, or use their values unchanged.",
+    help="Convert photos with a colour profile to sRGB, or ignore the profile.",
 )  # fmt: skip
 @click.option(
     "--alpha", type=click.Choice(["refuse", "drop"]), default="refuse", show_default=True,
     help="Refuse photos with transparent pixels, or drop their alpha channel.",
 )  # fmt: skip
 @click.option(
-    "--max-megapixels", default=200.0, show_default=True, metavar="N", help="Refuse larger photos.",
+    "--max-megapixels", default=200.0, show_default=True, metavar="N", help="Reject larger photos.",
 )  # fmt: skip
 @click.option(
     "--seed", default=0, show_default=True, metavar="N",
@@ -135,50 +137,51 @@ def count_cores() -> int:
 )  # fmt: skip
 @click.option(
     "--val-fraction", type=Percentage(), default="5%", show_default=True,
-    help="Share of photos held out for validation (at least one, unless 0), if the layout has no validation folder.",
+    help="Fraction of the photos for validation (at least one photo, unless 0), if the layout has no validation"
+    " folder.",
 )  # fmt: skip
 @click.option(
     "--val-list", metavar="FILE|GLOB",
-    help="Photos held out for validation: a file with one name per line, or a pattern such as 'kodim*'; added to"
-    " those of a published validation folder.",
+    help="Validation photos: a file with one name per line, or a pattern such as 'kodim*'. A published validation"
+    " folder is used as well.",
 )  # fmt: skip
 @click.option(
     "--similar", type=click.Choice(["drop", "keep"]), default="drop", show_default=True,
-    help="Near-duplicates (resized, recompressed, mirrored): keep the largest, or all.",
+    help="Near-duplicates (resized, recompressed, mirrored): use only the largest, or keep all in one split.",
 )  # fmt: skip
 @click.option(
     "--exclude-like", multiple=True, type=console.FilePath(), metavar="DIR",
-    help="Skip photos that resemble an image of this test set, also resized, recompressed or mirrored, but not turned"
-    " or cropped by more than a few percent (repeatable).",
+    help="Reject photos that resemble an image of this test set, including scaled, recompressed and mirrored copies;"
+    " rotated copies and crops of more than a few percent are not detected (repeatable).",
 )  # fmt: skip
 @click.option(
     "--samples-per-shard", default=4096, show_default=True, type=click.IntRange(1), metavar="N",
-    help="Patch pairs per tar, about 120 MB of 128x128 PNG; each worker holds one tar in memory.",
+    help="Patch pairs per tar; the default is about 120 MB of 128x128 PNG. Each process holds one tar in memory.",
 )  # fmt: skip
 @click.option(
     "--max-rejects", type=Percentage(), default="5%", show_default=True,
-    help="Fail if more than this share of the photos is refused.",
+    help="Fail if a larger fraction of the photos is rejected.",
 )  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(0, 4096), default=None, metavar="N", show_default="cores",
-    help="Worker processes; the shards are the same for any number. 0 works in this process.",
+    help="Number of processes; it does not change the shards. 0 works in the main process.",
 )  # fmt: skip
 @click.option(
     "--engine", type=click.Choice(["local", "dask", "ray"]), default="local", show_default=True,
-    help="Where tasks run: processes of this machine, or a cluster that sees the same folders.",
+    help="Run on processes of this machine, or on a cluster that shares the folders.",
 )  # fmt: skip
 @click.option(
     "--scheduler", default="", metavar="ADDR",
-    help="Address of the cluster: tcp://…, scheduler.json (Dask), ray://….  [default: a cluster on this machine]",
+    help="Address of the cluster: tcp://… or scheduler.json (Dask), ray://….  [default: a cluster on this machine]",
 )  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace an existing data set.")
+@click.option("--overwrite", is_flag=True, help="Replace the existing data set.")
 @click.option(
-    "--repair", is_flag=True, help="Check every byte of an existing data set and rebuild damaged shards.",
+    "--repair", is_flag=True, help="Read every byte of the existing data set and make damaged shards again.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Print a forecast; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print a forecast of size and time; write nothing.")
 @click.option(
     "--doctor", is_flag=True,
-    help="Check this installation: PIL's flavour and speed, clashing packages, the PNG kernel; print repair commands.",
+    help="Check this installation (PIL, OpenCV, the C kernel for PNG) and print commands that repair it.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def main(
@@ -188,9 +191,9 @@ def main(
     workers: int | None, engine: Engine, scheduler: str, *,
     overwrite: bool, repair: bool, dry_run: bool, doctor: bool, as_json: bool, **settings: object,
 ) -> None:  # fmt: skip
-    """Cut photos into LR/HR patch pairs and write them as tar shards.
+    """Extract LR/HR patch pairs from photos and write them as tar shards.
 
-    LR is antialiased bicubic of the whole photo. The same photos and options give the same bytes,
+    LR is the antialiased bicubic of the whole photo. The same photos and options give the same bytes,
     for any number of workers and after any number of interruptions. To resume a stopped or killed run, run the same
     command again.
     """
@@ -198,23 +201,25 @@ def main(
         printing.print_checks(as_json=as_json)
         return
     if not sources:
-        raise UsageError("--src: name the folder of photos, for example --src DIV2K")
+        raise UsageError("--src: is missing; name the folder of photos, for example --src DIV2K")
     if out is None:
-        raise UsageError("--out: name the folder of the shards, for example --out shards/")
+        raise UsageError(
+            "--out: is missing; name the folder for the shards, for example --out shards/"
+        )
     if val_list == "":
-        raise UsageError("--val-list: the path is empty (a variable that is not set?)")
+        raise UsageError("--val-list: the path is empty; check that its variable is set")
     if repair and overwrite:
-        raise UsageError("--repair: cannot be had together with --overwrite; choose one")
+        raise UsageError("--repair: cannot be combined with --overwrite; choose one")
     if patches_per_image and grid:
-        raise UsageError("--grid: cannot be had together with --patches-per-image; choose one")
+        raise UsageError("--grid: cannot be combined with --patches-per-image; choose one")
     url = out if isinstance(out, str) else ""
     if work_dir and not url:
-        raise UsageError("--work-dir: is for a --out that is a URL; a folder is its own")
+        raise UsageError("--work-dir: applies only if --out is a URL; leave it out")
     if scheduler and engine == "local":
-        raise UsageError("--scheduler: is the address of a cluster; add --engine dask or ray")
+        raise UsageError("--scheduler: needs a cluster engine; add --engine dask or ray")
     if scheduler and url and not work_dir:
         raise UsageError(
-            "--work-dir: name a folder that all machines of the cluster see; the default is this machine's own"
+            "--work-dir: is missing; name a folder that all machines of the cluster share"
         )
     from pipeline.execution import pool
 
@@ -231,7 +236,7 @@ def main(
         from shards.terminal.progress import progress
 
         if not dry_run:
-            missing_kernel_reason()  # is compiled at first: here, before every worker would
+            missing_kernel_reason()  # compiles the kernel here, before every worker would
 
     settings["patches_per_image"] = 0 if grid else patches_per_image or 200
     settings["grid"] = grid or 0
@@ -251,11 +256,13 @@ def main(
         repair=repair,
     )
     if dry_run:
-        job, found, val_names = dry_run_scan(job)
-        printing.print_forecast(job, found, val_names, as_json=as_json)
+        job, scan, val_names = dry_run_scan(job)
+        printing.print_forecast(job, scan, val_names, as_json=as_json)
         return
-    with console.stop_requests() as stopping:
-        report = prepare(job, RunTerminal(say=console.say, progress=progress, stopping=stopping))
+    with console.stop_requests() as stop_requested:
+        report = prepare(
+            job, RunTerminal(say=console.say, progress=progress, stop_requested=stop_requested)
+        )
     report = msgspec.structs.replace(report, out=console.printable(report.out))
     if as_json:
         console.print_json(report)
@@ -263,15 +270,18 @@ def main(
         printing.print_report(report)
 
 
-def _read_names(given: str) -> tuple[str, ...]:
-    path = Path(given)
-    if not path.exists() and any(sign in given for sign in "*?["):
-        return (given,)
+def _read_names(val_list: str) -> tuple[str, ...]:
+    """Return a pattern itself, or the names in a file."""
+    path = Path(val_list)
+    if not path.exists() and any(sign in val_list for sign in "*?["):
+        return (val_list,)
     try:
         lines = path.read_text("utf-8-sig", "surrogateescape").splitlines()
     except OSError as error:
-        raise UsageError(f"--val-list {path}: cannot be read ({error.strerror})") from None
+        raise UsageError(
+            f"--val-list {path}: cannot be read ({error.strerror}); check the path"
+        ) from None
     names = tuple(sorted({line.strip() for line in lines if line.strip()}))
     if not names:
-        raise UsageError(f"--val-list {path}: is empty; write the names of photos, one a line")
+        raise UsageError(f"--val-list {path}: is empty; write one photo name per line")
     return names

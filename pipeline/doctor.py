@@ -1,7 +1,7 @@
-"""`prep-shards --doctor`: whether this installation makes the shards that it promises, at full speed.
+"""`prep-shards --doctor`: whether this installation is complete and fast.
 
-pillow-simd and Pillow are two distributions of one package, `PIL`: whichever was installed last has
-overwritten the other, and removing one leaves holes in both.
+pillow-simd and Pillow are two distributions of the same package, `PIL`. Installing one overwrites files of the
+other, and uninstalling one removes files of both.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ SETTINGS = " ".join(
     for library in ("jpeg", "zlib", "tiff", "freetype", "xcb")
 )
 _AVX2_INSTRUCTIONS = (b"\xc4\xe2\x7d", b"\xc5\xfd")
-"""How 256-bit instructions begin in machine code (VEX.256.66, Intel SDM vol. 2A §2.3.5). Of these a build
-with AVX2 has 40 and 205 at -O2, 1 027 and 868 at -O3; one without has 0 and 10 by chance."""
+"""First bytes of 256-bit instructions (VEX.256.66, Intel SDM vol. 2A §2.3.5). A build with AVX2 has 40 and 205 of
+them at -O2, 1027 and 868 at -O3; a build without has 0 and 10 by chance."""
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One finding: what was looked at, how it is, and the command that mends it."""
+    """One check: its subject, state, result, and the command that repairs it."""
 
     what: str
     state: Literal["good", "slow", "broken"]
@@ -34,7 +34,7 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def check_installation() -> list[Check]:
-    """All checks, the most basic first."""
+    """Run all checks, the most basic first."""
     return [
         _check_pil(),
         _check_single_pil(),
@@ -46,9 +46,9 @@ def check_installation() -> list[Check]:
 
 
 def _run_check(code: str) -> tuple[str, str]:
-    """Return the output of a piece of code, and the reason if it fails.
+    """Run code in a new process, because a stale extension module can crash it.
 
-    It runs in its own process: a stale extension module can crash this one.
+    Returns its output and an empty string, or an empty string and the reason of the failure.
     """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if run.returncode:
@@ -67,15 +67,15 @@ def _check_pil() -> Check:
 
 
 def _check_single_pil() -> Check:
-    found = _installed_versions("pillow", "pillow-simd")
-    if len(found) > 1:
-        both = " and ".join(f"{name} {version}" for name, version in found.items())
+    versions = _installed_versions("pillow", "pillow-simd")
+    if len(versions) > 1:
+        both = " and ".join(f"{name} {version}" for name, version in versions.items())
         return Check("PIL's owner", "broken", f"{both} share one folder", _reinstall_commands())
-    return Check("PIL's owner", "good", ", ".join(found) or "none")
+    return Check("PIL's owner", "good", ", ".join(versions) or "none")
 
 
 def _check_pil_simd() -> Check:
-    """Whether the processor's AVX2 is used: bicubic ×1/4 is 1.6 times as fast with it as with SSE4."""
+    """Check that PIL uses AVX2; bicubic x1/4 is then 1.6 times as fast as with SSE4."""
     if not _has_avx2():
         return Check("AVX2", "good", "this processor has none")
     modules = [
@@ -86,7 +86,7 @@ def _check_pil_simd() -> Check:
     ]
     try:
         content = b"".join([Path(str(module.locate())).read_bytes() for module in modules][:1])
-    except OSError as error:  # what removing one of two distributions leaves of the other
+    except OSError as error:  # files are missing after one of two distributions was uninstalled
         return Check(
             "AVX2",
             "broken",
@@ -96,24 +96,26 @@ def _check_pil_simd() -> Check:
     if all(content.count(start) > 20 for start in _AVX2_INSTRUCTIONS):
         return Check("AVX2", "good", "PIL uses it")
     return Check(
-        "AVX2", "slow", "this processor has it and PIL does not use it", _reinstall_commands()
+        "AVX2", "slow", "this processor has AVX2, but PIL does not use it", _reinstall_commands()
     )
 
 
 def _check_opencv() -> Check:
-    found = _installed_versions("opencv-python", "opencv-python-headless", "opencv-contrib-python")
-    remove = f"pip uninstall -y {' '.join(found)} && " if found else ""
+    versions = _installed_versions(
+        "opencv-python", "opencv-python-headless", "opencv-contrib-python"
+    )
+    remove = f"pip uninstall -y {' '.join(versions)} && " if versions else ""
     mend = f"{remove}pip install opencv-python-headless"
-    if len(found) > 1:
-        return Check("OpenCV", "broken", f"{' and '.join(found)} share one folder", mend)
+    if len(versions) > 1:
+        return Check("OpenCV", "broken", f"{' and '.join(versions)} share one folder", mend)
     _, reason = _run_check("import cv2; cv2.resize")
     if reason:
         return Check("OpenCV", "broken", f"does not work: {reason}", mend)
-    return Check("OpenCV", "good", ", ".join(f"{n} {v}" for n, v in found.items()) or "none")
+    return Check("OpenCV", "good", ", ".join(f"{n} {v}" for n, v in versions.items()) or "none")
 
 
 def _check_png_kernel() -> Check:
-    """Decoding PNG photos takes half the time with a kernel in C, and training reads patches faster."""
+    """Check the C kernel of the PNG decoder; without it PNG photos take twice as long to decode."""
     try:
         from shards.format.unfilter import missing_kernel_reason
     except ImportError as error:
@@ -123,28 +125,30 @@ def _check_png_kernel() -> Check:
     reason = missing_kernel_reason()
     if reason:
         return Check("PNG", "slow", reason, "install gcc 9 or newer, or name a C compiler in $CC")
-    return Check("PNG", "good", "its kernel is compiled")
+    return Check("PNG", "good", "the C kernel is compiled")
 
 
 def _check_libraries() -> Check:
-    what = "what the bytes depend on"
+    subject = "libraries that decide the bytes"
     trials = {"numpy": "import numpy", "simplejpeg": "import simplejpeg",
               "isal": "from isal import isal_zlib"}  # fmt: skip
     reasons = {name: reason for name, code in trials.items() if (reason := _run_check(code)[1])}
     if reasons:
-        found = "; ".join(f"{name} does not work: {reason}" for name, reason in reasons.items())
-        return Check(what, "broken", found, f"pip install --force-reinstall {' '.join(reasons)}")
+        problem = "; ".join(f"{name} does not work: {reason}" for name, reason in reasons.items())
+        return Check(
+            subject, "broken", problem, f"pip install --force-reinstall {' '.join(reasons)}"
+        )
     versions = _installed_versions(*trials)
-    return Check(what, "good", ", ".join(f"{n} {v}" for n, v in versions.items()))
+    return Check(subject, "good", ", ".join(f"{n} {v}" for n, v in versions.items()))
 
 
 def _installed_versions(*names: str) -> dict[str, str]:
-    found = {}
+    versions = {}
     for distribution in importlib.metadata.distributions():
         name = str(distribution.metadata["Name"]).lower().replace("_", "-")
         if name in names:
-            found[name] = distribution.version
-    return dict(sorted(found.items()))
+            versions[name] = distribution.version
+    return dict(sorted(versions.items()))
 
 
 def _has_avx2() -> bool:

@@ -15,65 +15,67 @@ from pipeline.patches.extract import choose_positions, extract_patches, is_kept
 from pipeline.photos.accept import accept_photo
 from pipeline.photos.scan import FoundPhoto, Scan
 from shards.images.photos import RejectedPhoto
+from shards.messages import format_count, format_duration
 
 SAMPLE_PHOTOS = 16
-"""Photos, evenly spread over the sorted list."""
+"""Photos read, evenly spread over the sorted list."""
 SAMPLE_PATCHES = 24
-"""Patches of each of them that are encoded."""
-_EDGE_BYTES = (0, 4, 10, 20, 30, 40, 60, 128)
-"""Edges of the histogram of luma deviation, in grey levels."""
+"""Patches encoded per photo."""
+_DETAIL_EDGES = (0, 4, 10, 20, 30, 40, 60, 128)
+"""Bin edges of the histogram of luma deviation, grey levels."""
 _BYTES_PER_SAMPLE = 3 * 512 + 1.5 * 512 + 512
-"""Bytes of headers, padding and JSON of a sample in a tar, about."""
+"""Approximate bytes of headers, padding and JSON per sample in a tar."""
 
 
 class Forecast(msgspec.Struct, frozen=True):
-    """All counts are expected ones, but for the photos found."""
+    """Expected result of a run; only the number of photos found is exact."""
 
     layout: str
     photos: dict[str, int]
-    """found, train, val; before refusals and copies."""
+    """Keys: found, train, val; before rejections."""
     pairs: int
     gigabytes: float
     shards: int
     cpu_seconds: float
     looked_at: int
+    """Photos in the sample."""
     refused: dict[str, int]
-    """Refused photos of the sample, by reason."""
+    """Rejected photos of the sample, per code."""
     detail_edges: tuple[int, ...]
-    """Luma deviation, grey levels."""
+    """Bin edges of luma deviation, grey levels."""
     detail: tuple[float, ...]
-    """Share of the patches between two edges, before any is left out."""
+    """Fraction of the patches in each bin, before any is left out."""
     left_out: float
-    """Share of the patches that is too flat."""
+    """Fraction of the patches left out as too flat."""
 
 
-def make_forecast(found: Scan, val_names: set[str], options: Options) -> Forecast:
-    """Read and cut LOOK_AT photos and extrapolate; nothing is written."""
-    total = len(found.photos)
-    share = options.val_fraction
-    held = len(val_names) or (min(total - 1, max(1, round(share * total))) if share else 0)
-    looks, refused = _sample_photo(found.photos, options)
-    offered = [look.positions for look in looks]
-    deviation = np.array([value for look in looks for value in look.deviation])
-    used = np.array([flag for look in looks for flag in look.kept], bool)
-    sizes = [size for look in looks for size in look.bytes]
-    usable = total * len(looks) / max(1, len(looks) + sum(refused.values()))
+def make_forecast(scan: Scan, val_names: set[str], options: Options) -> Forecast:
+    """Read SAMPLE_PHOTOS photos, extract patches and extrapolate; write nothing."""
+    total = len(scan.photos)
+    fraction = options.val_fraction
+    val = len(val_names) or (min(total - 1, max(1, round(fraction * total))) if fraction else 0)
+    samples, rejected = _sample_photos(scan.photos, options)
+    positions = [sample.positions for sample in samples]
+    deviation = np.array([value for sample in samples for value in sample.deviation])
+    used = np.array([flag for sample in samples for flag in sample.used], bool)
+    sizes = [size for sample in samples for size in sample.bytes]
+    usable = total * len(samples) / max(1, len(samples) + sum(rejected.values()))
     left_out = 1 - float(used.mean()) if len(used) else 0.0
-    pairs = round(usable * float(np.mean(offered)) * (1 - left_out)) if looks else 0
-    bytes_each = float(np.mean(sizes)) + _BYTES_PER_SAMPLE if sizes else 0.0
-    counts = np.histogram(deviation, _EDGE_BYTES)[0]
+    pairs = round(usable * float(np.mean(positions)) * (1 - left_out)) if samples else 0
+    bytes_per_pair = float(np.mean(sizes)) + _BYTES_PER_SAMPLE if sizes else 0.0
+    counts = np.histogram(deviation, _DETAIL_EDGES)[0]
     return Forecast(
-        layout=found.layout,
-        photos={"found": total, "train": total - held, "val": held},
+        layout=scan.layout,
+        photos={"found": total, "train": total - val, "val": val},
         pairs=pairs,
-        gigabytes=round(pairs * bytes_each / 1e9, 6),
-        shards=-(-pairs // options.samples_per_shard) + bool(held) if pairs else 0,
-        cpu_seconds=round(usable * float(np.mean([look.seconds for look in looks])), 1)
-        if looks
+        gigabytes=round(pairs * bytes_per_pair / 1e9, 6),
+        shards=-(-pairs // options.samples_per_shard) + bool(val) if pairs else 0,
+        cpu_seconds=round(usable * float(np.mean([sample.seconds for sample in samples])), 1)
+        if samples
         else 0.0,
-        looked_at=len(looks) + sum(refused.values()),
-        refused=dict(sorted(refused.items())),
-        detail_edges=_EDGE_BYTES,
+        looked_at=len(samples) + sum(rejected.values()),
+        refused=dict(sorted(rejected.items())),
+        detail_edges=_DETAIL_EDGES,
         detail=tuple(np.round(counts / max(1, counts.sum()), 4).tolist()),
         left_out=round(left_out, 4),
     )
@@ -81,14 +83,18 @@ def make_forecast(found: Scan, val_names: set[str], options: Options) -> Forecas
 
 class _PhotoSample(msgspec.Struct):
     positions: int
+    """Patch positions of the photo."""
     deviation: list[float]
-    kept: list[bool]
+    """Luma deviation of each extracted patch, grey levels."""
+    used: list[bool]
+    """Whether each extracted patch would be used."""
     bytes: list[int]
+    """Size of each used pair."""
     seconds: float
-    """Estimated CPU time for the whole photo, in seconds."""
+    """Estimated CPU time for the whole photo, seconds."""
 
 
-def _sample_photo(
+def _sample_photos(
     photos: Sequence[FoundPhoto], options: Options
 ) -> tuple[list[_PhotoSample], Counter[str]]:
     chosen = np.unique(np.linspace(0, len(photos) - 1, SAMPLE_PHOTOS).round().astype(int))
@@ -98,64 +104,62 @@ def _sample_photo(
         few = msgspec.structs.replace(
             everything, patches_per_image=min(SAMPLE_PATCHES, options.patches_per_image)
         )
-    looks = []
-    refused: Counter[str] = Counter()
+    samples = []
+    rejected: Counter[str] = Counter()
     for number in chosen:
         start = time.process_time()
         try:
             photo = accept_photo(photos[number], options)
-        except RejectedPhoto as reason:
-            refused[reason.code] += 1
+        except RejectedPhoto as refused:
+            rejected[refused.code] += 1
             continue
-        cutter = extract_patches(photo, few)
-        cuts = [next(cutter)]
-        once = time.process_time()
-        cuts += itertools.islice(cutter, SAMPLE_PATCHES - 1)
-        each = (time.process_time() - once) / max(1, len(cuts) - 1)
+        extraction = extract_patches(photo, few)
+        pairs = [next(extraction)]
+        after_first = time.process_time()
+        pairs += itertools.islice(extraction, SAMPLE_PATCHES - 1)
+        seconds_per_pair = (time.process_time() - after_first) / max(1, len(pairs) - 1)
         count = len(
             choose_positions(photo.image.shape[1], photo.image.shape[0], photo.pixels, options)
         )
-        flags = [is_kept(cut.luma_std, cut.rank, options) for cut in cuts]
-        looks.append(
+        used = [is_kept(pair.luma_std, pair.rank, options) for pair in pairs]
+        samples.append(
             _PhotoSample(
                 positions=count,
-                deviation=[cut.luma_std for cut in cuts],
-                kept=flags,
-                bytes=[len(c.hr) + len(c.lr) for c, keep in zip(cuts, flags, strict=True) if keep],
-                seconds=once - start + each * count * float(np.mean(flags)),
+                deviation=[pair.luma_std for pair in pairs],
+                used=used,
+                bytes=[len(p.hr) + len(p.lr) for p, flag in zip(pairs, used, strict=True) if flag],
+                seconds=after_first - start + seconds_per_pair * count * float(np.mean(used)),
             )
         )
-    return looks, refused
+    return samples, rejected
 
 
-def format_forecast(made: Forecast, *, workers: int, out: str) -> list[str]:
-    """The forecast for a person."""
-    photos, each = made.photos, max(1, workers)
-    text = [
-        f"would train on {photos['train']:,} photos and validate on {photos['val']:,},"
-        " less those refused or alike",
-        f"about {made.pairs:,} pairs in {made.shards:,} shards, {_format_bytes(made.gigabytes)} in {out};"
-        f" about {_format_duration(made.cpu_seconds / each)} with {each} processes",
+def format_forecast(forecast: Forecast, *, workers: int, out: str) -> list[str]:
+    """Return the forecast as lines of text."""
+    photos, processes = forecast.photos, max(1, workers)
+    sample = format_count(forecast.looked_at, "photo")
+    lines = [
+        f"about {format_count(photos['train'], 'photo')} for training and"
+        f" {format_count(photos['val'], 'photo')} for validation, before rejections",
+        f"about {format_count(forecast.pairs, 'pair')} in {format_count(forecast.shards, 'shard')},"
+        f" {_format_bytes(forecast.gigabytes)} in {out};"
+        f" about {format_duration(forecast.cpu_seconds / processes)}"
+        f" with {processes} {'process' if processes == 1 else 'processes'}",
     ]
-    if made.refused:
-        reasons = ", ".join(f"{count} {code}" for code, count in made.refused.items())
-        text.append(f"of {made.looked_at} photos looked at, refused: {reasons}")
-    text.append(
-        f"luma deviation of patches, grey levels ({made.looked_at} photos looked at,"
-        f" {made.left_out:.0%} of the patches left out as too flat):"
+    if forecast.refused:
+        reasons = ", ".join(f"{count} {code}" for code, count in forecast.refused.items())
+        lines.append(f"rejected in a sample of {sample}: {reasons}")
+    lines.append(
+        f"luma deviation of patches, grey levels (sample of {sample};"
+        f" {forecast.left_out:.0%} of the patches left out as too flat):"
     )
-    for low, high, share in zip(
-        made.detail_edges, made.detail_edges[1:], made.detail, strict=False
+    for low, high, fraction in zip(
+        forecast.detail_edges, forecast.detail_edges[1:], forecast.detail, strict=False
     ):
-        text.append(f"  {low:>3} to {high:<3} {share:>5.0%} {'#' * round(40 * share)}".rstrip())
-    return text
+        bar = "#" * round(40 * fraction)
+        lines.append(f"  {low:>3} to {high:<3} {fraction:>5.0%} {bar}".rstrip())
+    return lines
 
 
 def _format_bytes(gigabytes: float) -> str:
     return f"{gigabytes:,.1f} GB" if gigabytes >= 1 else f"{1000 * gigabytes:,.1f} MB"
-
-
-def _format_duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

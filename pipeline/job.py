@@ -1,4 +1,4 @@
-"""One call of `prep-shards`: what is asked for, and how the run talks."""
+"""One call of `prep-shards`: the requested data set, and the terminal of the run."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from shards.io.remote import Location
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of `prep-shards`: what to make, and how the work is done."""
+    """One call of `prep-shards`: the requested data set and how to make it."""
 
     sources: tuple[Location, ...]
     out: Path
-    """Folder of the data set; where it is sent to a URL, the folder that it is made in."""
+    """Folder of the data set; for a URL, the local folder where it is made."""
     options: Options
     workers: int
-    """Processes; 0 works in this one."""
+    """Number of processes; 0 works in this process."""
     engine: Engine = "local"
     scheduler: str = ""
-    """Address of a Dask or Ray cluster; without one, `workers` processes of this machine are started."""
+    """Address of a Dask or Ray cluster; empty: start `workers` processes on this machine."""
     exclude_like: tuple[Path, ...] = ()
-    """Folders of test pictures that no photo may resemble."""
+    """Folders of test images that no photo may resemble."""
     lr_dirs: tuple[Path, ...] = ()
     """Folders of official LR images."""
     max_rejects: float = 0.05
-    """Share of the photos that may be refused."""
+    """Largest fraction of photos that may be rejected."""
     url: str = ""
-    """Where the data set is sent, if it is not to stay in `out`."""
+    """Target URL of the data set; empty: it stays in `out`."""
     overwrite: bool = False
     repair: bool = False
-    """Read every byte that is there, and make again what is damaged."""
+    """Read every existing byte and make damaged shards again."""
 
 
 class RunTerminal(msgspec.Struct, frozen=True):
@@ -42,5 +42,5 @@ class RunTerminal(msgspec.Struct, frozen=True):
 
     say: Callable[[str], None]
     progress: Callable[..., object]
-    """`progress(title, total=, unit=, done=)`: a context that gives an `advance(steps, note)`."""
-    stopping: Callable[[], bool]
+    """`progress(title, total=, unit=, done=)`: a context manager that yields `advance(steps, note)`."""
+    stop_requested: Callable[[], bool]

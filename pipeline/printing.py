@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING
 import click
 
 from shards.errors import UsrganError
+from shards.messages import format_count
 from shards.terminal import console
 
-if TYPE_CHECKING:  # the rest is imported when it is needed: --doctor has to run where PIL is broken
+if TYPE_CHECKING:  # imported lazily, because --doctor must run where PIL is broken
     from pipeline.job import Job
     from pipeline.photos.scan import Scan
     from pipeline.stages.report import Report
 
 
 def print_checks(*, as_json: bool) -> None:
-    """The checks of this installation.
+    """Print the checks of this installation.
 
     Raises:
-        UsrganError: something is broken.
+        UsrganError: a check found something broken.
     """
     from pipeline.doctor import check_installation
 
@@ -33,20 +34,20 @@ def print_checks(*, as_json: bool) -> None:
                 click.echo(f"        {check.mend}")
     broken = [check.what for check in checks if check.state == "broken"]
     if broken:
-        raise UsrganError(f"--doctor: {', '.join(broken)}: broken; the commands above mend it")
+        raise UsrganError(f"--doctor: broken: {', '.join(broken)}; run the commands above")
 
 
-def print_forecast(job: Job, found: Scan, val_names: set[str], *, as_json: bool) -> None:
+def print_forecast(job: Job, scan: Scan, val_names: set[str], *, as_json: bool) -> None:
     """Print the forecast of a run."""
     from pipeline.forecast import format_forecast, make_forecast
     from pipeline.photos.scan import describe_layout
 
-    made = make_forecast(found, val_names, job.options)
+    forecast = make_forecast(scan, val_names, job.options)
     if as_json:
-        console.print_json(made)
+        console.print_json(forecast)
         return
-    click.echo(describe_layout(found, val_names))
-    for line in format_forecast(made, workers=job.workers, out=job.url or str(job.out)):
+    click.echo(describe_layout(scan, val_names))
+    for line in format_forecast(forecast, workers=job.workers, out=job.url or str(job.out)):
         click.echo(line)
 
 
@@ -55,15 +56,22 @@ def print_report(report: Report) -> None:
     size = report.bytes / 2**20
     pairs = report.pairs
     if report.already_done:
-        click.echo(f"{report.out}: is already done ({report.dataset_sha256[:12]})")
+        click.echo(
+            f"{report.out}: is already finished (dataset_sha256 {report.dataset_sha256[:12]})"
+        )
         return
     click.echo(
-        f"{report.out}: {pairs['train']:,} training and {pairs['val']:,} validation pairs"
-        f" of {report.photos['train']:,} and {report.photos['val']:,} photos"
-        f" in {report.shards} shards, {size:,.1f} MiB ({report.dataset_sha256[:12]})"
+        f"{report.out}: {format_count(pairs['train'], 'training pair')} from"
+        f" {format_count(report.photos['train'], 'photo')},"
+        f" {format_count(pairs['val'], 'validation pair')} from"
+        f" {format_count(report.photos['val'], 'photo')}, in {format_count(report.shards, 'shard')},"
+        f" {size:,.1f} MiB (dataset_sha256 {report.dataset_sha256[:12]})"
     )
     if report.rejects:
         reasons = ", ".join(f"{count} {code}" for code, count in report.rejects.items())
-        click.echo(f"left out: {reasons} (see {report.out.rstrip('/')}/rejects.jsonl)")
+        click.echo(f"rejected: {reasons} (see {report.out.rstrip('/')}/rejects.jsonl)")
     if not pairs["val"]:
-        console.warn("no photo validates, so training cannot tell its best weights")
+        console.warn(
+            "no validation photos, so training cannot select its best weights;"
+            " use --val-fraction or --val-list"
+        )

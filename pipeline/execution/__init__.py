@@ -1,5 +1,5 @@
-"""Parallel work.
+"""Parallel execution of tasks.
 
 pool     local worker processes that may crash
-engines  local, Dask and Ray
+engines  local processes, Dask and Ray
 """

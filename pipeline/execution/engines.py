@@ -1,7 +1,7 @@
-"""Who runs the units: processes of this machine, a Dask cluster, or a Ray cluster.
+"""Engines that run tasks: processes of this machine, a Dask cluster, or a Ray cluster.
 
-All give the same: for each unit, in the order in which they end, `pool.Completed` or `pool.Crashed`. An
-engine carries names and numbers; the folders of photos and shards must be the same paths everywhere.
+All yield `pool.Completed` or `pool.Crashed` for each task, in the order of completion. An engine transfers
+only names and numbers, so photos and shards must have the same paths on every machine.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from shards.errors import Stopped, UsageError, UsrganError
 Engine = Literal["local", "dask", "ray"]
 Result = TypeVar("Result")
 RunTasks = Callable[[Callable[..., Any], Sequence[Arguments]], Iterator[Completed[Any] | Crashed]]
-"""`run(function, units)`: calls `function(*unit)` for every unit."""
+"""`run(function, tasks)`: calls `function(*task)` for every task."""
 _POLL_SECONDS = 0.2
 _WAIT_SECONDS = 60
-"""Time in seconds that a cluster may be without a worker, at the start or later."""
+"""Longest time that a Dask cluster may have no worker, seconds."""
 _WORKER_TIMEOUT_SECONDS = 900
-"""The same for Ray, where nodes come when units wait for them: its autoscaler gives each so long to start."""
+"""Longest time that a Ray cluster may have no CPU, seconds; its autoscaler needs this to start a node."""
 
 
 @contextlib.contextmanager
 def open_engine(
-    name: Engine, *, workers: int, scheduler: str, stopping: Callable[[], bool]
+    name: Engine, *, workers: int, scheduler: str, stop_requested: Callable[[], bool]
 ) -> Iterator[RunTasks]:
-    """Connect to a cluster, or start one of `workers` processes here where none is named.
+    """Connect to a cluster, or start one of `workers` processes on this machine; yield its `run`.
 
     Raises:
         UsageError: the engine is not installed, or no cluster answers.
     """
     if name == "local":
-        yield functools.partial(pool.run_tasks, workers=workers, stopping=stopping)
+        yield functools.partial(pool.run_tasks, workers=workers, stop_requested=stop_requested)
     elif name == "dask":
         with _dask_client(workers, scheduler) as client:
-            yield functools.partial(_run_on_dask, client, stopping)
+            yield functools.partial(_run_on_dask, client, stop_requested)
     else:
         with _open_ray(workers, scheduler) as ray:
-            yield functools.partial(_run_on_ray, ray, stopping)
+            yield functools.partial(_run_on_ray, ray, stop_requested)
 
 
 @contextlib.contextmanager
@@ -81,11 +81,11 @@ class _SchedulerFile(msgspec.Struct):
 
 
 def _scheduler_address(file: Path) -> str:
-    """Where the scheduler is that wrote this file; Dask itself would wait for one that is not there for ever."""
+    """Return the address in a scheduler file; Dask itself would wait forever for a missing file."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=_SchedulerFile).address
     except (OSError, msgspec.DecodeError) as error:
-        reason = getattr(error, "strerror", None) or "holds no address"
+        reason = getattr(error, "strerror", None) or "contains no address"
         raise UsageError(
             f"--scheduler {file}: {reason}; name the file of `dask scheduler --scheduler-file`"
         ) from None
@@ -93,65 +93,65 @@ def _scheduler_address(file: Path) -> str:
 
 def _run_on_dask(
     client: Any,  # noqa: ANN401  Dask ships no types
-    stopping: Callable[[], bool],
+    stop_requested: Callable[[], bool],
     function: Callable[..., Result],
-    units: Sequence[Arguments],
+    tasks: Sequence[Arguments],
 ) -> Iterator[Completed[Result] | Crashed]:
-    """A unit that killed several workers (`distributed.scheduler.allowed-failures`) has died.
+    """Run tasks on Dask; one that killed several workers (`distributed.scheduler.allowed-failures`) is crashed.
 
     Raises:
-        UsrganError: no worker is left, and none came for a while; or the scheduler is gone.
+        UsrganError: the cluster had no worker for too long, or the scheduler is gone.
     """
     import distributed
 
-    asking = functools.partial(_wait_for_dask, client.scheduler.address)
-    waiting = list(reversed(units))
-    under_way: dict[Any, Arguments] = {}
-    seen = time.monotonic()
+    guard = functools.partial(_wrap_dask_errors, client.scheduler.address)
+    waiting = list(reversed(tasks))
+    running: dict[Any, Arguments] = {}
+    last_worker = time.monotonic()
     try:
-        while waiting or under_way:
-            _check_stop(stopping)
-            with asking():
+        while waiting or running:
+            _check_stop(stop_requested)
+            with guard():
                 threads = sum(client.nthreads().values())
-            seen = time.monotonic() if threads else seen
-            if time.monotonic() - seen > _WAIT_SECONDS:
+            last_worker = time.monotonic() if threads else last_worker
+            if time.monotonic() - last_worker > _WAIT_SECONDS:
                 raise UsrganError(
-                    "--engine dask: the cluster has no workers any more (did their job reach its time limit?);"
+                    "--engine dask: the cluster has no workers left (did their job reach its time limit?);"
                     " start some and run the same command again to resume"
                 )
-            width = 2 * max(1, threads)
-            while waiting and len(under_way) < width:
-                unit = waiting.pop()
-                under_way[client.submit(function, *unit, pure=False)] = unit
-            with asking(), contextlib.suppress(TimeoutError):
+            limit = 2 * max(1, threads)
+            while waiting and len(running) < limit:
+                task = waiting.pop()
+                running[client.submit(function, *task, pure=False)] = task
+            with guard(), contextlib.suppress(TimeoutError):
                 distributed.wait(
-                    list(under_way), timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED"
+                    list(running), timeout=_POLL_SECONDS, return_when="FIRST_COMPLETED"
                 )
-            for future in [each for each in under_way if each.done()]:
-                unit = under_way.pop(future)
-                # then the exception is the unit's own, and is here
+            for future in [future for future in running if future.done()]:
+                task = running.pop(future)
+                # the exception of a failed task is its own, not the scheduler's
                 failed = future.status == "error"
                 try:
-                    with contextlib.nullcontext() if failed else asking():
+                    with contextlib.nullcontext() if failed else guard():
                         result = future.result()
                 except distributed.KilledWorker:
-                    yield Crashed(unit)
+                    yield Crashed(task)
                 else:
-                    yield Completed(unit, result)
+                    yield Completed(task, result)
     finally:
-        with contextlib.suppress(OSError):  # the scheduler is gone, and its units with it
-            client.cancel(list(under_way))
+        with contextlib.suppress(OSError):  # the scheduler and its tasks may be gone
+            client.cancel(list(running))
 
 
 @contextlib.contextmanager
-def _wait_for_dask(address: str) -> Iterator[None]:
-    """A scheduler that does not answer, or has forgotten its units, in one line."""
+def _wrap_dask_errors(address: str) -> Iterator[None]:
+    """Turn errors of a scheduler that does not answer, or has lost its tasks, into one line."""
     import distributed
 
     try:
         yield
     except (OSError, distributed.CancelledError) as error:
-        # it tries to come back until it is closed, and then logs a traceback of that
+        # the client would try to reconnect until it is closed, and log a traceback
         logging.getLogger("distributed.client").disabled = True
         raise UsrganError(
             f"--engine dask: the Dask scheduler at {address} is gone; run the same command again to resume"
@@ -164,11 +164,11 @@ def _open_ray(workers: int, scheduler: str) -> Iterator[Any]:
         import ray
     except ImportError:
         raise UsageError("--engine ray: Ray is not installed; pip install 'usrgan[ray]'") from None
-    here: dict[str, Any] = {} if scheduler else {"num_cpus": max(1, workers)}
+    resources: dict[str, Any] = {} if scheduler else {"num_cpus": max(1, workers)}
     try:
         ray.init(
             address=scheduler or "local", log_to_driver=False, configure_logging=False,
-            include_dashboard=None if scheduler else False, **here,
+            include_dashboard=None if scheduler else False, **resources,
         )  # fmt: skip
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(
@@ -181,15 +181,15 @@ def _open_ray(workers: int, scheduler: str) -> Iterator[Any]:
 
 
 def _run_on_ray(
-    ray: Any,  # noqa: ANN401  imported where it is used
-    stopping: Callable[[], bool],
+    ray: Any,  # noqa: ANN401  imported lazily
+    stop_requested: Callable[[], bool],
     function: Callable[..., Result],
-    units: Sequence[Arguments],
+    tasks: Sequence[Arguments],
 ) -> Iterator[Completed[Result] | Crashed]:
-    """A unit that killed several workers, or the nodes they were on, has died.
+    """Run tasks on Ray; one that killed several workers, or their nodes, is crashed.
 
     Raises:
-        UsrganError: no node can run a unit, and none came for a while.
+        UsrganError: the cluster had no CPU for too long.
     """
     killed = (
         ray.exceptions.WorkerCrashedError,
@@ -197,38 +197,40 @@ def _run_on_ray(
         ray.exceptions.OutOfMemoryError,
     )
     remote = ray.remote(max_retries=pool.TRIES_ALONE)(function)
-    waiting = list(reversed(units))
-    under_way: dict[Any, Arguments] = {}
-    seen = time.monotonic()
-    while waiting or under_way:
-        _check_stop(stopping)
-        places = _count_ray_slots(ray)
-        seen = time.monotonic() if places else seen
-        if time.monotonic() - seen > _WORKER_TIMEOUT_SECONDS:
+    waiting = list(reversed(tasks))
+    running: dict[Any, Arguments] = {}
+    last_node = time.monotonic()
+    while waiting or running:
+        _check_stop(stop_requested)
+        slots = _count_ray_slots(ray)
+        last_node = time.monotonic() if slots else last_node
+        if time.monotonic() - last_node > _WORKER_TIMEOUT_SECONDS:
             raise UsrganError(
-                "--engine ray: no node of the cluster has a CPU for units (did their job reach its time limit?);"
+                "--engine ray: no node of the cluster has a CPU left (did their job reach its time limit?);"
                 " add some and run the same command again to resume"
             )
-        width = 2 * max(1, places)  # also where no node is: an autoscaler looks at what waits
-        while waiting and len(under_way) < width:
-            unit = waiting.pop()
-            under_way[remote.remote(*unit)] = unit
-        ended, _ = ray.wait(list(under_way), timeout=_POLL_SECONDS)
+        limit = 2 * max(
+            1, slots
+        )  # at least 2 without a node, because autoscalers react to waiting tasks
+        while waiting and len(running) < limit:
+            task = waiting.pop()
+            running[remote.remote(*task)] = task
+        ended, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
         for reference in ended:
-            unit = under_way.pop(reference)
+            task = running.pop(reference)
             try:
-                yield Completed(unit, ray.get(reference))
+                yield Completed(task, ray.get(reference))
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             except killed:
-                yield Crashed(unit)
+                yield Crashed(task)
 
 
-def _count_ray_slots(ray: Any) -> int:  # noqa: ANN401  imported where it is used
-    """How many units the living nodes can run at once, each on a CPU of one node, be they free or not."""
+def _count_ray_slots(ray: Any) -> int:  # noqa: ANN401  imported lazily
+    """Return how many tasks the living nodes can run at once, one per CPU, free or not."""
     return sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
 
 
-def _check_stop(stopping: Callable[[], bool]) -> None:
-    if stopping():
+def _check_stop(stop_requested: Callable[[], bool]) -> None:
+    if stop_requested():
         raise Stopped("run the same command again to resume")

@@ -1,7 +1,7 @@
-"""Processes that may die without taking the run along.
+"""Local worker processes that may crash without ending the run.
 
-`multiprocessing.Pool` hangs when a worker is killed; `ProcessPoolExecutor` fails at once, and then
-the units that were under way run again, alone, so that the one which kills its process is known.
+`multiprocessing.Pool` hangs when a worker is killed. `ProcessPoolExecutor` fails at once; the tasks that were
+running then run again, each alone, which identifies the one that crashes its process.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from shards.errors import Stopped
 Arguments = tuple[object, ...]
 Result = TypeVar("Result")
 TRIES_ALONE = 2
-"""Number of times that a task may crash a process of its own before it is given up."""
+"""Attempts of a task in a process of its own before it counts as crashed."""
 _POLL_SECONDS = 0.2
 _ENVIRONMENT = {
-    # processes take the cores: where BLAS makes threads as well, they spin against each other
+    # the processes occupy all cores; extra BLAS threads would compete with them
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
-    # glibc keeps the memory of one photo for the next: a third of the system time is page faults
+    # glibc reuses the memory of one photo for the next; page faults took a third of the system time
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
@@ -41,44 +41,46 @@ _ENVIRONMENT = {
 
 
 class Completed(NamedTuple, Generic[Result]):
-    """A unit that returned."""
+    """A task that returned."""
 
-    unit: Arguments
+    task: Arguments
     result: Result
 
 
 class Crashed(NamedTuple):
-    """A unit that killed every process it ran in."""
+    """A task that crashed every process that ran it."""
 
-    unit: Arguments
+    task: Arguments
 
 
 def run_tasks(
     function: Callable[..., Result],
-    units: Sequence[Arguments],
+    tasks: Sequence[Arguments],
     *,
     workers: int,
-    stopping: Callable[[], bool],
+    stop_requested: Callable[[], bool],
 ) -> Iterator[Completed[Result] | Crashed]:
-    """Call `function(*unit)` for every unit, in the order in which they end.
+    """Call `function(*task)` for every task; yield the results in the order of completion.
 
-    Units are idempotent. With 0 workers they run in this process. An exception of the function
-    ends the run after the units under way; so does `stopping()`.
+    Tasks are idempotent. With 0 workers they run in this process. An exception of the function ends the run after
+    the running tasks; so does `stop_requested()`.
 
     Raises:
-        Stopped: `stopping()` said so; what had been yielded is done.
+        Stopped: `stop_requested()` returned True; all yielded tasks are complete.
     """
     if workers == 0:
-        for unit in units:
-            _check_stop(stopping)
-            yield Completed(unit, function(*unit))
+        for task in tasks:
+            _check_stop(stop_requested)
+            yield Completed(task, function(*task))
         return
     suspects: list[Arguments] = []
-    waiting = list(reversed(units))
+    waiting = list(reversed(tasks))
     while waiting:
-        yield from _run_until_crash(function, waiting, suspects, workers=workers, stopping=stopping)
+        yield from _run_until_crash(
+            function, waiting, suspects, workers=workers, stop_requested=stop_requested
+        )
         while suspects:
-            yield _run_alone(function, suspects.pop(), stopping=stopping)
+            yield _run_alone(function, suspects.pop(), stop_requested=stop_requested)
 
 
 def _run_until_crash(
@@ -87,57 +89,57 @@ def _run_until_crash(
     suspects: list[Arguments],
     *,
     workers: int,
-    stopping: Callable[[], bool],
+    stop_requested: Callable[[], bool],
 ) -> Iterator[Completed[Result]]:
-    """Work off `waiting` until it is empty or a process died; then `suspects` were under way."""
-    under_way: dict[Future[Result], Arguments] = {}
+    """Run `waiting` until it is empty or a process crashes; `suspects` then gets the tasks that were running."""
+    running: dict[Future[Result], Arguments] = {}
     with _open_executor(workers) as pool:
         try:
-            while waiting or under_way:
-                _check_stop(stopping)
-                while waiting and len(under_way) < 2 * workers:
-                    under_way[pool.submit(function, *waiting[-1])] = waiting[-1]
+            while waiting or running:
+                _check_stop(stop_requested)
+                while waiting and len(running) < 2 * workers:
+                    running[pool.submit(function, *waiting[-1])] = waiting[-1]
                     waiting.pop()
-                ended, _ = wait(under_way, _POLL_SECONDS, return_when=FIRST_COMPLETED)
+                ended, _ = wait(running, _POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in ended:
-                    unit = under_way[future]
+                    task = running[future]
                     result = future.result()
-                    del under_way[future]
-                    yield Completed(unit, result)
+                    del running[future]
+                    yield Completed(task, result)
         except BrokenProcessPool:
-            for future, unit in under_way.items():
+            for future, task in running.items():
                 if future.done() and not future.cancelled() and future.exception() is None:
-                    yield Completed(unit, future.result())
+                    yield Completed(task, future.result())
                 else:
-                    suspects.append(unit)
+                    suspects.append(task)
         except BaseException:
-            for future in under_way:
+            for future in running:
                 future.cancel()
-            wait(under_way)
+            wait(running)
             raise
 
 
 def _run_alone(
-    function: Callable[..., Result], unit: Arguments, *, stopping: Callable[[], bool]
+    function: Callable[..., Result], task: Arguments, *, stop_requested: Callable[[], bool]
 ) -> Completed[Result] | Crashed:
     for _ in range(TRIES_ALONE):
-        _check_stop(stopping)
+        _check_stop(stop_requested)
         with _open_executor(1) as pool:
             try:
-                return Completed(unit, pool.submit(function, *unit).result())
+                return Completed(task, pool.submit(function, *task).result())
             except BrokenProcessPool:
                 continue
-    return Crashed(unit)
+    return Crashed(task)
 
 
 def start_fork_server() -> None:
-    """Start the process that workers are forked from; it loads its modules in the background."""
+    """Start the process from which workers fork; it imports their modules in the background."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["pipeline.stages.tasks", "numpy.random"]
     )
     with limit_to_one_core():
-        # Ctrl-C is the parent's alone; until it is ignored there, it must not reach the imports. The
-        # tracker, which the server starts if need be, would let it through again.
+        # Only the parent handles Ctrl-C. Block it until the server ignores it, or it would interrupt the
+        # imports there; start the resource tracker first, because the server would start it unblocked.
         multiprocessing.resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -148,7 +150,7 @@ def start_fork_server() -> None:
 
 @contextlib.contextmanager
 def limit_to_one_core() -> Iterator[None]:
-    """Start no BLAS threads in processes and imports inside; restore the environment afterwards."""
+    """Start no BLAS threads in processes and imports inside this context; restore the environment."""
     before = dict(os.environ)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -163,8 +165,8 @@ def limit_to_one_core() -> Iterator[None]:
 def _open_executor(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Open a pool whose idle workers are killed at the end instead of being asked to exit.
 
-    A waiting worker holds the lock of the queue. If something else kills it then, the others wait for that lock,
-    and the pool for them, forever.
+    A waiting worker holds the lock of the queue. If something else kills it, the other workers wait for the lock
+    forever, and the pool waits for them.
     """
     start_fork_server()
     context = multiprocessing.get_context("forkserver")
@@ -181,11 +183,11 @@ def _open_executor(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 @contextlib.contextmanager
 def _hide_calling_script() -> Iterator[None]:
-    """Processes that start inside do not run the script that called us.
+    """Start processes inside this context without importing the calling script.
 
-    They would, to find its functions; units are none of them. It costs the import of a whole command
-    line, and a script without a `__main__` guard would start a run in each of its workers.
-    `multiprocessing.spawn` skips a main module that says it is called `__main__`.
+    They would import it to find its functions, but no task uses these. The import of a whole command line is slow,
+    and a script without a `__main__` guard would start a run in each worker. `multiprocessing.spawn` skips a
+    main module whose spec has the name `__main__`.
     """
     script = sys.modules["__main__"]
     before = script.__spec__
@@ -197,20 +199,20 @@ def _hide_calling_script() -> Iterator[None]:
 
 
 def _initialise_worker() -> None:
-    """A worker leaves Ctrl-C to the parent, and dies with it."""
-    gc.freeze()  # what the server imported is never garbage
+    """Ignore Ctrl-C, which the parent handles, and exit when the parent does."""
+    gc.freeze()  # modules imported by the server are never garbage
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """Exit with the parent: idle workers would otherwise wait forever on a pipe that they hold open themselves."""
+    """Exit with the parent; an idle worker would wait forever, because it also holds its pipe's other end."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
 
-def _check_stop(stopping: Callable[[], bool]) -> None:
-    if stopping():
+def _check_stop(stop_requested: Callable[[], bool]) -> None:
+    if stop_requested():
         raise Stopped("run the same command again to resume")

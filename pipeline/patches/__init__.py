@@ -2,5 +2,5 @@
 
 extract  positions, detail, HR and LR patches
 degrade  Real-ESRGAN's second-order degradation
-spill    encoded patches of a photo on disk until they are packed
+spill    scratch files with encoded patches
 """

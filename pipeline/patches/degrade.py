@@ -1,8 +1,8 @@
-"""LR as bad cameras, phones and web sites make it: Real-ESRGAN's second-order degradation, offline.
+"""Degradation of LR as in Real-ESRGAN: second-order, computed offline.
 
 Wang et al. 2021, *Real-ESRGAN* (arXiv:2107.10833, sections 3.2 to 3.4; the numbers are those of its
 x4plus training): blur, resize, noise and JPEG twice over, the last JPEG before or after a sinc filter
-that rings. All that is drawn follows from a key, so the same patch is always degraded in the same way.
+that causes ringing. The key decides all random draws, so a patch is always degraded in the same way.
 
 Pixels are computed in float64: processors then differ by less than any 8-bit rounding shows.
 """
@@ -22,15 +22,15 @@ from shards.format.png import RGB8
 Image = npt.NDArray[np.float64]  # [h w 3] in [0, 1]
 Kernel = npt.NDArray[np.float64]
 MARGIN = 16
-"""LR pixels around a patch that are degraded with it and cut off: blurs and JPEG blocks cross its edge."""
+"""LR pixels around a patch that are degraded with it and cropped; blurs and JPEG blocks cross its edge."""
 _SHAPES = ("gaussian", "generalized", "plateau")
 _SHAPE_ODDS = {"gaussian": (0.45, 0.25), "generalized": (0.12, 0.03), "plateau": (0.12, 0.03)}
-"""Probabilities of an isotropic and of an anisotropic kernel."""
+"""Probabilities of an isotropic and of an anisotropic kernel, per shape."""
 _RESIZES = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 class Blur(NamedTuple):
-    """A low-pass kernel; `sigma` holds two widths in pixels, or one cut-off in radians for sinc."""
+    """A low-pass kernel; `sigma` is two widths in pixels, or the cut-off of a sinc filter in radians."""
 
     shape: str
     size: int
@@ -40,7 +40,7 @@ class Blur(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Gaussian noise of so many grey levels, or Poisson noise times a factor; `grey`: one for all channels."""
+    """Gaussian noise of `strength` grey levels, or Poisson noise times `strength`; `grey`: equal in all channels."""
 
     kind: Literal["gaussian", "poisson"]
     strength: float
@@ -48,34 +48,34 @@ class Noise(NamedTuple):
 
 
 class Order(NamedTuple):
-    """One of the two rounds."""
+    """One of the two degradation orders."""
 
     blur: Blur | None
     resize: float
-    """Factor: of the size before it, in the second round of the LR size."""
+    """Factor relative to the previous size; in the second order relative to the LR size."""
     mode: str
     noise: Noise
     jpeg: int
 
 
 class Recipe(NamedTuple):
-    """All that was drawn for a patch, but for the noise itself."""
+    """All random draws for a patch except the noise."""
 
     first: Order
     second: Order
     sinc: Blur | None
-    """The last filter."""
+    """Final filter that causes ringing; None: none."""
     jpeg_last: bool
-    """The second JPEG comes after resizing and sinc filter, not before."""
+    """Whether the second JPEG follows resize and sinc filter, instead of preceding them."""
     last_mode: str
 
 
 class _ParameterRanges(NamedTuple):
     blur: float
-    """Odds of any."""
+    """Probability of a blur."""
     sigma: tuple[float, float]
     resize_odds: tuple[float, float, float]
-    """Up, down, keep."""
+    """Probabilities of enlarging, shrinking and keeping the size."""
     resize: tuple[float, float]
     gaussian: tuple[float, float]
     poisson: tuple[float, float]
@@ -87,7 +87,7 @@ _JPEG_QUALITY = (30, 95)
 
 
 def degrade(region: RGB8, *, scale: int, key: str) -> RGB8:
-    """LR [h/scale w/scale 3] of a region [h w 3] whose sides are multiples of the scale."""
+    """Return the degraded LR [h/scale w/scale 3] of a region [h w 3] with sides in multiples of the scale."""
     height, width = region.shape[0] // scale, region.shape[1] // scale
     recipe, stream = _draw_recipe(key), np.random.Generator(_random_stream(f"noise {key}"))
     image = region.astype(np.float64) / 255
@@ -105,7 +105,7 @@ def degrade(region: RGB8, *, scale: int, key: str) -> RGB8:
 
 
 def describe_recipe(key: str) -> str:
-    """Return the degradation of the patch of this key in a few words, for the sample's JSON."""
+    """Return the degradation of a patch in words and numbers, for the JSON of its sample."""
     recipe = _draw_recipe(key)
     first = [*_describe_order(recipe.first), f"jpeg {recipe.first.jpeg}"]
     second, last = _describe_order(recipe.second), [f"jpeg {recipe.second.jpeg}"]
@@ -137,22 +137,22 @@ def _random_stream(name: str) -> np.random.Philox:
     return np.random.Philox(key=np.frombuffer(digest, np.uint64))
 
 
-# drawing
+# random draws
 
 
 @lru_cache(maxsize=16)
 def _draw_recipe(key: str) -> Recipe:
     stream = np.random.Generator(_random_stream(f"recipe {key}"))
     first, second = _draw_order(stream, _FIRST_ORDER), _draw_order(stream, _SECOND_ORDER)
-    sinc = _draw_sinc(stream, _draw_scale(stream)) if stream.random() < 0.8 else None
+    sinc = _draw_sinc(stream, _draw_kernel_size(stream)) if stream.random() < 0.8 else None
     return Recipe(first, second, sinc, stream.random() < 0.5, _draw_resize(stream))
 
 
 def _draw_order(stream: np.random.Generator, ranges: _ParameterRanges) -> Order:
     blur = _draw_blur(stream, ranges.sigma) if stream.random() < ranges.blur else None
     low, high = ranges.resize
-    way = stream.choice(3, p=ranges.resize_odds)
-    resize = (stream.uniform(1, high), stream.uniform(low, 1), 1.0)[way]
+    direction = stream.choice(3, p=ranges.resize_odds)
+    resize = (stream.uniform(1, high), stream.uniform(low, 1), 1.0)[direction]
     mode = _draw_resize(stream)
     if stream.random() < 0.5:
         noise = Noise("gaussian", stream.uniform(*ranges.gaussian), stream.random() < 0.4)
@@ -164,15 +164,15 @@ def _draw_order(stream: np.random.Generator, ranges: _ParameterRanges) -> Order:
 
 
 def _draw_blur(stream: np.random.Generator, sigma: tuple[float, float]) -> Blur:
-    size = _draw_scale(stream)
+    size = _draw_kernel_size(stream)
     if stream.random() < 0.1:
         return _draw_sinc(stream, size)
     odds = [odd for shape in _SHAPES for odd in _SHAPE_ODDS[shape]]
-    which = int(stream.choice(len(odds), p=odds))
-    shape, two = _SHAPES[which // 2], which % 2 == 1
-    wide = stream.uniform(*sigma)
-    widths = (wide, stream.uniform(*sigma) if two else wide)
-    angle = stream.uniform(-np.pi, np.pi) if two else 0.0
+    index = int(stream.choice(len(odds), p=odds))
+    shape, anisotropic = _SHAPES[index // 2], index % 2 == 1
+    width = stream.uniform(*sigma)
+    widths = (width, stream.uniform(*sigma) if anisotropic else width)
+    angle = stream.uniform(-np.pi, np.pi) if anisotropic else 0.0
     flatter = stream.random() < 0.5
     power = 1.0
     if shape == "generalized":
@@ -186,7 +186,7 @@ def _draw_sinc(stream: np.random.Generator, size: int) -> Blur:
     return Blur("sinc", size, (stream.uniform(np.pi / 3 if size < 13 else np.pi / 5, np.pi),))
 
 
-def _draw_scale(stream: np.random.Generator) -> int:
+def _draw_kernel_size(stream: np.random.Generator) -> int:
     return 2 * int(stream.integers(3, 11)) + 1
 
 
@@ -194,7 +194,7 @@ def _draw_resize(stream: np.random.Generator) -> str:
     return list(_RESIZES)[stream.integers(3)]
 
 
-# doing
+# image operations
 
 
 def _apply_order(
@@ -213,11 +213,11 @@ def _apply_filter(image: Image, blur: Blur) -> Image:
 
 
 def blur_kernel(blur: Blur) -> Kernel:
-    """The filter [size size] of a blur; it sums to 1."""
+    """Return the filter [size size] of a blur; it sums to 1."""
     reach = np.arange(blur.size) - blur.size // 2
     x, y = np.meshgrid(reach.astype(np.float64), reach.astype(np.float64))
     if blur.shape == "sinc":
-        found = _sinc_kernel(np.hypot(x, y), blur.sigma[0])
+        kernel = _sinc_kernel(np.hypot(x, y), blur.sigma[0])
     else:
         cosine, sine = np.cos(blur.angle), np.sin(blur.angle)
         along, across = (
@@ -225,12 +225,12 @@ def blur_kernel(blur: Blur) -> Kernel:
             (cosine * y - sine * x) / blur.sigma[1],
         )
         distance = (along**2 + across**2) ** blur.power
-        found = 1 / (1 + distance) if blur.shape == "plateau" else np.exp(-distance / 2)
-    return np.asarray(found / found.sum())
+        kernel = 1 / (1 + distance) if blur.shape == "plateau" else np.exp(-distance / 2)
+    return np.asarray(kernel / kernel.sum())
 
 
 def _sinc_kernel(radius: npt.NDArray[np.float64], cutoff: float) -> npt.NDArray[np.float64]:
-    """The ideal circular low-pass: cutoff J1(cutoff r) / (2 pi r); J1 by Bessel's integral."""
+    """Return the ideal circular low-pass, cutoff J1(cutoff r) / (2 pi r), with J1 by Bessel's integral."""
     far = np.maximum(radius, 1e-12)
     turn = (np.arange(128) + 0.5) * np.pi / 128
     bessel = np.cos(turn - (cutoff * far)[..., None] * np.sin(turn)).mean(axis=-1)
@@ -251,7 +251,7 @@ def _add_noise(image: Image, noise: Noise, stream: np.random.Generator) -> Image
     clean = np.clip(image, 0, 1)
     if noise.grey:
         clean = (clean @ np.array([0.299, 0.587, 0.114]))[..., None]
-    # photons per unit of light: as many as the picture has grey levels, rounded up to a power of two
+    # photons per unit of light: the number of grey levels of the image, rounded up to a power of two
     levels = len(np.unique(_to_uint8(clean)))
     photons = 2.0 ** int(np.ceil(np.log2(max(levels, 2))))
     return np.asarray((stream.poisson(clean * photons) / photons - clean) * noise.strength)

@@ -1,8 +1,8 @@
-"""Spills: the patch pairs of a chunk of photos on scratch, in runs sorted by rank.
+"""Spills: scratch files with the patch pairs of a chunk of photos, in runs sorted by rank.
 
-`chunk-NNNNNN.spill` holds `hr lr hr lr …`, then a marker (a row for each pair, all sorted by rank, and
-the photos' outcomes), then the marker's length and CRC-32. A file of that name is whole, so it says that
-the chunk is done and a rerun need not cut it again.
+`chunk-NNNNNN.spill` contains `hr lr hr lr …`, then a marker (one row per pair, all sorted by rank, and the
+outcome of each photo), then the length and CRC-32 of the marker. A file with this name is complete, so a rerun
+does not process its chunk again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from isal import isal_zlib
 
 from pipeline.options import Options
-from pipeline.patches.extract import PhotoPatches, extract_patches
+from pipeline.patches.extract import EncodedPair, extract_patches
 from pipeline.photos.accept import accept_photo
 from pipeline.photos.near_duplicates import PerceptualHash, hash_photo
 from pipeline.photos.scan import FoundPhoto
@@ -32,12 +32,12 @@ from shards.io import atomic
 ROW = np.dtype(
     [
         ("rank", "<u8"),
-        ("photo", "<u4"),  # in the chunk
+        ("photo", "<u4"),  # index in the chunk
         ("x", "<i4"),  # pixels
         ("y", "<i4"),
         ("luma_std", "<f8"),  # grey levels
         ("gradient", "<f8"),
-        ("offset", "<u8"),  # of hr in the file; lr follows it
+        ("offset", "<u8"),  # of HR in the file; LR follows
         ("hr", "<u4"),  # bytes
         ("lr", "<u4"),
         ("hr_crc32", "<u4"),
@@ -46,27 +46,29 @@ ROW = np.dtype(
 )
 Rows = npt.NDArray[np.void]
 RUN = 2**27
-"""Bytes of pairs that a process holds and sorts before it writes them: a chunk may be of any size."""
+"""Bytes of pairs that a process sorts in memory before it writes them; a chunk may be of any size."""
 FEW, PART = 4, 2**20
-"""The pairs of so few photos are written so many bytes at a time: what is on its way to the disk while others
-are encoded need not be waited for, and a photo's pairs come in order."""
+"""A chunk of at most FEW photos is written PART bytes at a time: the disk then works during encoding, and the
+pairs of a photo stay in order."""
 _FOOTER = struct.Struct("<QI")
-"""Length of the marker, bytes, and its CRC-32."""
+"""Length of the marker in bytes, and its CRC-32."""
 
 
 PhotoStamp = tuple[str, int, int, int, int]
-"""Name, size and mtime of a photo, size and mtime of its official LR image."""
+"""Name, size and modification time of a photo; size and modification time of its official LR image."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """Result of one photo: its digests, or the reason why it was refused."""
+    """Result of one photo: its digests, or the reason for its rejection."""
 
     name: str
     val: bool = False
     sha256: str = ""
     pixels: str = ""
+    """Digest of the pixels."""
     area: int = 0
-    look: PerceptualHash | None = None
+    """Pixels of the image."""
+    perceptual_hash: PerceptualHash | None = msgspec.field(default=None, name="look")
     blockiness: float = 1.0
     pre_scale: float = 1.0
     code: str = ""
@@ -74,58 +76,58 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Marker(msgspec.Struct, frozen=True, array_like=True):
-    """Footer of a spill, behind its pairs."""
+    """Index of a spill, stored after its pairs."""
 
     rows: bytes
-    """`ROW`s, sorted by rank."""
+    """Array of `ROW`, sorted by rank."""
     outcomes: list[Outcome]
     photos: list[PhotoStamp]
-    """Size and time of each photo at the scan."""
+    """Sizes and times of the photos at the scan."""
     length: int
-    """Size of all pairs in bytes."""
+    """Bytes of all pairs."""
 
 
 def spill_name(chunk: int) -> str:
-    """`chunk-000000.spill`."""
+    """Return the file name of a spill, such as `chunk-000000.spill`."""
     return f"chunk-{chunk:06d}.spill"
 
 
 def write_spill(
     work: Path, chunk: int, photos: Sequence[FoundPhoto], options: Options, crashed: frozenset[str]
 ) -> int:
-    """Read, cut and spill the photos of one chunk; returns the chunk's number.
+    """Read the photos of one chunk, extract their pairs and write the spill; return the chunk's number.
 
     Args:
         work: the scratch folder.
         chunk: number of the chunk.
-        photos: at least one.
-        options: what to cut.
-        crashed: names of photos that killed a process before; they are refused unread.
+        photos: photos of the chunk, at least one.
+        options: the extraction options.
+        crashed: names of photos that crashed a process before; they are rejected unread.
 
     Raises:
-        UsrganError: a photo was changed or taken away after the scan.
+        UsrganError: a photo changed after the scan, or cannot be read for now.
     """
     outcomes: list[Outcome] = []
     runs = [np.zeros(0, ROW)]
-    cuts: list[tuple[int, PhotoPatches]] = []
-    at = held = 0
-    most = PART if len(photos) <= FEW else RUN
+    pairs: list[tuple[int, EncodedPair]] = []
+    at = pending = 0
+    limit = PART if len(photos) <= FEW else RUN
     with atomic.open_replacement(work / spill_name(chunk)) as stream:
         for number, photo in enumerate(photos):
-            outcome, found = _extract_photo(photo, options, crashed=photo.name in crashed)
+            outcome, extracted = _extract_photo(photo, options, crashed=photo.name in crashed)
             outcomes.append(outcome)
-            for cut in found:
-                cuts.append((number, cut))
-                held += len(cut.hr) + len(cut.lr)
-                if held >= most:
-                    runs.append(_write_run(stream, cuts, at))
-                    atomic.start_writeback(stream, at, at + held)
-                    at, held = at + held, 0
-                    cuts.clear()
-        runs.append(_write_run(stream, cuts, at))
+            for pair in extracted:
+                pairs.append((number, pair))
+                pending += len(pair.hr) + len(pair.lr)
+                if pending >= limit:
+                    runs.append(_write_run(stream, pairs, at))
+                    atomic.start_writeback(stream, at, at + pending)
+                    at, pending = at + pending, 0
+                    pairs.clear()
+        runs.append(_write_run(stream, pairs, at))
         rows = np.concatenate(runs)
         rows = rows[np.lexsort([rows[name] for name in ("y", "x", "photo", "rank")])]
-        marker = Marker(rows.tobytes(), outcomes, _read_marker(photos), at + held)
+        marker = Marker(rows.tobytes(), outcomes, _photo_stamps(photos), at + pending)
         stored = msgspec.msgpack.encode(marker)
         stream.writelines((stored, _FOOTER.pack(len(stored), isal_zlib.crc32(stored))))
     return chunk
@@ -133,17 +135,16 @@ def write_spill(
 
 def _extract_photo(
     photo: FoundPhoto, options: Options, *, crashed: bool
-) -> tuple[Outcome, Iterable[PhotoPatches]]:
-    """Read one photo; its pairs are cut and encoded as they are asked for."""
+) -> tuple[Outcome, Iterable[EncodedPair]]:
+    """Read one photo; return its outcome and its pairs, which are extracted lazily."""
     try:
         if crashed:
-            raise RejectedPhoto("CRASHED", "made its decoder crash")
-        read = accept_photo(photo, options)
+            raise RejectedPhoto("CRASHED", "crashes its decoder")
+        accepted = accept_photo(photo, options)
     except RejectedPhoto as refused:
         _check_unchanged(photo)
-        if (
-            refused.code == READ_FAULT
-        ):  # left out, the data set would be another one than the next time
+        # a transient fault must not reject the photo, because the next run could accept it
+        if refused.code == READ_FAULT:
             raise UsrganError(
                 f"{photo.path}: {refused.reason}; check the disk or the network, and run the same command again"
             ) from None
@@ -152,34 +153,34 @@ def _extract_photo(
     outcome = Outcome(
         photo.name,
         photo.val,
-        sha256=read.sha256,
-        pixels=read.pixels,
-        area=read.image.shape[0] * read.image.shape[1],
-        look=hash_photo(read.luma),
-        blockiness=read.blockiness,
-        pre_scale=read.pre_scale,
+        sha256=accepted.sha256,
+        pixels=accepted.pixels,
+        area=accepted.image.shape[0] * accepted.image.shape[1],
+        perceptual_hash=hash_photo(accepted.luma),
+        blockiness=accepted.blockiness,
+        pre_scale=accepted.pre_scale,
     )
-    return outcome, extract_patches(read, options)
+    return outcome, extract_patches(accepted, options)
 
 
-def _write_run(stream: BinaryIO, cuts: Sequence[tuple[int, PhotoPatches]], at: int) -> Rows:
-    """Append pairs, each with the number of its photo, to a spill of so many bytes, sorted; their rows."""
-    rows = np.zeros(len(cuts), ROW)
-    pieces: list[bytes] = []
-    for row, (number, cut) in enumerate(sorted(cuts, key=lambda each: each[1].rank)):
-        hr, lr = cut.hr, cut.lr
+def _write_run(stream: BinaryIO, pairs: Sequence[tuple[int, EncodedPair]], at: int) -> Rows:
+    """Append pairs, each with its photo's index, to a spill of `at` bytes, sorted by rank; return their rows."""
+    rows = np.zeros(len(pairs), ROW)
+    parts: list[bytes] = []
+    for row, (number, pair) in enumerate(sorted(pairs, key=lambda numbered: numbered[1].rank)):
+        hr, lr = pair.hr, pair.lr
         stored = len(hr), len(lr), isal_zlib.crc32(hr), isal_zlib.crc32(lr)
-        rows[row] = (cut.rank, number, *cut[1:5], at, *stored)
-        pieces += (hr, lr)
+        rows[row] = (pair.rank, number, *pair[1:5], at, *stored)
+        parts += (hr, lr)
         at += len(hr) + len(lr)
-    atomic.write_parts(stream, pieces)
+    atomic.write_parts(stream, parts)
     return rows
 
 
 def load_spill(
     work: Path, chunk: int, photos: Sequence[FoundPhoto] | None = None
 ) -> tuple[Rows, list[Outcome]] | None:
-    """The rows and outcomes of a finished chunk, or None if it has to be cut (of these photos)."""
+    """Return rows and outcomes of a finished chunk; None if it is missing, damaged or of other photos."""
     try:
         with (work / spill_name(chunk)).open("rb", buffering=0) as stream:
             end = stream.seek(0, os.SEEK_END) - _FOOTER.size
@@ -191,29 +192,29 @@ def load_spill(
         rows = np.frombuffer(marker.rows, ROW)
     except (OSError, OverflowError, ValueError, struct.error, msgspec.DecodeError):
         return None
-    held = int(rows["hr"].sum() + rows["lr"].sum())  # other rows than ours do not add up
-    whole = isal_zlib.crc32(stored) == checksum and held == marker.length == end - length
-    same = photos is None or marker.photos == _read_marker(photos)
-    return (rows, marker.outcomes) if whole and same else None
+    total = int(rows["hr"].sum() + rows["lr"].sum())  # rows of another format have another sum
+    intact = isal_zlib.crc32(stored) == checksum and total == marker.length == end - length
+    same = photos is None or marker.photos == _photo_stamps(photos)
+    return (rows, marker.outcomes) if intact and same else None
 
 
-def _read_marker(photos: Sequence[FoundPhoto]) -> list[PhotoStamp]:
+def _photo_stamps(photos: Sequence[FoundPhoto]) -> list[PhotoStamp]:
     return [(photo.name, photo.size, photo.mtime_ns, *photo.lr_stamp) for photo in photos]
 
 
 def _check_unchanged(photo: FoundPhoto) -> None:
-    """A photo and its official LR image must stay what they were when the run began.
+    """Check that a photo and its official LR image have not changed since the scan.
 
     Raises:
-        UsrganError: one was changed or taken away.
+        UsrganError: a file was changed or removed.
     """
-    for path, seen in (photo.path, (photo.size, photo.mtime_ns)), (photo.lr, photo.lr_stamp):
-        if isinstance(path, Path) and stamp_file(path) != seen:
-            raise UsrganError(f"{path}: was changed during the run; run the same command again")
+    for path, stamp in (photo.path, (photo.size, photo.mtime_ns)), (photo.lr, photo.lr_stamp):
+        if isinstance(path, Path) and stamp_file(path) != stamp:
+            raise UsrganError(f"{path}: changed during the run; run the same command again")
 
 
 def open_photo(photo: FoundPhoto, options: Options) -> str:
-    """Read one photo and nothing else: a process of its own finds out which one kills it."""
+    """Read one photo and return its name; a process of its own shows whether the photo crashes it."""
     with contextlib.suppress(RejectedPhoto):
         accept_photo(photo, options)
     return photo.name

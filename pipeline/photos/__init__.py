@@ -1,8 +1,8 @@
-"""Which photos a data set is made of.
+"""Selection of the photos of a data set.
 
-walk             sources: folders and URLs
-scan             known layouts, train and val, names
-official         published LR images of a data set
-accept           reasons to refuse a photo
-near_duplicates  perceptual hashes and groups of similar photos
+walk             recursive listing of folders and stores
+scan             published layouts, train and val, names
+official         official LR images of a data set
+accept           acceptance of one photo
+near_duplicates  perceptual hashes and groups of near-duplicates
 """

@@ -1,11 +1,11 @@
-"""Near-duplicate photos: copies in another size, format or brightness, mirrored ones included.
+"""Near-duplicate photos: copies in another size, format or brightness, including mirrored ones.
 
-Two 64-bit perceptual hashes: dHash (signs of neighbour differences on a 9x8 thumbnail) and pHash
-(signs of the low DCT coefficients of a 32x32 one). Measured on photos: recompression and halving
-move a hash by 0 or 1 bits, a gamma of 1.2 by up to 4, different photos lie around 32 apart. A crop
-of more than a few percent is out of their reach. Pictures that only vary from top to bottom (stripes,
-a gradient) are all alike: their dHash is 0, and but seven bits of the pHash tell them apart. All
-arithmetic is on integers, so every machine computes the same bits.
+Two 64-bit perceptual hashes are compared: dHash (signs of neighbour differences of a 9x8 thumbnail) and pHash
+(signs of the low DCT coefficients of a 32x32 thumbnail). Measured on photos, recompression and halving
+change 0 or 1 bits of a hash and a gamma of 1.2 up to 4; different photos differ in about 32. Crops of more than
+a few percent are not detected. Images that vary only from top to bottom (stripes, a gradient) look
+alike, because their dHash is 0 and only seven bits of the pHash differ. Integer arithmetic gives the same
+bits on every machine.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from shards.images.photos import RejectedPhoto, read_photo
 from shards.images.walk import walk_photos
 
 MAX_DISTANCE = 3
-"""Bits in which one of the two hashes may differ."""
-MAX_DISTANCE_SUM = 10
-"""Bits in which the other one may differ."""
+"""Largest number of bits in which one of the two hashes may differ."""
+MAX_DISTANCE_OTHER = 10
+"""Largest number of bits in which the other hash may differ."""
 _FIFTHS = [np.uint64(sum(1 << bit for bit in range(low, 64, 5))) for low in range(5)]
 _MASKS = [one | other for one, other in itertools.combinations(_FIFTHS, 2)]
-"""Two hashes that differ in CLOSE bits agree in two fifths of their bits, and others seldom do. Each fifth has
-bits of all rows and columns: a plain sky or margin sets a whole row and leaves the other fifths meaningful."""
+"""Masks of two fifths of the bits. Two hashes that differ in MAX_DISTANCE bits agree under at least one mask, others
+rarely do. Each fifth has bits of all rows and columns, because a plain sky or margin fixes a whole row."""
 _QUARTERS = [np.uint64(0xFFFF << low) for low in range(0, 64, 16)]
 _PAIRS_PER_BATCH = 1 << 18
-"""Pairs that are compared at once."""
+"""Pairs of hashes compared at a time."""
 
 Hashes = npt.NDArray[np.uint64]
-"""One hash of N photos, [N], or their dHashes and pHashes, [2 N]."""
+"""One hash of N photos [N], or their dHashes and pHashes [2 N]."""
 Indices = npt.NDArray[np.intp]
+"""Indices of photos, or of groups."""
 
 
 class PerceptualHash(msgspec.Struct, frozen=True):
@@ -56,8 +57,8 @@ def hash_photo(luma: Luma) -> PerceptualHash:
     """Hash the luma [h w] of an upright photo."""
     while min(luma.shape) >= 2 * 128:  # halving is ten times as fast as other factors
         height, width = luma.shape
-        whole = luma[: height - height % 2, : width - width % 2]
-        halved = cv2.resize(whole, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+        even = luma[: height - height % 2, : width - width % 2]
+        halved = cv2.resize(even, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
         luma = np.asarray(halved, np.uint8)
     small = np.asarray(cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA), np.int64)
     fine = np.asarray(cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA), np.int64)
@@ -70,105 +71,108 @@ def hash_photo(luma: Luma) -> PerceptualHash:
 
 
 def hash_folder(folders: Sequence[Path]) -> list[tuple[str, PerceptualHash]]:
-    """Names and looks of the pictures below some folders, sorted.
+    """Return names and hashes of all images below some folders, sorted by name.
 
     Raises:
-        UsageError: a folder holds no pictures, or one cannot be read.
+        UsageError: a folder has no images, or an image cannot be read.
     """
-    found = []
+    hashes = []
     for folder in folders:
         walked = walk_photos(folder, "--exclude-like")
-        paths = [place / name for place, _, names in walked for name in names]
+        paths = [parent / name for parent, _, names in walked for name in names]
         if not paths:
-            raise UsageError(f"--exclude-like {folder}: holds no pictures; name a test set")
+            raise UsageError(f"--exclude-like {folder}: has no images; name a test set")
         for path in paths:
             try:
                 photo = read_photo(path, alpha="drop")
             except RejectedPhoto as refused:
                 raise UsageError(f"--exclude-like {path}: {refused.reason}") from None
             name = sanitise_name(f"{folder.name}/{path.relative_to(folder)}")
-            found.append((name, hash_photo(compute_luma(photo.pixels))))
-    return sorted(found, key=lambda each: each[0])
+            hashes.append((name, hash_photo(compute_luma(photo.pixels))))
+    return sorted(hashes, key=lambda named: named[0])
 
 
 def is_near_duplicate(one: PerceptualHash, other: PerceptualHash) -> bool:
-    """Whether two photos show the same, one of them mirrored or not."""
+    """Whether two photos show the same scene, possibly mirrored."""
     return bool(find_resembling([one], [other]))
 
 
-def group_near_duplicates(looks: Sequence[PerceptualHash]) -> list[list[int]]:
-    """The sets of two and more photos that are alike, directly or through others."""
+def group_near_duplicates(hashes: Sequence[PerceptualHash]) -> list[list[int]]:
+    """Return the groups of two or more photos that are near-duplicates, directly or through others."""
     distinct: dict[PerceptualHash, int] = {}
-    places = [distinct.setdefault(look, len(distinct)) for look in looks]
+    indices = [distinct.setdefault(photo, len(distinct)) for photo in hashes]
     plain, mirrored = _hash_arrays(list(distinct))
     leaders = np.arange(len(distinct))
     for one, other in _find_close_pairs(plain, mirrored, leaders, plain, leaders):
         _join_groups(leaders, one, other)
     members: dict[int, list[int]] = defaultdict(list)
-    for number, leader in enumerate(leaders[places].tolist()):
+    for number, leader in enumerate(leaders[indices].tolist()):
         members[leader].append(number)
     return [group for group in members.values() if len(group) > 1]
 
 
 def find_resembling(
-    looks: Sequence[PerceptualHash], others: Sequence[PerceptualHash]
+    hashes: Sequence[PerceptualHash], others: Sequence[PerceptualHash]
 ) -> dict[int, int]:
-    """For each photo that is like one of `others`: which.
+    """Return, for each photo that resembles one of `others`, the index of that one.
 
-    Of several, the one that agrees in the foremost quarter of a hash, dHash before pHash; then the first.
+    Among several, the one that agrees in the first quarter of a hash wins, dHash before pHash; then the first.
     """
-    plain, mirrored = _hash_arrays(looks)
-    tests, _ = _hash_arrays(others)
-    photo, test = np.zeros(len(looks), np.intp), np.ones(len(others), np.intp)
+    plain, mirrored = _hash_arrays(hashes)
+    other_plain, _ = _hash_arrays(others)
+    group, other_group = np.zeros(len(hashes), np.intp), np.ones(len(others), np.intp)
     none = np.iinfo(np.intp).max
-    best = np.full(len(looks), none)
-    for one, other in _find_close_pairs(plain, mirrored, photo, tests, test):
+    best = np.full(len(hashes), none)
+    for one, other in _find_close_pairs(plain, mirrored, group, other_plain, other_group):
         agree = [
-            (shown[which, one] ^ tests[which, other]) & quarter == 0
-            for which, quarter, shown in itertools.product((0, 1), _QUARTERS, (plain, mirrored))
+            (own[kind, one] ^ other_plain[kind, other]) & quarter == 0
+            for kind, quarter, own in itertools.product((0, 1), _QUARTERS, (plain, mirrored))
         ]
         np.minimum.at(best, one, np.argmax(agree, axis=0) * len(others) + other)
     return {int(one): int(best[one]) % len(others) for one in np.flatnonzero(best < none)}
 
 
-def _hash_arrays(looks: Sequence[PerceptualHash]) -> tuple[Hashes, Hashes]:
-    """Return the hashes of the photos and of their mirror images."""
-    plain = [[look.dhash for look in looks], [look.phash for look in looks]]
-    mirrored = [[look.mirrored_dhash for look in looks], [look.mirrored_phash for look in looks]]
+def _hash_arrays(hashes: Sequence[PerceptualHash]) -> tuple[Hashes, Hashes]:
+    """Return the hashes of photos and of their mirror images, [2 N] each."""
+    plain = [[photo.dhash for photo in hashes], [photo.phash for photo in hashes]]
+    mirrored = [
+        [photo.mirrored_dhash for photo in hashes],
+        [photo.mirrored_phash for photo in hashes],
+    ]
     return np.array(plain, np.uint64), np.array(mirrored, np.uint64)
 
 
 def _find_close_pairs(
     plain: Hashes, mirrored: Hashes, groups: Indices, others: Hashes, other_groups: Indices
 ) -> Iterator[tuple[Indices, Indices]]:
-    """All pairs that are alike and of two groups, in blocks, some pairs several times.
+    """Yield near-duplicate pairs from different groups, in batches; some pairs come several times.
 
-    Groups that are joined meanwhile are not compared any more from the next mask on.
+    The caller may join groups between batches; each mask compares only photos whose groups still differ.
     """
-    hashes = (0, 1), (1, 0)
-    for (this, that), mask, shown in itertools.product(hashes, _MASKS, (plain, mirrored)):
+    kinds = (0, 1), (1, 0)
+    for (first, second), mask, own in itertools.product(kinds, _MASKS, (plain, mirrored)):
         one, other, ranges = _bucket_ranges(
-            shown[this] & mask, groups, others[this] & mask, other_groups
+            own[first] & mask, groups, others[first] & mask, other_groups
         )
-        left, right = shown[:, one], others[:, other]
-        for place, rank in itertools.chain.from_iterable(itertools.starmap(_expand_ranges, ranges)):
-            differ = left[this][place] ^ right[this][rank]
-            met = np.bitwise_count(differ) <= MAX_DISTANCE
+        left, right = own[:, one], others[:, other]
+        for row, rank in itertools.chain.from_iterable(itertools.starmap(_expand_ranges, ranges)):
+            differ = left[first][row] ^ right[first][rank]
+            close = np.bitwise_count(differ) <= MAX_DISTANCE
             if mask != _MASKS[0]:
-                met &= differ != 0  # equal hashes have met at the first mask
-            place, rank = place[met], rank[met]
-            near = np.bitwise_count(left[that][place] ^ right[that][rank]) <= MAX_DISTANCE_SUM
-            yield one[place[near]], other[rank[near]]
+                close &= differ != 0  # the first mask has already found equal hashes
+            row, rank = row[close], rank[close]
+            near = np.bitwise_count(left[second][row] ^ right[second][rank]) <= MAX_DISTANCE_OTHER
+            yield one[row[near]], other[rank[near]]
 
 
 def _bucket_ranges(
     keys: Hashes, groups: Indices, other_keys: Hashes, other_groups: Indices
 ) -> tuple[Indices, Indices, list[tuple[Indices, Indices]]]:
-    """Whom to compare with whom: all pairs of one key and two groups.
+    """Return which photos to compare with which others: equal keys, different groups.
 
     Returns:
-        photos and others, both sorted, and, for each of these photos, from which to which
-        it meets the others, once for lower groups than its own, once for higher ones.
+        photos and others, both sorted by key, and two lists of ranges: for each photo, the first and last
+        position in `others` with a lower group, and those with a higher group.
     """
     one, other = np.lexsort((groups, keys)), np.lexsort((other_groups, other_keys))
     ordered = other_keys[other]
@@ -176,7 +180,7 @@ def _bucket_ranges(
     last = np.searchsorted(ordered, keys[one], "right")
     shared = first < last
     one, first, last = one[shared], first[shared], last[shared]
-    # a key and a group in one number
+    # combine key and group in one sortable number
     count = 1 + max(groups.max(initial=0), other_groups.max(initial=0))
     own = first * count + groups[one]
     ranks = np.searchsorted(ordered, ordered) * count + other_groups[other]
@@ -186,19 +190,19 @@ def _bucket_ranges(
 
 
 def _expand_ranges(first: Indices, last: Indices) -> Iterator[tuple[Indices, Indices]]:
-    """Each place of some ranges together with each number in its range, in blocks."""
+    """Yield pairs of a range's index and a number in that range, in batches."""
     ends = np.cumsum(last - first)
     total, shift = int(ends[-1]) if len(ends) else 0, last - ends
     for start in range(0, total, _PAIRS_PER_BATCH):
         stop = min(start + _PAIRS_PER_BATCH, total)
-        places = np.arange(np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop) + 1)
-        begins = ends[places] - last[places] + first[places]
-        place = np.repeat(places, ends[places].clip(max=stop) - begins.clip(min=start))
-        yield place, np.arange(start, stop) + shift[place]
+        ranges = np.arange(np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop) + 1)
+        begins = ends[ranges] - last[ranges] + first[ranges]
+        index = np.repeat(ranges, ends[ranges].clip(max=stop) - begins.clip(min=start))
+        yield index, np.arange(start, stop) + shift[index]
 
 
 def _join_groups(leaders: Indices, one: Indices, other: Indices) -> None:
-    """Make groups of some pairs one, led by their first photo."""
+    """Join the groups of some pairs; the first photo of a group is its leader."""
     while np.any(apart := leaders[one] != leaders[other]):
         one, other = one[apart], other[apart]
         pair = leaders[one], leaders[other]
@@ -213,7 +217,7 @@ def _difference_hash(small: npt.NDArray[np.int64]) -> int:
 
 def _dct_hash(fine: npt.NDArray[np.int64]) -> int:
     coefficients = (_DCT @ fine @ _DCT.T).flatten()
-    rest = np.sort(coefficients[1:])  # the mean brightness says nothing
+    rest = np.sort(coefficients[1:])  # without the mean brightness
     return _pack_bits(coefficients > (rest[31] + rest[30]) // 2)
 
 
@@ -222,9 +226,9 @@ def _pack_bits(bits: npt.NDArray[np.bool_]) -> int:
 
 
 def _dct_matrix() -> npt.NDArray[np.int64]:
-    """The eight lowest rows of a 32-point DCT-II, in 1/4096."""
-    row, place = np.mgrid[:8, :32]
-    waves = np.cos(np.pi * row * (2 * place + 1) / 64)
+    """Return the eight lowest rows of a 32-point DCT-II, times 4096."""
+    row, column = np.mgrid[:8, :32]
+    waves = np.cos(np.pi * row * (2 * column + 1) / 64)
     return np.asarray(np.rint(4096 * waves), np.int64)
 
 

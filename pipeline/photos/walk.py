@@ -1,4 +1,4 @@
-"""Folders and stores walked in order for what looks like photos; folders of LR images are left out."""
+"""Recursive listing of photo files in folders and stores; folders of LR images are skipped."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from shards.io import remote
 from shards.io.remote import Location
 
 LR_FOLDER = re.compile(r"(?:^|[_-])LR(?:[_-]|$)", re.IGNORECASE)
-"""Is found in the names of folders of LR images."""
+"""Matches names of folders with LR images."""
 _LR_SUFFIX = re.compile(r"X\d")
-"""Such folders hold LR images where a folder `HR` lies beside them: LSDIR has `val1/HR` and `val1/X4`."""
+"""Matches names of folders with LR images beside a folder `HR`: LSDIR has `val1/HR` and `val1/X4`."""
 _HIDDEN_NAME = re.compile(r"\.|lost\+found$")
+"""Matches names of folders to skip."""
 
 
 class PhotoFile(NamedTuple):
-    """A file whose name looks like a photo's."""
+    """A file with the suffix of a photo."""
 
     path: Location
     name: str
@@ -33,7 +34,7 @@ class PhotoFile(NamedTuple):
 def list_photo_files(
     source: Location, skipped: list[str]
 ) -> Iterator[tuple[tuple[str, ...], PhotoFile]]:
-    """Photo-like files, each with the parts of its folder, in order; folders of LR are `skipped`."""
+    """Yield photo files with the parts of their folder, in order; append folders of LR images to `skipped`."""
     return (
         _walk_store(source, skipped) if isinstance(source, str) else _walk_folder(source, skipped)
     )
@@ -41,9 +42,11 @@ def list_photo_files(
 
 def _walk_folder(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], PhotoFile]]:
     for folder, folders, names in walk_photos(source, "--src"):
-        low = [name for name in folders if _is_lr_folder(name, beside_hr="HR" in folders)]
-        skipped += low
-        folders[:] = [name for name in folders if name not in low and not _HIDDEN_NAME.match(name)]
+        lr_folders = [name for name in folders if _is_lr_folder(name, beside_hr="HR" in folders)]
+        skipped += lr_folders
+        folders[:] = [
+            name for name in folders if name not in lr_folders and not _HIDDEN_NAME.match(name)
+        ]
         parts = folder.relative_to(source).parts
         for name in names:
             path = folder / name
@@ -51,41 +54,41 @@ def _walk_folder(source: Path, skipped: list[str]) -> Iterator[tuple[tuple[str, 
 
 
 def _walk_store(source: str, skipped: list[str]) -> Iterator[tuple[tuple[str, ...], PhotoFile]]:
-    left_out = set()
-    listed = remote.list_files(source)
-    beside_hr = {f"/{below}".partition("/HR/")[0] for below in listed if "/HR/" in f"/{below}"}
-    for below, found in listed.items():
-        *parts, name = below.split("/")
-        above = itertools.accumulate((f"/{part}" for part in parts), initial="")
-        low = [
+    lr_folders = set()
+    files = remote.list_files(source)
+    beside_hr = {f"/{path}".partition("/HR/")[0] for path in files if "/HR/" in f"/{path}"}
+    for path, file in files.items():
+        *parts, name = path.split("/")
+        parents = itertools.accumulate((f"/{part}" for part in parts), initial="")
+        lr_parts = [
             part
-            for part, folder in zip(parts, above, strict=False)
-            if _is_lr_folder(part, beside_hr=folder in beside_hr)
+            for part, parent in zip(parts, parents, strict=False)
+            if _is_lr_folder(part, beside_hr=parent in beside_hr)
         ]
-        if low:
-            left_out.add(low[0])
+        if lr_parts:
+            lr_folders.add(lr_parts[0])
         elif looks_like_photo(name) and not any(part.startswith(".") for part in parts):
-            path = f"{source.rstrip('/')}/{below}"
-            yield tuple(parts), PhotoFile(path, name, found.size, found.modified_ns)
-    skipped += sorted(left_out)
+            url = f"{source.rstrip('/')}/{path}"
+            yield tuple(parts), PhotoFile(url, name, file.size, file.modified_ns)
+    skipped += sorted(lr_folders)
 
 
 def _is_lr_folder(name: str, *, beside_hr: bool) -> bool:
-    """Return whether a folder holds LR images, by its name and its neighbours."""
+    """Whether a folder contains LR images, by its name and its neighbours."""
     return bool(LR_FOLDER.search(name)) or (beside_hr and bool(_LR_SUFFIX.fullmatch(name)))
 
 
 def stamp_file(path: Path) -> tuple[int, int]:
-    """Return size and modification time of a file, which show whether it has changed."""
+    """Return size and modification time of a file; both 0 for a dangling link, which fails when it is read."""
     try:
         status = path.stat()
-    except OSError:  # a dangling link: reading it will say so
+    except OSError:
         return 0, 0
     return status.st_size, status.st_mtime_ns
 
 
 def sanitise_name(name: str) -> str:
-    """A file name in UTF-8: bytes that are not stand as %XX."""
+    """Return a file name as text; bytes that are not UTF-8 become %XX."""
     raw = os.fsencode(name)
     try:
         return raw.decode()

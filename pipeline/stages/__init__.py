@@ -1,12 +1,12 @@
-"""Stages of `prep-shards`, in order.
+"""Stages of `prep-shards`, in order, and what they share.
 
 prepare        the whole run
-cut            photos to spills
-plan           order of all samples
-pack           spills to shards
-output_folder  files beside the shards
-tasks          the work of one photo or shard, for any engine
-report         result of a run
-repair         damaged shards made again
-upload         a data set sent to a URL
+cut            extraction stage: photos to spills
+plan           split, order and shards of all samples
+pack           packing stage: spills to shards
+output_folder  state and build specification of the output folder
+tasks          tasks on one chunk, photo or shard, for any engine
+report         manifest, rejects and result of a run
+repair         checks and repair of an existing data set
+upload         upload of a data set to a URL
 """

@@ -1,4 +1,4 @@
-"""Phase one: every photo is read once and its patches are spilled, chunk by chunk."""
+"""Extraction stage: every photo is read once, and its patches are written to spills, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -12,43 +12,44 @@ from pipeline.patches.spill import FEW, load_spill
 from pipeline.photos.scan import FoundPhoto
 from pipeline.stages import tasks
 from shards.errors import UsrganError
+from shards.messages import format_count
 
 MAX_CHUNKS = 4096
-"""At most so many spills: a shard is merged out of all of them."""
+"""Largest number of spills, because each shard is merged from all of them."""
 _CHUNK_BYTES = 4 * 2**20
-_MAX_CHUNK_PHOTOS = 32
+"""Largest total size of the photos in a chunk of several, bytes."""
+_MIN_CHUNKS = 32
+"""Number of chunks, for the processes to share, below which no chunk has several photos."""
 
 
-def cut_photos(
-    job: Job, work: Path, photos: Sequence[FoundPhoto], run: RunTasks, watch: RunTerminal
+def extract_photos(
+    job: Job, work: Path, photos: Sequence[FoundPhoto], run: RunTasks, terminal: RunTerminal
 ) -> int:
-    """Spill all chunks that are not yet; returns how many there are.
+    """Write the spills of all chunks that are missing; return the number of chunks.
 
-    A process that dies is tried again; then each photo of its chunk is read by itself, and those
-    that kill even such a process are left out.
+    If a chunk crashes its process, each of its photos is read alone, and those that crash again are rejected.
     """
     chunks = make_chunks(photos)
     missing = [n for n in range(len(chunks)) if load_spill(work, n, chunks[n]) is None]
-    missing.sort(
-        key=lambda n: -sum(photo.size for photo in chunks[n])
-    )  # a long one last holds all up
+    # largest first, because a large one at the end would leave the other processes idle
+    missing.sort(key=lambda n: -sum(photo.size for photo in chunks[n]))
     before = len(photos) - sum(len(chunks[number]) for number in missing)
     if before:
-        watch.say(f"{before:,} photos were cut by an earlier run")
-    listed = tasks.save_chunks(work, chunks)
+        terminal.say(f"{format_count(before, 'photo')} already extracted by an earlier run")
+    saved = tasks.save_chunks(work, chunks)
     crashed: frozenset[str] = frozenset()
     for attempt in range(2):
-        name = tasks.save_task(work, job.options, listed, engine=job.engine, crashed=crashed)
+        name = tasks.save_context(work, job.options, saved, engine=job.engine, crashed=crashed)
         todo = [(str(work), name, number) for number in missing]
         missing = []
         if not todo:
             break
-        with watch.progress("cut", total=len(photos), unit="photos", done=before) as advance:  # type: ignore[attr-defined]
-            for ended in run(tasks.cut_chunk, todo):
-                if isinstance(ended, Completed):
-                    advance(len(chunks[ended.result]), "")
+        with terminal.progress("extract", total=len(photos), unit="photos", done=before) as advance:  # type: ignore[attr-defined]
+            for outcome in run(tasks.extract_chunk, todo):
+                if isinstance(outcome, Completed):
+                    advance(len(chunks[outcome.result]), "")
                 else:
-                    missing.append(int(str(ended.unit[2])))
+                    missing.append(int(str(outcome.task[2])))
         if missing and attempt == 0:
             crashed = _find_crashing(
                 work, name, {number: chunks[number] for number in missing}, run
@@ -56,43 +57,42 @@ def cut_photos(
     if missing:
         name = chunks[missing[0]][0].name
         raise UsrganError(
-            f"{name}: its process was killed again and again (out of memory?); use fewer --workers"
+            f"{name}: its process was killed repeatedly (out of memory?); use fewer --workers"
         )
     return len(chunks)
 
 
 def make_chunks(photos: Sequence[FoundPhoto]) -> list[list[FoundPhoto]]:
-    """The photos that are cut together, whatever runs them.
+    """Group photos into chunks, one spill each; independent of engine and workers.
 
-    Up to four small ones of 4 MiB in all, as a durable file costs as much as ten patches; fewer where
-    there are few photos, so that there are many chunks for the processes to share; more, of
-    any size, where there would be too many chunks.
+    A chunk has up to four photos of 4 MiB in all, because writing a durable file costs as much as ten patches. With
+    few photos it has fewer, to make work for all processes. With very many it has more, of any size.
     """
     least = -(-len(photos) // MAX_CHUNKS)
-    most = max(least, min(FEW, len(photos) // _MAX_CHUNK_PHOTOS), 1)
+    most = max(least, min(FEW, len(photos) // _MIN_CHUNKS), 1)
     chunks: list[list[FoundPhoto]] = []
-    held = 0
+    size = 0
     for photo in photos:
-        full = not chunks or len(chunks[-1]) >= most or held + photo.size > _CHUNK_BYTES
+        full = not chunks or len(chunks[-1]) >= most or size + photo.size > _CHUNK_BYTES
         if full and not (chunks and len(chunks[-1]) < least):
             chunks.append([])
-            held = 0
+            size = 0
         chunks[-1].append(photo)
-        held += photo.size
+        size += photo.size
     return chunks
 
 
 def _find_crashing(
     work: Path, name: str, chunks: dict[int, Sequence[FoundPhoto]], run: RunTasks
 ) -> frozenset[str]:
-    """The photos that kill a process which does nothing but read them."""
+    """Return the names of the photos that crash a process which only reads them."""
     todo = [
-        (str(work), name, number, place)
+        (str(work), name, number, index)
         for number, chunk in chunks.items()
-        for place in range(len(chunk))
+        for index in range(len(chunk))
     ]
     survived = {
-        ended.result for ended in run(tasks.probe_photo, todo) if isinstance(ended, Completed)
+        outcome.result for outcome in run(tasks.probe_photo, todo) if isinstance(outcome, Completed)
     }
     photos = (photo for chunk in chunks.values() for photo in chunk)
     return frozenset(photo.name for photo in photos if photo.name not in survived)

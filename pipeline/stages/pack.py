@@ -1,4 +1,4 @@
-"""One shard out of the spills: a pure function of the plan and the shard's number."""
+"""Packing stage: each shard is merged from the spills, a pure function of the plan and its number."""
 
 from __future__ import annotations
 
@@ -28,32 +28,31 @@ from shards.format.manifest import SampleInfo, ShardEntry, encode_info
 from shards.io import atomic
 
 _PHOTOS, _STARTS = "plan-photos.bin", "plan-starts.bin"
-"""The photos of a plan, and where each begins in that file, and the end: uint64."""
+"""Files with the photos of a plan, and with the offset of each in the first, and its end (uint64)."""
 _PAIRS_PER_READ = 512
-"""Linux reads into at most 1 024 places at once (IOV_MAX)."""
+"""Pairs per `preadv`; Linux allows 1024 buffers (IOV_MAX), and a pair needs two."""
 
 
 def save_plan(work: Path, plan: Plan) -> None:
-    """Put the plan where the processes that pack shards find it.
+    """Write the plan to files for the packing processes.
 
-    Shards that were packed by another plan (a photo could not be read then) are removed.
+    Removes shards that were packed by another plan, as after a photo could not be read.
     """
     photos = [msgspec.msgpack.encode(photo) for photo in plan.photos]
     starts = np.cumsum([0, *map(len, photos)], dtype="<u8")
-    named = {
+    files = {
         _PHOTOS: b"".join(photos),
         _STARTS: starts.tobytes(),
         "plan-shards.json": msgspec.json.encode(plan.shards),
     }
     rows = work / "plan-rows.npy"
-    others = [name for name in named if _is_different(work / name, named[name])]
-    if others or (rows.exists() and not _has_content(rows, plan.rows)):
+    changed = [name for name in files if _is_different(work / name, files[name])]
+    if changed or (rows.exists() and not _has_content(rows, plan.rows)):
         remove_shards(work.parent)
-    for name, content in named.items():
+    for name, content in files.items():
         atomic.write_file(work / name, content)
-    with atomic.open_replacement(
-        rows
-    ) as stream:  # np.save goes past Python, and a full disk is not told
+    # not np.save, which bypasses Python's file object and hides the error of a full disk
+    with atomic.open_replacement(rows) as stream:
         header = np.lib.format.header_data_from_array_1_0(plan.rows)
         np.lib.format.write_array_header_1_0(stream, header)
         stream.write(plan.rows.view(np.uint8).data)
@@ -71,21 +70,21 @@ def _has_content(path: Path, rows: Rows) -> bool:
 
 
 def load_shards(work: Path) -> list[Shard]:
-    """The shards of a saved plan."""
+    """Return the shards of a saved plan."""
     path = work / "plan-shards.json"
-    return _load_shard_rows(path, path.stat().st_mtime_ns)
+    return _load_shards_cached(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=1)
-def _load_shard_rows(path: Path, _written: int) -> list[Shard]:
+def _load_shards_cached(path: Path, _written: int) -> list[Shard]:
     return msgspec.json.decode(path.read_bytes(), type=list[Shard])
 
 
 def pack_shard(out: Path, shard: Shard, options: Options, url: str = "") -> ShardEntry:
-    """Write one shard and its indices from the spills, unless they are there; send them to `url`.
+    """Write one shard and its indices from the spills, unless they exist; upload them to `url`.
 
     Raises:
-        DamagedData: a spill is not what was written.
+        DamagedData: a spill was damaged on disk.
         WriteFailed: the disk or the store refused.
     """
     entry = writer.find_finished_shard(out, shard.name)
@@ -99,8 +98,8 @@ def pack_shard(out: Path, shard: Shard, options: Options, url: str = "") -> Shar
 def _write_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
     work = out / "_work"
     rows = np.array(np.load(work / "plan-rows.npy", mmap_mode="r")[shard.first : shard.last])
-    photos = _photo_names(work, rows["source"].tolist())
-    origin = index.Origins(
+    photos = _load_sources(work, rows["source"].tolist())
+    origins = index.Origins(
         [photos[source].name for source in rows["source"].tolist()],
         *(rows[name] for name in ("x", "y", "luma_std", "gradient")),
     )
@@ -110,7 +109,7 @@ def _write_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
         np.arange(shard.first, shard.last),
         _sample_infos(rows, photos, shard.split, options),
         np.stack([rows["hr"], rows["lr"]], axis=1).astype(np.int64),
-        origin,
+        origins,
         partial(_read_pairs, work, rows),
         extension=EXTENSIONS[options.codec],
     )
@@ -119,49 +118,48 @@ def _write_shard(out: Path, shard: Shard, options: Options) -> ShardEntry:
 def _sample_infos(
     rows: Rows, photos: Mapping[int, Source], split: str, options: Options
 ) -> list[bytes]:
-    """The JSON of every row."""
-    metas = []
-    placed = rows[["source", "x", "y", "luma_std", "gradient"]].tolist()
-    for source, x, y, spread, gradient in placed:
+    """Return the JSON of every row."""
+    infos = []
+    samples = rows[["source", "x", "y", "luma_std", "gradient"]].tolist()
+    for source, x, y, luma_std, gradient in samples:
         photo = photos[source]
-        info = SampleInfo(gradient, spread, options.scale, split, photo.name, photo.sha256, x, y)
+        info = SampleInfo(gradient, luma_std, options.scale, split, photo.name, photo.sha256, x, y)
         if options.flags_blocks:
             info.blockiness, info.pre_scale = photo.blockiness, photo.pre_scale
         if options.degrade == "realesrgan":
             info.degradation = describe_recipe(degradation_key(options.seed, photo.pixels, x, y))
-        metas.append(encode_info(info))
-    return metas
+        infos.append(encode_info(info))
+    return infos
 
 
 def _read_pairs(
     work: Path, rows: Rows, content: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint32]:
-    """Put HR and LR of every row at their offsets [N 2]; their checksums [N 2], which hold.
+    """Read HR and LR of every row to their offsets [N 2] in `content`; return their verified CRC-32 [N 2].
 
-    Each spill is opened once and read forward.
+    Opens each spill once and reads it forward.
     """
     ends = offsets + np.stack([rows["hr"], rows["lr"]], axis=1)
     spans = np.stack([offsets, ends], axis=2).tolist()
-    promised = np.stack([rows["hr_crc32"], rows["lr_crc32"]], axis=1)
-    checksums = promised.tolist()
+    expected = np.stack([rows["hr_crc32"], rows["lr_crc32"]], axis=1)
+    crcs = expected.tolist()
     chunks, starts = rows["chunk"].tolist(), rows["offset"].tolist()
     view = content.data
     for chunk, runs in itertools.groupby(_consecutive_runs(rows), key=lambda run: chunks[run[0]]):
         path = work / spill_name(chunk)
         with path.open("rb", buffering=0) as stream:
             for run in runs:
-                pieces = [view[first:last] for row in run for first, last in spans[row]]
-                os.preadv(stream.fileno(), pieces, starts[run[0]])
-                expected = [checksum for row in run for checksum in checksums[row]]
-                if crc32s(pieces) != expected:
+                parts = [view[first:last] for row in run for first, last in spans[row]]
+                os.preadv(stream.fileno(), parts, starts[run[0]])
+                if crc32s(parts) != [crc for row in run for crc in crcs[row]]:
                     raise DamagedData(
                         f"{path}: was damaged on disk; run the same command with --repair"
                     )
-    return promised
+    return expected
 
 
 def _consecutive_runs(rows: Rows) -> Iterator[list[int]]:
-    """The rows in the order in which spills hold them, those together whose pairs lie behind one another."""
+    """Yield the indices of rows in the order of the spills, grouped into runs of contiguous pairs."""
     order = np.lexsort([rows["offset"], rows["chunk"]])
     chunks, starts = rows["chunk"][order], rows["offset"][order]
     ends = starts + rows["hr"][order] + rows["lr"][order]
@@ -171,8 +169,8 @@ def _consecutive_runs(rows: Rows) -> Iterator[list[int]]:
             yield run[at : at + _PAIRS_PER_READ].tolist()
 
 
-def _photo_names(work: Path, numbers: Iterable[int]) -> dict[int, Source]:
-    """The photos of these numbers alone: a plan may have millions, of which a shard has thousands."""
+def _load_sources(work: Path, numbers: Iterable[int]) -> dict[int, Source]:
+    """Read the photos with these numbers; a plan may have millions, and a shard needs thousands."""
     starts = np.memmap(work / _STARTS, "<u8", "r")
     photos = {}
     with (work / _PHOTOS).open("rb", buffering=0) as stream:

@@ -1,4 +1,4 @@
-"""Files beside the shards, rejects and manifest, and the printed result of a run."""
+"""Rejects and manifest of a data set, and the result of a run."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from shards.format.manifest import Manifest, Option, Photos, Resize, ShardEntry,
 from shards.images import resize
 from shards.io import atomic, remote
 from shards.io.remote import Location
+from shards.messages import format_count
 
 EXPECTED_REJECTS = ("DUPLICATE", "SIMILAR", "EXCLUDED")
-"""Reasons to leave a photo out that say nothing against it."""
+"""Rejection codes that mean no fault of the photo."""
 
 
 class Report(msgspec.Struct, frozen=True):
-    """Result of a run, as `prep-shards --json` prints it."""
+    """Result of a run, printed by `prep-shards --json`."""
 
     out: str
     dataset_sha256: str
     layout: str
     photos: dict[str, int]
-    """found, train, val, rejected."""
+    """Keys: found, train, val, rejected."""
     rejects: dict[str, int]
-    """How many photos each reason left out."""
+    """Number of rejected photos per code."""
     pairs: dict[str, int]
     shards: int
     bytes: int
@@ -39,41 +40,47 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def write_rejects(out: Path, plan: Plan) -> None:
-    """Write `rejects.jsonl`: a line for each photo that was left out."""
+    """Write `rejects.jsonl`: one line per rejected photo."""
     lines = b"".join(msgspec.json.encode(reject) + b"\n" for reject in plan.rejects)
     atomic.write_file(out / "rejects.jsonl", lines)
 
 
-def check_rejects(job: Job, found: Scan, plan: Plan) -> None:
-    """Copies and the like are left out too, but they are no fault of a photo."""
-    refused = [reject for reject in plan.rejects if reject.code not in EXPECTED_REJECTS]
-    total = len(found.photos)
-    if refused and len(refused) > job.max_rejects * total:
-        first = refused[0]
+def check_rejects(job: Job, scan: Scan, plan: Plan) -> None:
+    """Check the share of faulty photos and that training photos remain; duplicates are no fault.
+
+    Raises:
+        TooManyRejects: more photos were rejected than `max_rejects`.
+        UsrganError: no patch remains for training.
+    """
+    faulty = [reject for reject in plan.rejects if reject.code not in EXPECTED_REJECTS]
+    total = len(scan.photos)
+    if faulty and len(faulty) > job.max_rejects * total:
+        first = faulty[0]
         raise TooManyRejects(
-            f"{job.out / 'rejects.jsonl'}: {len(refused)} of {total} photos were refused"
+            f"{job.out / 'rejects.jsonl'}: {len(faulty)} of {format_count(total, 'photo')} rejected"
             f" (first: {first.src} {first.reason}), more than --max-rejects {job.max_rejects:.3g} allows;"
-            f" repair them or run again with --max-rejects {-(-100 * len(refused) // total)}%"
+            f" repair them or run again with --max-rejects {-(-100 * len(faulty) // total)}%"
         )
     if not any(shard.split == "train" for shard in plan.shards):
-        held = sum(photo.split == "val" for photo in plan.photos)
+        val = sum(photo.split == "val" for photo in plan.photos)
         counts = Counter(reject.code for reject in plan.rejects)
-        why = ", ".join(f"{count} {code}" for code, count in sorted(counts.items()))
-        if len(plan.photos) > held:
+        reasons = ", ".join(f"{count} {code}" for code, count in sorted(counts.items()))
+        if len(plan.photos) > val:
             raise UsrganError(
-                f"--src: {total} photos, and none of their patches is left to train on;"
+                f"--src: no patch of {format_count(total, 'photo')} remains for training;"
                 " lower --min-detail or raise --keep-flat"
             )
         raise UsrganError(
-            f"{job.out / 'rejects.jsonl'}: of {total} photos none is left to train on"
-            f" ({why or 'none refused'}{f', {held} validate' if held else ''}); see the reasons there"
+            f"{job.out / 'rejects.jsonl'}: none of {format_count(total, 'photo')} remains for training"
+            f" ({reasons or 'none rejected'}{f', {val} for validation' if val else ''});"
+            " see the reasons in this file"
         )
 
 
 def build_manifest(
-    job: Job, found: Scan, plan: Plan, promise: dict[str, Option], entries: dict[str, ShardEntry]
+    job: Job, scan: Scan, plan: Plan, spec: dict[str, Option], entries: dict[str, ShardEntry]
 ) -> Manifest:
-    """The manifest of what was made, but for its digest."""
+    """Return the manifest of a data set, without its digest."""
     splits = {}
     for name in ("train", "val"):
         shards = tuple(entries[shard.name] for shard in plan.shards if shard.split == name)
@@ -88,19 +95,19 @@ def build_manifest(
         options=describe_options(job.options),
         libraries=library_versions(),
         photos=Photos(
-            layout=found.layout,
-            found=len(found.photos),
+            layout=scan.layout,
+            found=len(scan.photos),
             rejected=len(plan.rejects),
             train=used["train"],
             val=used["val"],
-            listing_sha256=str(promise["photos"]),
+            listing_sha256=str(spec["photos"]),
         ),
         splits=splits,
     )
 
 
 def build_report(job: Job, manifest: Manifest, *, already_done: bool) -> Report:
-    """The result of a run, from its manifest and its rejects."""
+    """Return the result of a run, from its manifest and `rejects.jsonl`."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     photos = manifest.photos
     return Report(
@@ -122,7 +129,7 @@ def build_report(job: Job, manifest: Manifest, *, already_done: bool) -> Report:
 
 
 def _count_reasons(out: Location) -> dict[str, int]:
-    """How many photos each reason left out; nothing where the list is gone."""
+    """Return the number of rejected photos per code; empty if the list is missing."""
     name = "rejects.jsonl"
     try:
         content = (

@@ -1,6 +1,6 @@
-"""A data set at a URL: shards are made on local disk, checked, sent whole; the manifest comes last.
+"""Upload of a data set to a URL: each shard is made on the local disk, checked, uploaded; the manifest comes last.
 
-From its start until then a run holds the URL by an object that can be created once, its promise.
+Until then a run claims the URL by an object that can be created only once: its build specification.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import tempfile
 from pathlib import Path
 
-from pipeline.options import differences
+from pipeline.options import describe_differences
 from pipeline.stages.output_folder import BUILD_SPEC, check_same_spec, parse_build_spec, sent_marker
 from shards.errors import DamagedData, UsageError
 from shards.format import index
@@ -20,16 +20,16 @@ from shards.verify import check_shard
 
 
 def local_folder(url: str, work_dir: Path | None) -> Path:
-    """Where the data set of a URL is made: below `work_dir`, or the machine's folder for such files."""
+    """Return the local folder where the data set of a URL is made, in `work_dir` or the temporary folder."""
     name = f"usrgan-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:12]}"
     return (work_dir or Path(tempfile.gettempdir())) / name
 
 
-def finished_upload(url: str, promise: dict[str, Option]) -> Manifest | None:
-    """The manifest at the URL if it is of this very data set, None if there is none.
+def finished_upload(url: str, spec: dict[str, Option]) -> Manifest | None:
+    """Return the manifest at the URL if it is the requested data set, or None if the URL has none.
 
     Raises:
-        UsageError: another data set is there.
+        UsageError: the URL holds another data set.
         DamagedData: the manifest is damaged.
     """
     try:
@@ -37,35 +37,35 @@ def finished_upload(url: str, promise: dict[str, Option]) -> Manifest | None:
     except FileNotFoundError:
         return None
     manifest = parse_manifest(content, remote.child(url, NAME))
-    check_same_spec(url, manifest, promise)
+    check_same_spec(url, manifest, spec)
     return manifest
 
 
-def claim_url(work: Path, url: str, promise: dict[str, Option]) -> None:
-    """Take a URL for this data set until it is published; runs of the same data set share it.
+def claim_url(work: Path, url: str, spec: dict[str, Option]) -> None:
+    """Claim a URL for this data set until it is published; runs of the same data set share the claim.
 
     Raises:
-        UsageError: a run of another data set has it, or has published meanwhile.
+        UsageError: a run of another data set holds the claim, or has published.
         WriteFailed: the store refused.
     """
-    place = remote.child(url, BUILD_SPEC)
-    if _claim_holder(url) is None:  # what was sent under an earlier claim may be replaced by now
+    claim = remote.child(url, BUILD_SPEC)
+    if _claim_holder(url) is None:  # shards uploaded under an earlier claim may have been replaced
         for marker in sorted(work.glob("sent-*")):
             atomic.remove_file(marker)
         atomic.sync_folder(work)
     try:
-        remote.upload_file(work / BUILD_SPEC, place)
+        remote.upload_file(work / BUILD_SPEC, claim)
     except UsageError:
         raise _explain_taken(work, url, _claim_holder(url) or b"") from None
     try:
-        finished_upload(url, promise)
+        finished_upload(url, spec)
     except UsageError:
         release_url(url)
         raise
 
 
 def _claim_holder(url: str) -> bytes | None:
-    """The promise that holds a URL, None if there is none."""
+    """Return the build specification that claims a URL, or None."""
     try:
         return remote.read_file(remote.child(url, BUILD_SPEC))
     except FileNotFoundError:
@@ -74,42 +74,42 @@ def _claim_holder(url: str) -> bytes | None:
 
 def _explain_taken(work: Path, url: str, holder: bytes) -> UsageError:
     stored = holder, (work / BUILD_SPEC).read_bytes()
-    changed = differences(*(parse_build_spec(each) for each in stored))
+    changed = describe_differences(*map(parse_build_spec, stored))
     return UsageError(
-        f"--out {url}: a run of another data set ({changed}) writes there, or was stopped;"
+        f"--out {url}: a run of another data set ({changed}) writes there, or was stopped before it finished;"
         " name another folder or add --overwrite"
     )
 
 
 def _check_claim(work: Path, url: str) -> None:
-    """The URL is still held by the promise in `work`, or a run that shared it has published.
+    """Check that the URL is still claimed by the build specification in `work`, or was published under it.
 
-    This is enough to know the shards there: only who takes the claim away first may replace one, and
-    a store keeps no digest of ours, so to read them all back would double the traffic.
+    This proves that the uploaded shards are unchanged, because replacing one requires removing the claim first.
+    Stores keep no SHA-256, so reading all shards back would double the traffic.
 
     Raises:
-        UsageError: another run has taken the URL.
+        UsageError: another run has claimed the URL, or removed the claim.
     """
     holder, ours = _claim_holder(url), (work / BUILD_SPEC).read_bytes()
     if holder is None and not finished_upload(url, parse_build_spec(ours)):
         raise UsageError(
-            f"--out {url}: another run has removed what was sent there; run the same command again"
+            f"--out {url}: another run removed the uploaded shards; run the same command again"
         )
     if holder not in (None, ours):
         raise _explain_taken(work, url, holder or b"")
 
 
 def release_url(url: str) -> None:
-    """Give a URL back: what is there is published."""
+    """Remove the claim of a URL."""
     remote.remove_file(remote.child(url, BUILD_SPEC))
 
 
 def send_shard(out: Path, entry: ShardEntry, url: str) -> None:
-    """Check a finished shard once more and send it, its index last; a marker says that it is there.
+    """Check a finished shard again and upload it, its index last; then write its marker.
 
     Raises:
-        DamagedData: it rotted on the local disk.
-        UsageError: another run has taken the URL, or another shard of that name is there.
+        DamagedData: the shard was damaged on the local disk.
+        UsageError: another run has claimed the URL, or the URL has another shard of this name.
         WriteFailed: the store refused.
     """
     try:
@@ -129,26 +129,26 @@ def _shard_files(out: Path, name: str) -> tuple[Path, Path, Path]:
 
 
 def is_sent(out: Path, name: str) -> bool:
-    """Whether an earlier run has sent this shard."""
+    """Whether this shard is uploaded."""
     return sent_marker(out, name).exists()
 
 
 def publish_dataset(out: Path, url: str, manifest: Manifest) -> None:
-    """Look whether all shards are at the URL, send what lies beside them, then the manifest; release the URL.
+    """Check that all shards are at the URL, upload the companion files, then the manifest; release the URL.
 
     Raises:
-        UsageError: another run has taken the URL, or has published another data set there.
+        UsageError: another run has claimed the URL, or published another data set there.
         WriteFailed: the store refused.
     """
     _check_claim(out / "_work", url)
-    there = remote.list_files(url)
+    uploaded = remote.list_files(url)
     for split in manifest.splits.values():
         for path in itertools.chain(*(_shard_files(out, shard.name) for shard in split.shards)):
-            found = there.get(str(path.relative_to(out)))
-            if found is None or found.size != path.stat().st_size:  # a store may lose what it took
+            file = uploaded.get(str(path.relative_to(out)))
+            if file is None or file.size != path.stat().st_size:  # a store may lose a file
                 remote.upload_file(path, remote.child(url, str(path.relative_to(out))))
-    beside = [path for path in out.glob("*.json*") if path.name != NAME]
-    for path in sorted([*beside, out / "README.md", *(out / ".nv-meta").iterdir()]):
+    companions = [path for path in out.glob("*.json*") if path.name != NAME]
+    for path in sorted([*companions, out / "README.md", *(out / ".nv-meta").iterdir()]):
         remote.upload_file(path, remote.child(url, str(path.relative_to(out))))
     _check_claim(out / "_work", url)
     remote.upload_file(out / NAME, remote.child(url, NAME))
@@ -156,12 +156,12 @@ def publish_dataset(out: Path, url: str, manifest: Manifest) -> None:
 
 
 def clear_url(url: str) -> None:
-    """Remove a data set at a URL, a run's claim and the manifest first, and nothing else."""
+    """Remove a data set at a URL and no other files, the claim and the manifest first."""
     release_url(url)
     remote.remove_file(remote.child(url, NAME))
     folders = ("index/", ".nv-meta/")
     suffixes = (".tar", ".tar.idx", ".wids.json")
     for name in remote.list_files(url):
-        beside = name in ("README.md", "rejects.jsonl", BUILD_SPEC)
-        if beside or name.startswith(folders) or ("/" not in name and name.endswith(suffixes)):
+        companion = name in ("README.md", "rejects.jsonl", BUILD_SPEC)
+        if companion or name.startswith(folders) or ("/" not in name and name.endswith(suffixes)):
             remote.remove_file(remote.child(url, name))

@@ -40,7 +40,7 @@ def test_refused_photos_of_the_sample_are_counted(photos, tmp_path):
     assert made["refused"] == {"CUT_OFF": 1}
     assert made["looked_at"] == 6
     text = prep(*options).stdout
-    assert "of 6 photos looked at, refused: 1 CUT_OFF" in text
+    assert "rejected in a sample of 6 photos: 1 CUT_OFF" in text
     assert "luma deviation of patches" in text
 
 

@@ -162,7 +162,7 @@ def test_a_cluster_whose_workers_have_gone_ends_the_run(monkeypatch):
         ended = engines._run_on_dask(client, lambda: False, time.sleep, units)
         next(ended)
         cluster.scale(0)
-        with pytest.raises(UsrganError, match="has no workers any more"):
+        with pytest.raises(UsrganError, match="has no workers left"):
             list(ended)
 
 
@@ -233,6 +233,6 @@ def test_a_unit_whose_ray_node_goes_again_and_again_has_died_and_the_rest_is_don
             ended = list(engines._run_on_ray(ray, take_the_node_of_each_start, unit, [slow, fast]))
     finally:
         cluster.shutdown()
-    assert sorted(each.unit for each in ended if isinstance(each, Crashed)) == [slow]
-    assert sorted(each.unit for each in ended if isinstance(each, Completed)) == [fast]
+    assert sorted(each.task for each in ended if isinstance(each, Crashed)) == [slow]
+    assert sorted(each.task for each in ended if isinstance(each, Completed)) == [fast]
     assert len(nodes) == 1 + 1 + 2  # the first try and two more

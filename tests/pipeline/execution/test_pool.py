@@ -40,13 +40,17 @@ def never() -> bool:
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_every_unit_is_done_once(workers):
-    ended = list(pool.run_tasks(square, [(n,) for n in range(20)], workers=workers, stopping=never))
+    ended = list(
+        pool.run_tasks(square, [(n,) for n in range(20)], workers=workers, stop_requested=never)
+    )
     assert sorted(done.result for done in ended) == [n * n for n in range(20)]
 
 
 def test_a_unit_that_kills_its_process_is_named_and_the_rest_is_done():
-    ended = list(pool.run_tasks(die_at_three, [(n,) for n in range(9)], workers=2, stopping=never))
-    died = [end.unit for end in ended if isinstance(end, pool.Crashed)]
+    ended = list(
+        pool.run_tasks(die_at_three, [(n,) for n in range(9)], workers=2, stop_requested=never)
+    )
+    died = [end.task for end in ended if isinstance(end, pool.Crashed)]
     done = sorted(end.result for end in ended if isinstance(end, pool.Completed))
     assert died == [(3,)]
     assert done == [n * n for n in range(9) if n != 3]
@@ -54,20 +58,20 @@ def test_a_unit_that_kills_its_process_is_named_and_the_rest_is_done():
 
 def test_a_process_killed_by_chance_loses_nothing(tmp_path):
     units = [(n, str(tmp_path / "mark")) for n in range(9)]
-    ended = list(pool.run_tasks(die_once, units, workers=2, stopping=never))
+    ended = list(pool.run_tasks(die_once, units, workers=2, stop_requested=never))
     assert sorted(end.result for end in ended) == [n * n for n in range(9)]
 
 
 def test_an_error_of_the_work_comes_through():
     with pytest.raises(WriteFailed, match="the disk is full"):
-        list(pool.run_tasks(fail, [(1,), (2,)], workers=2, stopping=never))
+        list(pool.run_tasks(fail, [(1,), (2,)], workers=2, stop_requested=never))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stop_ends_between_units(workers):
     ended: list[object] = []
     run = pool.run_tasks(
-        square, [(n,) for n in range(50)], workers=workers, stopping=lambda: len(ended) > 3
+        square, [(n,) for n in range(50)], workers=workers, stop_requested=lambda: len(ended) > 3
     )
     with pytest.raises(Stopped):
         ended.extend(run)
@@ -80,7 +84,7 @@ def blas_threads() -> str | None:
 
 def test_only_workers_are_told_to_compute_in_one_thread():
     before = dict(os.environ)
-    ended = list(pool.run_tasks(blas_threads, [()], workers=1, stopping=never))
+    ended = list(pool.run_tasks(blas_threads, [()], workers=1, stop_requested=never))
     assert [done.result for done in ended] == [before.get("OPENBLAS_NUM_THREADS", "1")]
     assert dict(os.environ) == before
 
@@ -90,7 +94,7 @@ def test_workers_do_not_run_the_script_that_called(tmp_path):
     script.write_text(
         "from pipeline.execution import pool\n"
         "print('begun', flush=True)\n"
-        "done = pool.run_tasks(abs, [(-1,), (-2,)], workers=2, stopping=lambda: False)\n"
+        "done = pool.run_tasks(abs, [(-1,), (-2,)], workers=2, stop_requested=lambda: False)\n"
         "print(sorted(each.result for each in done), __spec__)\n"
     )
     ended = subprocess.run(
@@ -107,7 +111,9 @@ def process_id(_: int) -> int:
 def test_a_pool_ends_though_an_idle_worker_holds_the_lock_of_the_queue():
     """A worker that is stopped while it waits for work is as good as one that was killed then."""
     units, seen = [(n,) for n in range(6)], set()
-    for count, done in enumerate(pool.run_tasks(process_id, units, workers=2, stopping=never), 1):
+    for count, done in enumerate(
+        pool.run_tasks(process_id, units, workers=2, stop_requested=never), 1
+    ):
         seen.add(done.result)
         if count == len(units):
             time.sleep(0.2)  # until both wait

@@ -60,7 +60,7 @@ def distributed(monkeypatch):
 def test_a_cluster_without_workers_ends_the_run(monkeypatch):
     client = Client(1, 0, 0)
     monkeypatch.setattr(Future, "done", lambda self: False)
-    with pytest.raises(UsrganError, match="has no workers any more"):
+    with pytest.raises(UsrganError, match="has no workers left"):
         list(engines._run_on_dask(client, lambda: False, abs, [(-1,), (2,), (3,)]))
     assert len(client.cancelled) == 2
 
@@ -103,10 +103,10 @@ def test_an_error_of_a_unit_is_not_taken_for_that_of_the_dask_scheduler(monkeypa
     ("content", "reason"),
     [
         (None, "No such file or directory"),
-        ("", "holds no address"),
-        ("[]", "holds no address"),
-        ('{"address": 3}', "holds no address"),
-        ('{"address": ""}', "holds no address"),
+        ("", "contains no address"),
+        ("[]", "contains no address"),
+        ('{"address": 3}', "contains no address"),
+        ('{"address": ""}', "contains no address"),
     ],
 )
 def test_a_scheduler_file_without_an_address_is_not_waited_for(content, reason, tmp_path):
@@ -115,7 +115,7 @@ def test_a_scheduler_file_without_an_address_is_not_waited_for(content, reason, 
         file.write_text(content)
     with (
         pytest.raises(UsageError, match=rf"--scheduler .*scheduler\.json: {reason}; name the file"),
-        engines.open_engine("dask", workers=1, scheduler=str(file), stopping=lambda: False),
+        engines.open_engine("dask", workers=1, scheduler=str(file), stop_requested=lambda: False),
     ):
         pass
 

@@ -138,4 +138,4 @@ def test_a_photo_that_becomes_too_small_is_refused(tmp_path):
 
 def test_wrong_ratios_are_explained(photos, tmp_path):
     result = prep("--src", photos, "--out", tmp_path / "o", "--max-blockiness", 0.5, code=2)
-    assert "--max-blockiness 0.5: use a ratio above 1" in result.stderr
+    assert "--max-blockiness 0.5: is below 1; use a ratio above 1" in result.stderr

@@ -286,7 +286,7 @@ def test_links_to_test_pictures_are_followed_but_no_loop(photos, tmp_path):
 
 
 def test_a_test_set_that_cannot_be_read_is_an_error(tmp_path):
-    with pytest.raises(UsageError, match="holds no pictures"):
+    with pytest.raises(UsageError, match="has no images"):
         hash_folder([tmp_path])
     (tmp_path / "x.png").write_bytes(b"")
     with pytest.raises(UsageError, match=r"x\.png: is empty"):

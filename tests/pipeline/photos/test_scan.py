@@ -43,7 +43,9 @@ def test_div2k_brings_its_split_and_lr_folders_are_never_photos(tmp_path):
     ]
     assert [photo.val for photo in found.photos] == [False, False, True]
     assert found.layout == "DIV2K"
-    assert "2 to train, 1 to validate" in describe_layout(found, [p for p in found.photos if p.val])
+    assert "2 for training, 1 for validation" in describe_layout(
+        found, [p for p in found.photos if p.val]
+    )
     assert "DIV2K_train_LR_bicubic" in describe_layout(found, [p for p in found.photos if p.val])
 
 
@@ -100,7 +102,7 @@ def test_a_source_that_cannot_be_is_refused(tmp_path, name):
 
 
 def test_no_photos_is_an_error_that_says_where(tmp_path):
-    with pytest.raises(UsageError, match="no photos there"):
+    with pytest.raises(UsageError, match="has no photos"):
         scan_sources([touch(tmp_path, "notes.txt")])
 
 
@@ -108,7 +110,7 @@ def test_a_list_names_photos_by_path_file_or_stem(tmp_path):
     found = scan_sources([touch(tmp_path, "x/a.png", "x/b.png", "y/b.jpg")])
     assert match_names(found, ["x/a.png"]) == {"x/a.png"}
     assert match_names(found, ["b"]) == {"x/b.png", "y/b.jpg"}
-    with pytest.raises(UsageError, match="'c' is none of the 3 photos"):
+    with pytest.raises(UsageError, match="'c' matches none of 3 photos"):
         match_names(found, ["c"])
 
 
@@ -136,7 +138,7 @@ def test_sources_of_one_path_in_several_stores_stay_apart(tmp_path):
 def test_two_photos_of_one_name_are_refused(tmp_path):
     (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"x")
     (tmp_path / "%FF.png").write_bytes(b"y")
-    with pytest.raises(UsageError, match=r"would both be called %FF\.png; rename one"):
+    with pytest.raises(UsageError, match=r"would have the same name %FF\.png; rename one"):
         scan_sources([tmp_path])
 
 

@@ -15,4 +15,4 @@ def test_a_shard_reads_its_own_photos_of_a_plan_and_no_others(tmp_path):
     content = bytearray((work / pack._PHOTOS).read_bytes())
     content[starts[1] : starts[3]] = b"\xc1" * (starts[3] - starts[1])  # nothing in MessagePack
     (work / pack._PHOTOS).write_bytes(content)
-    assert pack._photo_names(work, [3, 0, 3]) == {0: photos[0], 3: photos[3]}
+    assert pack._load_sources(work, [3, 0, 3]) == {0: photos[0], 3: photos[3]}

@@ -180,7 +180,7 @@ def test_too_many_bad_photos_end_the_run_and_a_higher_limit_goes_on(photos, tmp_
     (photos / "empty.png").write_bytes(b"")
     refused = prep("--src", photos, "--out", tmp_path / "out", *SMALL, "--workers", 0, code=1)
     last = refused.stderr.splitlines()[-1]
-    assert "1 of 6 photos were refused" in last
+    assert "1 of 6 photos rejected" in last
     assert "--max-rejects 17%" in last
     assert not (tmp_path / "out/manifest.json").exists()
     assert make(photos, tmp_path / "out", "--max-rejects", "17%")["rejects"] == {"EMPTY": 1}
@@ -201,7 +201,7 @@ def test_a_list_does_not_make_train_what_is_published_to_validate(tmp_path):
         photo = png.encode_rgb(make_photo(number, height=160, width=160))
         (folder / f"{number:04d}.png").write_bytes(photo)
     said = prep("--src", tmp_path / "DIV2K", "--out", tmp_path / "out", "--val-list", "0001*")
-    assert "(2 to train, 2 to validate)" in said.stderr
+    assert "; 2 for training, 2 for validation)" in said.stderr
     validating = open_dataset(tmp_path / "out").split("val")
     assert {pair.info.src for pair in validating} == {
         "DIV2K_train_HR/0001.png",
@@ -341,9 +341,9 @@ def test_dry_run_writes_nothing(photos, tmp_path):
         (["--grid", "64", "--patches-per-image", "5"], "--grid"),
         (["--hr-size", "130"], "--hr-size 130"),
         (["--val-list", "nowhere.txt"], "--val-list nowhere.txt"),
-        (["--val-list", ""], "--val-list: the path is empty (a variable that is not set?)"),
-        (["--val-list", "nowhere*"], "'nowhere*' is none of the 5 photos"),
-        (["--store-larger", "6"], "--store-larger 6: use a multiple of the scale 4"),
+        (["--val-list", ""], "--val-list: the path is empty; check that its variable is set"),
+        (["--val-list", "nowhere*"], "'nowhere*' matches none of 5 photos"),
+        (["--store-larger", "6"], "--store-larger 6: does not fit the scale; use a multiple of 4"),
         (["--max-rejects", "many"], "write 5% or 0.05"),
         (["--scale", "5"], "--scale"),
         (["--min-detail", "-1"], "--min-detail"),

@@ -96,7 +96,7 @@ def test_repair_says_that_rejects_cannot_be_put_back(photos, tmp_path):
     make(photos, out, "--max-rejects", "40%")
     (out / "rejects.jsonl").unlink()
     told = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, "--repair")
-    assert "rejects.jsonl: is missing, and only a look at all photos tells" in told.stderr
+    assert "rejects.jsonl: is missing, and only a run over all photos can restore it" in told.stderr
     assert not (out / "rejects.jsonl").exists()
 
 
@@ -106,7 +106,7 @@ def test_repair_leaves_and_names_a_tar_of_somebody_else(photos, whole, out):
     told = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, "--repair", "--json")
     assert json.loads(told.stdout)["already_done"]
     (line,) = [line for line in told.stderr.splitlines() if "extra.tar" in line]
-    assert line.endswith("no repair takes away what is not ours: move it elsewhere")
+    assert line.endswith("a repair keeps files of others: move it elsewhere")
     assert {path: path.stat().st_ino for path in out.rglob("*")} == inodes
     flip(out / "train-000001.tar")
     make(photos, out, "--repair")
@@ -133,7 +133,7 @@ def test_a_repair_that_is_killed_goes_on(photos, whole, out, operation):
 def test_a_data_set_with_a_gap_is_not_called_done(photos, out):
     (out / "train-000000.tar").unlink()
     refused = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, code=1)
-    assert "train-000000.tar: it or its index is missing or cut off" in refused.stderr
+    assert "train-000000.tar: it or its index is missing or truncated" in refused.stderr
     assert "--repair" in refused.stderr
 
 
@@ -152,7 +152,7 @@ def test_a_photo_that_changed_since_is_noticed(photos, tmp_path):
     bmp(photos / "f.bmp", 51)
     os.utime(photos / "f.bmp", ns=(2**61, 2**61))
     refused = prep("--src", photos, "--out", tmp_path / "out", *SMALL, "--workers", 0, code=2)
-    assert "holds patches of f.bmp as it was before it changed" in refused.stderr
+    assert "holds patches of an earlier version of f.bmp" in refused.stderr
 
 
 def test_repair_with_a_changed_photo_writes_all_shards_anew(photos, tmp_path):
@@ -199,7 +199,7 @@ def test_a_photo_that_changes_while_it_is_read_is_an_error(photos, tmp_path, mon
     out = tmp_path / "out"
     failed = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, code=1)
     last = failed.stderr.splitlines()[-1]
-    assert last.startswith(f"error: {photos / 'f.bmp'}: was changed during the run")
+    assert last.startswith(f"error: {photos / 'f.bmp'}: changed during the run")
     assert not (out / "manifest.json").exists()
     monkeypatch.undo()
     if what == "vanishes":
@@ -218,7 +218,7 @@ def test_a_photo_that_changes_after_it_was_cut_is_an_error(photos, tmp_path, mon
 
     monkeypatch.setattr(pipeline.stages.prepare, "save_plan", meddling)
     failed = prep("--src", photos, "--out", tmp_path / "out", *SMALL, "--workers", 0, code=1)
-    assert "a.png: was changed during the run" in failed.stderr.splitlines()[-1]
+    assert "a.png: changed during the run" in failed.stderr.splitlines()[-1]
     assert not (tmp_path / "out/manifest.json").exists()
 
 
@@ -229,13 +229,13 @@ def test_when_nothing_is_left_the_reasons_are_counted(tmp_path):
         (tmp_path / f"p/{number}.png").write_bytes(png.encode_rgb(small))
     where = ["--src", tmp_path / "p", "--out", tmp_path / "out", "--workers", 0]
     failed = prep(*where, "--max-rejects", "100%", code=1)
-    assert "of 3 photos none is left to train on (3 TOO_SMALL)" in failed.stderr
+    assert "none of 3 photos remains for training (3 TOO_SMALL)" in failed.stderr
 
 
 def test_when_no_patch_is_left_the_options_are_named(photos, tmp_path):
     where = ["--src", photos, "--out", tmp_path / "out", *SMALL, "--workers", 0]
     failed = prep(*where, "--min-detail", 1000, code=1)
-    assert "none of their patches is left to train on; lower --min-detail" in failed.stderr
+    assert "no patch of 5 photos remains for training; lower --min-detail" in failed.stderr
 
 
 def test_a_list_of_all_photos_leaves_none_to_train(photos, tmp_path):
@@ -258,7 +258,7 @@ def test_a_validation_folder_alone_is_a_folder_of_photos(tmp_path):
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_numbers_are_finite(photos, tmp_path, option, value):
     refused = prep("--src", photos, "--out", tmp_path / "out", option, value, code=2)
-    assert f"{option} {value}: use a number" in refused.stderr
+    assert f"{option} {value}: is not a finite number; use a number" in refused.stderr
 
 
 def test_a_dry_run_refuses_what_the_run_would(photos, out, tmp_path):
@@ -281,7 +281,7 @@ def test_a_dry_run_of_a_repair_says_that_all_is_made_again(photos, out):
         for line in prep(*dry, "--repair").stderr.splitlines()
         if "manifest.json: is damaged" in line
     ]
-    assert told.endswith("; a repair makes all of it again")
+    assert told.endswith("; the repair makes the whole data set again")
     assert "run the" not in told
     assert tree(out) == before
 

@@ -28,8 +28,8 @@ def test_photos_come_back_as_they_were_saved(tmp_path):
         FoundPhoto(Path("/photos/写真.jpg"), "写真.jpg", 7, 1, False),
     ]
     name, starts = tasks.save_chunks(tmp_path, [photos[:1], photos[1:]])
-    job = tasks.save_task(tmp_path, OPTIONS, (name, starts), engine="dask")
-    task = tasks._load_task(str(tmp_path), job)
+    job = tasks.save_context(tmp_path, OPTIONS, (name, starts), engine="dask")
+    task = tasks._load_context(str(tmp_path), job)
     assert tasks._load_photos(tmp_path, task, 0) == photos[:1]
     assert tasks._load_photos(tmp_path, task, 1) == photos[1:]
 
@@ -37,10 +37,10 @@ def test_photos_come_back_as_they_were_saved(tmp_path):
 def test_a_unit_is_a_name_and_a_number(photos, tmp_path):
     found = scan_sources([photos]).photos
     listed = tasks.save_chunks(tmp_path, [found[:2], found[2:]])
-    job = tasks.save_task(tmp_path, OPTIONS, listed, engine="local")
+    job = tasks.save_context(tmp_path, OPTIONS, listed, engine="local")
     unit = (str(tmp_path), job, 1)
     assert len(pickle.dumps(unit)) < 300
-    assert tasks.cut_chunk(*unit) == 1
+    assert tasks.extract_chunk(*unit) == 1
     spilled = load_spill(tmp_path, 1, found[2:])
     assert spilled is not None
     assert [outcome.name for outcome in spilled[1]] == [photo.name for photo in found[2:]]
@@ -48,11 +48,11 @@ def test_a_unit_is_a_name_and_a_number(photos, tmp_path):
 
 def test_a_unit_uses_one_core(photos, tmp_path):
     listed = tasks.save_chunks(tmp_path, [scan_sources([photos]).photos])
-    job = tasks.save_task(tmp_path, OPTIONS, listed, engine="dask")
+    job = tasks.save_context(tmp_path, OPTIONS, listed, engine="dask")
     before = cv2.getNumThreads()
     try:
         cv2.setNumThreads(2)
-        tasks.cut_chunk(str(tmp_path), job, 0)
+        tasks.extract_chunk(str(tmp_path), job, 0)
         assert cv2.getNumThreads() == 1
     finally:
         cv2.setNumThreads(before)
@@ -61,16 +61,16 @@ def test_a_unit_uses_one_core(photos, tmp_path):
 @pytest.mark.parametrize("what", ["numpy", "the same"])
 def test_a_worker_that_would_write_other_bytes_refuses(photos, tmp_path, what):
     found = scan_sources([photos]).photos
-    job = tasks.save_task(tmp_path, OPTIONS, tasks.save_chunks(tmp_path, [found]), engine="dask")
-    task = tasks._load_task(str(tmp_path), job)
+    job = tasks.save_context(tmp_path, OPTIONS, tasks.save_chunks(tmp_path, [found]), engine="dask")
+    task = tasks._load_context(str(tmp_path), job)
     if what == "numpy":
         task = msgspec.structs.replace(task, libraries={**task.libraries, "numpy": "1.0"})
     else:
         task = msgspec.structs.replace(task, fingerprint="of another processor")
     (tmp_path / "job-other.json").write_bytes(msgspec.json.encode(task))
-    with pytest.raises(UsageError, match="would write other bytes") as refused:
-        tasks.cut_chunk(str(tmp_path), "job-other.json", 0)
-    words = {"numpy": "numpy 1.0 then", "the same": "the same versions, other results"}
+    with pytest.raises(UsageError, match="would write different bytes") as refused:
+        tasks.extract_chunk(str(tmp_path), "job-other.json", 0)
+    words = {"numpy": "numpy 1.0 then", "the same": "the same versions, different results"}
     assert words[what] in str(refused.value)
     assert not list(tmp_path.glob("chunk-*"))
     assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)

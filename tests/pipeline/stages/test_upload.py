@@ -258,7 +258,7 @@ def test_a_run_that_comes_while_another_publishes_leaves_nothing(photos, store, 
     make(photos, URL)
     before = below(URL)
     monkeypatch.setattr(
-        pipeline.stages.prepare, "_existing_result", lambda *_: None
+        pipeline.stages.prepare, "_find_finished", lambda *_: None
     )  # it was not there a moment ago
     refused = prep(*where, "--seed", 9, code=2)
     assert "seed 0 then, 9 now" in refused.stderr
@@ -343,7 +343,7 @@ def test_a_photo_that_changed_since_is_noticed_at_a_url(photos, store):
     before = below(URL)
     refused = prep("--src", photos, "--out", URL, *SMALL, "--workers", 0, code=2)
     last = refused.stderr.splitlines()[-1]
-    assert f"--out {URL}: holds patches of f.bmp as it was before it changed" in last
+    assert f"--out {URL}: holds patches of an earlier version of f.bmp" in last
     assert below(URL) == before
     make(photos, URL, "--overwrite")
 
@@ -361,7 +361,7 @@ def test_a_photo_that_vanishes_from_the_store_is_an_error(photos, store, tmp_pat
     monkeypatch.setattr(remote, "list_files", vanishing)
     failed = prep("--src", "memory://raw", "--out", tmp_path / "out", "--hr-size", 64,
                   "--workers", 0, code=1)  # fmt: skip
-    assert "memory://raw/b.png: was changed during the run" in failed.stderr
+    assert "memory://raw/b.png: changed during the run" in failed.stderr
 
 
 def test_a_dry_run_reads_from_and_writes_to_no_url(photos, store, tmp_path):
@@ -377,9 +377,9 @@ def test_a_dry_run_reads_from_and_writes_to_no_url(photos, store, tmp_path):
         (["--out", "nonsense://x"], "nonsense://x/manifest.json: nonsense:// cannot be opened"),
         (
             ["--out", URL, "--engine", "dask", "--scheduler", "tcp://a:1"],
-            "--work-dir: name a folder that all",
+            "--work-dir: is missing; name a folder that all",
         ),
-        (["--out", "here", "--work-dir", "there"], "--work-dir: is for a --out that is a URL"),
+        (["--out", "here", "--work-dir", "there"], "--work-dir: applies only if --out is a URL"),
     ],
 )
 def test_wrong_use_of_urls_is_one_line(photos, store, options, words):
@@ -389,7 +389,7 @@ def test_wrong_use_of_urls_is_one_line(photos, store, options, words):
 
 def test_an_empty_url_holds_no_photos(store, tmp_path):
     refused = prep("--src", "memory://empty", "--out", tmp_path / "out", code=2)
-    assert "memory://empty: no photos there" in refused.stderr
+    assert "memory://empty: has no photos" in refused.stderr
 
 
 @pytest.mark.parametrize("url", ["memory://one/a.png", "memory://one/a.png/"])
