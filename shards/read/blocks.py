@@ -19,7 +19,7 @@ from shards.read.byte_ranges import ByteRange
 
 
 class ExpectedBytes(NamedTuple):
-    """What the index says about consecutive pairs of one shard."""
+    """Headers, offsets and checksums of consecutive pairs of one shard, from its index."""
 
     keys: list[int]
     headers: bytes
@@ -53,18 +53,19 @@ def check_pair(block: Block, position: int, parts: Sequence[str]) -> tuple[Buffe
     """
     pairs = find_slice(block, position)
     expected, row = pairs.expected(), position - pairs.first
-    a, b, c, d, e, f = expected.spans[row]
-    content, base = pairs.source.read(a - tar.BLOCK, f)
-    a, b, c, d, e, f = a - base, b - base, c - base, d - base, e - base, f - base
+    span = expected.spans[row]
+    content, base = pairs.source.read(span[0] - tar.BLOCK, span[-1])
+    hr, hr_end, info, info_end, lr, lr_end = [offset - base for offset in span]
     view = memoryview(content)
-    stored = view[a:b], view[c:d], view[e:f]
-    headers = content[a - tar.BLOCK : a] + content[c - tar.BLOCK : c] + content[e - tar.BLOCK : e]
+    stored = view[hr:hr_end], view[info:info_end], view[lr:lr_end]
+    headers = b"".join(view[start - tar.BLOCK : start] for start in (hr, info, lr))
     at = 3 * tar.BLOCK * row
     if headers != expected.headers[at : at + 3 * tar.BLOCK]:
         _check_headers(pairs, position, parts)
-    if f > len(content) or [crc32(data) for data in stored] != expected.crcs[row]:
-        for part, data, stop, crc in zip(parts, stored, (b, d, f), expected.crcs[row], strict=True):
-            if stop > len(content):
+    if lr_end > len(content) or [crc32(data) for data in stored] != expected.crcs[row]:
+        ends = (hr_end, info_end, lr_end)
+        for part, data, end, crc in zip(parts, stored, ends, expected.crcs[row], strict=True):
+            if end > len(content):
                 raise damage_error(pairs, position, f"{part} is cut off")
             if crc32(data) != crc:
                 raise damage_error(pairs, position, f"{part} has a wrong checksum")

@@ -48,7 +48,7 @@ class ByteRange(Protocol):
 
     @property
     def advice(self) -> str:
-        """What to do if the bytes are damaged."""
+        """Advice for the user if the bytes are damaged."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""`bench-sr prep`: prep-shards on real photos beside its floor and BasicSR's way; commands are measured as processes.
+"""`bench-sr prep`: prep-shards on real photos, compared with its floor and with BasicSR; commands run as processes.
 
-A command runs below a process that adopts orphans (Linux's child subreaper), so that the workers of a fork server,
-which nobody waits for, are counted, too.
+The parent of each command adopts orphans (Linux's child subreaper), so that CPU time of a fork server's workers,
+which have no waiting parent, is counted, too.
 """
 
 from __future__ import annotations

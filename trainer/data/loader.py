@@ -126,7 +126,7 @@ class PatchLoader(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """End all threads; batches that nobody took are dropped."""
+        """End all threads and drop unused batches."""
         if self._planner is None or self._stopped.is_set():
             return
         self._stopped.set()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 Maps = Float[Tensor, "b c h w"]
 CONVOLUTIONS = 5
 PIXELS = 128
-"""Pixels of a program, whole rows; with the three numbers below the fastest of 118 on an H100 (docs/log.md)."""
+"""Pixels per program, whole rows; these four numbers are the fastest of 118 on an H100 (docs/internals/log.md)."""
 STEP = 32
 """Input channels that a program multiplies at a time."""
 STAGES = 3

@@ -157,9 +157,9 @@ def block_params(block: DenseBlock) -> BlockParams:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep memory that tensors free; otherwise each step gets its buffers page by page anew.
+    """Let glibc keep memory that tensors free; otherwise every step allocates its buffers page by page again.
 
-    A step of the two-block RRDBNet, batch 4, has 17 000 page faults without it (docs/log.md).
+    Without it, a step of the two-block RRDBNet, batch 4, has 17 000 page faults (docs/internals/log.md).
     """
     _set_allocator(mmap=2**30, trim=2**31 - 1)
 

@@ -1,9 +1,9 @@
 """A whole training step as one CUDA graph: thousands of kernels, one launch.
 
-What a graph needs of a step: every tensor that it reads or writes keeps its place (gradients are views
-of one flat tensor, Adam is the fused one with its step count and learning rate on the device), nothing
-in it waits for the device, and shapes never change. Weights that are loaded later are copied into
-place, so a restored state is captured anew only because its step is built anew.
+A captured step must keep the address of every tensor that it reads or writes, must not synchronise with
+the device, and must not change shapes. So gradients are views of one flat tensor, and Adam is the fused
+one with its step count and learning rate on the device. Weights that are loaded later are copied in
+place. A restored state needs a new capture only because its step is a new function.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from torch import Tensor
 from trainer.training.step import Outcome
 
 WARM_UP = 3
-"""Steps that run one operation at a time on a side stream, as capturing wants: libraries choose their
-algorithms, and Adam makes its moments. They are steps of the training like any other."""
+"""Steps that run eagerly on a side stream before the capture: libraries choose their algorithms, and Adam creates
+its moments. They are ordinary steps of the training."""
 
 
 def capture_later(
     step: Callable[[Tensor, Tensor, Tensor], Outcome], *, other: Callable[[], bool]
 ) -> Callable[[Tensor, Tensor, bool], Outcome]:
-    """A step that is captured at its fourth call and replayed from then on.
+    """Return a step that is captured at its fourth call and replayed from then on.
 
-    What it returns is overwritten by the next call: copy it, or queue its use on the device, before.
-    A batch of another shape than the captured one runs uncaptured, and so does a step that does `other`
-    work than most.
+    The next call overwrites the returned tensors: copy them, or queue their use on the device, before it. A batch
+    of another shape than the captured one runs uncaptured, and so does a step for which `other` returns True.
     """
     taken = 0
     side: torch.cuda.Stream | None = None

@@ -1,7 +1,7 @@
 """Settings of acceleration resolved for a device, and the training step built by them.
 
 They change how a step is computed and nothing about what it computes. "auto" is the value that was measured to be
-the fastest (docs/log.md).
+the fastest (docs/internals/log.md).
 """
 
 from __future__ import annotations

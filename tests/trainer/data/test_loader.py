@@ -147,7 +147,11 @@ def test_a_closed_stream_leaves_no_threads(train):
     ours = ("decode", "plan", "read")
     assert {t.name.partition("_")[0] for t in threading.enumerate()} >= set(ours)
     stream.close()
-    assert not any(thread.name.startswith(ours) for thread in threading.enumerate())
+    assert not any(t.name.startswith(("decode", "plan")) for t in threading.enumerate())
+    readers = [t for t in threading.enumerate() if t.name.startswith("read")]
+    for thread in readers:  # close() does not wait for reads under way
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in readers)
 
 
 def test_a_gpu_without_a_number_is_no_mishap_for_the_threads(monkeypatch):

@@ -96,7 +96,7 @@ def test_the_content_gradient_in_bf16_points_where_that_in_float32_does():
         gradients.append(torch.stack(found).flatten(1))
     conv3_4, conv5_4 = F.cosine_similarity(*gradients, dim=1)
     assert conv3_4 > 0.985
-    assert conv5_4 > 0.95  # docs/log.md says why not .999
+    assert conv5_4 > 0.95  # docs/internals/log.md says why not .999
 
 
 def test_auto_is_decided_for_the_device_and_nothing_else_is():

@@ -1,5 +1,6 @@
-"""Batch normalisation of a map in two halves: the convolution before it stores moments of its pixels, and the pass
-here reads them; backward, likewise.
+"""Batch normalisation in two halves, forward and backward.
+
+The convolution before it stores the moments of its pixels; the pass in this module reads them.
 """
 
 from __future__ import annotations
