@@ -52,7 +52,7 @@ COMMANDS: dict[str, click.Command] = {
 
 
 def help_text(name: str) -> str:
-    """What `NAME --help` prints on a terminal of WIDTH columns."""
+    """Return the output of `NAME --help` on a terminal of WIDTH columns."""
     settings = {"terminal_width": WIDTH, "max_content_width": WIDTH}
     context = None
     for depth, part in enumerate(name.split()):  # a group hands its settings down

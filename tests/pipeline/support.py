@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Helpers of several test modules."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Server:
         return ended.stdout
 
     def names(self) -> list[str]:
-        """Of all objects, asked in this process: a run is over within a second or two."""
+        """Return the names of all objects; asked in this process, because a run ends within a second or two."""
         found = self.client.list_objects_v2(Bucket="shards", Prefix="set/").get("Contents", [])
         return sorted(each["Key"].removeprefix("set/") for each in found)
 

@@ -1,4 +1,4 @@
-"""What happens to long runs: processes killed at random, photos that kill, disks that fill up."""
+"""Accidents of long runs: randomly killed processes, photos that kill, full disks."""
 
 from __future__ import annotations
 

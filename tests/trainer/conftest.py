@@ -20,7 +20,7 @@ from trainer.models import build_generator
 from trainer.weights.safetensors_io import save_tensors
 
 SIDE = 64
-"""Of an HR patch: training on the usual 128 would take the tests four times as long, and show no more."""
+"""Side of an HR patch, pixels; the usual 128 would make the tests four times slower and prove no more."""
 
 
 def samples(first: int, last: int, split: str) -> Iterator[Sample]:

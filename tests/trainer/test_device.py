@@ -1,4 +1,4 @@
-"""What is measured or kept is convolved in full float32, and training as before."""
+"""Measured and saved results use full float32 convolutions; training does not."""
 
 from __future__ import annotations
 

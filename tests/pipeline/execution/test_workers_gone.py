@@ -28,7 +28,7 @@ class Future:
 
 
 class Client:
-    """Of a cluster that has a worker when it is asked at these times, in order; none later on."""
+    """Fake cluster that has a worker at these queries, in order, and none afterwards."""
 
     def __init__(self, *threads: int) -> None:
         self.threads = list(threads)
@@ -121,7 +121,7 @@ def test_a_scheduler_file_without_an_address_is_not_waited_for(content, reason, 
 
 
 class Ray:
-    """Of a cluster that has such nodes when it is asked at these times, in order, and the last of them later on."""
+    """Fake cluster that has these nodes at its first queries, in order, and the last of them afterwards."""
 
     exceptions = types.SimpleNamespace(
         RayTaskError=KeyError,

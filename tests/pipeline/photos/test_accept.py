@@ -1,4 +1,4 @@
-"""What a photo has to be before it is cut: in sRGB, without blocks, large enough."""
+"""Conditions for accepting a photo: sRGB, no JPEG blocks, large enough."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What travels to a worker, and what a worker refuses."""
+"""Tasks are small to send, and a worker refuses those of other library versions."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_a_flipped_bit_in_every_block_is_an_error_or_none_of_a_pair(folder):
 
 
 def places(content: bytes) -> dict[int, tuple[int, int, int]]:
-    """Of each key: where its pair begins, where the next begins, where its data ends."""
+    """Return per key the offsets of its pair, of the next pair, and of the end of its data."""
     return {
         members[0].key: (members[0].header_at, members[2].end, members[2].data_at + members[2].size)
         for members in tar.scan_tar(memoryview(content))

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show; run by `make test-gpu`."""
+"""Tests that need a CUDA device; `make test-gpu` runs them."""
 
 from __future__ import annotations
 

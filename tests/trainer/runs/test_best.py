@@ -15,7 +15,7 @@ from trainer.weights.safetensors_io import load_tensors, save_tensors
 
 
 def follow(*validations: dict[str, float], best_by="auto", start=0.0) -> list[set[str]]:
-    """What improves at each of some validations in a row."""
+    """Return the metrics that improve at each of several consecutive validations."""
     best: dict[str, float] = {}
     steps = []
     for found in validations:

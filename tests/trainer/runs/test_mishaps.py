@@ -1,4 +1,4 @@
-"""What people do to runs and folders: nothing is lost, nothing is overwritten, one line says the fix."""
+"""User mistakes with runs and folders: nothing is lost or overwritten, and one line names the fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told about the balance of losses is true, and telling it changes nothing."""
+"""Diagnostics of the loss balance are correct and do not change the training."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from trainer.weights.safetensors_io import load_tensors
 
 SHORT = ["--stage", "gan", "--set", "optim.schedule=constant", "--set", "epochs=2"]
 STEPS = 8
-"""Of a run of SHORT: two epochs of four steps; a checkpoint after every second."""
+"""Steps of a run with SHORT: two epochs of four; a checkpoint follows every second step."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def psnr(tiny_shards, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def order(tiny_shards) -> list[float]:
-    """What tells the batches of a run apart, in their order."""
+    """Return a value per batch of a run that differs between batches, in their order."""
     split = open_dataset(tiny_shards).split("train")
     stream = PatchLoader(split, seed=0, batch_size=4, first_step=0, config=DataConfig())
     found = [
@@ -183,7 +183,7 @@ def test_a_run_that_does_not_recover_ends_with_the_term_and_whole_checkpoints(
 
 
 def test_a_bad_batch_is_met_once_although_the_order_is_fixed(gan, poison, order):
-    """What is bad is the data: to replay it would end the run."""
+    """The data is bad, so replaying it would end the run."""
     bad = set(order[4:7])
     seen = poison(when=lambda batch: batch.sum().item() in bad)
     told = gan().stderr
