@@ -49,7 +49,7 @@ class TaskContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Photo(msgspec.Struct, frozen=True, array_like=True):
-    place: bytes
+    location: bytes
     """A path of any bytes, or a URL as UTF-8."""
     url: bool
     name: str
@@ -161,10 +161,10 @@ def _load_photos(work: Path, context: TaskContext, chunk: int) -> list[FoundPhot
 
 def _encode_photo(photo: FoundPhoto) -> _Photo:
     url = isinstance(photo.path, str)
-    place = photo.path if isinstance(photo.path, str) else photo.path.absolute()
+    location = photo.path if isinstance(photo.path, str) else photo.path.absolute()
     lr = os.fsencode(photo.lr.absolute()) if photo.lr else b""
     return _Photo(
-        os.fsencode(place),
+        os.fsencode(location),
         url,
         photo.name,
         photo.size,
@@ -176,7 +176,7 @@ def _encode_photo(photo: FoundPhoto) -> _Photo:
 
 
 def _decode_photo(photo: _Photo) -> FoundPhoto:
-    place = os.fsdecode(photo.place)
+    location = os.fsdecode(photo.location)
     lr = Path(os.fsdecode(photo.lr)) if photo.lr else None
-    path = place if photo.url else Path(place)
+    path = location if photo.url else Path(location)
     return FoundPhoto(path, photo.name, photo.size, photo.mtime_ns, photo.val, lr, photo.lr_stamp)

@@ -1,4 +1,4 @@
-"""Helpers of several test modules."""
+"""Photos, runs and an S3 server for the tests of the pipeline."""
 
 from __future__ import annotations
 
@@ -63,21 +63,21 @@ def command(photos: Path, out: Path, workers: int) -> list[str]:
 
 
 def _session(leader: int) -> list[int]:
-    """The living processes that a run has started, itself too."""
-    found = []
+    """Return the living processes of a run, including its leader."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = path.read_text().rpartition(")")[2].split()
             if int(fields[3]) == leader and fields[0] != "Z":
-                found.append(int(path.parent.name))
-    return found
+                pids.append(int(path.parent.name))
+    return pids
 
 
 P3 = profile_of(*PROFILES["p3"])
 
 
 def with_profile(image: np.ndarray, profile: bytes) -> bytes:
-    """A PNG with an iCCP chunk behind its IHDR."""
+    """Return a PNG with an iCCP chunk after its IHDR."""
     content = png.encode_rgb(image)
     body = b"iCCP" + b"name\0\0" + zlib.compress(profile)
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
@@ -103,7 +103,7 @@ OPTIONS = [
 
 
 class Server:
-    """A `moto_server`; it forgets everything when it is restarted."""
+    """A `moto_server`; a restart loses all objects."""
 
     def __init__(self) -> None:
         with socket.socket() as free:
@@ -154,9 +154,9 @@ class Server:
         return ended.stdout
 
     def names(self) -> list[str]:
-        """Return the names of all objects; asked in this process, because a run ends within a second or two."""
-        found = self.client.list_objects_v2(Bucket="shards", Prefix="set/").get("Contents", [])
-        return sorted(each["Key"].removeprefix("set/") for each in found)
+        """Return the names of all objects; asked in this process, because a run takes only a second or two."""
+        objects = self.client.list_objects_v2(Bucket="shards", Prefix="set/").get("Contents", [])
+        return sorted(item["Key"].removeprefix("set/") for item in objects)
 
     @functools.cached_property
     def client(self) -> Any:

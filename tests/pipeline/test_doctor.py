@@ -16,14 +16,14 @@ def states(checks: list[Check]) -> dict[str, str]:
     return {check.what: check.state for check in checks}
 
 
-def test_this_installation_is_whole():
+def test_this_installation_is_complete():
     assert "broken" not in states(check_installation()).values()
     result = CliRunner().invoke(main, ["--doctor", "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout)[0]["what"] == "PIL"
 
 
-def test_two_owners_of_pil_are_broken_and_the_repair_is_printed(monkeypatch):
+def test_two_owners_of_pil_are_broken_and_the_fix_is_printed(monkeypatch):
     both = {"pillow": "12.1.1", "pillow-simd": "12.1.1.post0"}
     monkeypatch.setattr(
         doctor, "_installed_versions", lambda *names: both if "pillow" in names else {}
@@ -55,7 +55,7 @@ def test_a_machine_without_a_compiler_is_slow_with_png(monkeypatch):
     ("code", "state"),
     [(b"\xc4\xe2\x7d" * 99 + b"\xc5\xfd" * 99, "good"), (b"\xc5\xfd" * 9, "slow")],
 )
-def test_machine_code_tells_whether_avx2_is_used(monkeypatch, tmp_path, code, state):
+def test_machine_code_shows_whether_avx2_is_used(monkeypatch, tmp_path, code, state):
     class Module:
         name, suffix = "_imaging.so", ".so"
 
@@ -66,12 +66,12 @@ def test_machine_code_tells_whether_avx2_is_used(monkeypatch, tmp_path, code, st
     monkeypatch.setattr(doctor, "_has_avx2", lambda: True)
     monkeypatch.setattr(doctor, "_installed_versions", lambda *names: {"pillow-simd": "12"})
     monkeypatch.setattr(doctor.importlib.metadata, "files", lambda name: [Module()])
-    found = doctor._check_pil_simd()
-    assert found.state == state
-    assert ("-mavx2" in found.mend) == (state == "slow")
+    check = doctor._check_pil_simd()
+    assert check.state == state
+    assert ("-mavx2" in check.mend) == (state == "slow")
 
 
-def test_a_module_that_removing_the_other_pil_took_along_is_a_finding(monkeypatch, tmp_path):
+def test_a_module_removed_with_the_other_pil_is_broken(monkeypatch, tmp_path):
     class Module:
         name, suffix = "_imaging.so", ".so"
 
@@ -81,31 +81,31 @@ def test_a_module_that_removing_the_other_pil_took_along_is_a_finding(monkeypatc
     monkeypatch.setattr(doctor, "_has_avx2", lambda: True)
     monkeypatch.setattr(doctor, "_installed_versions", lambda *names: {"pillow-simd": "12"})
     monkeypatch.setattr(doctor.importlib.metadata, "files", lambda name: [Module()])
-    found = doctor._check_pil_simd()
-    assert found.state == "broken"
-    assert f"{tmp_path}/_imaging.so: cannot be read (No such file" in found.found
-    assert "pip uninstall -y pillow pillow-simd" in found.mend
+    check = doctor._check_pil_simd()
+    assert check.state == "broken"
+    assert f"{tmp_path}/_imaging.so: cannot be read (No such file" in check.found
+    assert "pip uninstall -y pillow pillow-simd" in check.mend
 
 
 @pytest.mark.parametrize(
-    ("module", "found", "mend"),
+    ("module", "problem", "mend"),
     [
         ("cv2", "OpenCV: does not work: ImportError: libGL.so.1", "pip install opencv-python-"),
         ("simplejpeg", "simplejpeg does not work: Imp", "pip install --force-reinstall simplejpeg"),
         ("isal", "isal does not work: ImportError", "pip install --force-reinstall isal"),
     ],
 )
-def test_libraries_that_cannot_be_imported_are_broken(monkeypatch, tmp_path, module, found, mend):
+def test_libraries_that_cannot_be_imported_are_broken(monkeypatch, tmp_path, module, problem, mend):
     (tmp_path / f"{module}.py").write_text("raise ImportError('libGL.so.1: cannot open')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     result = CliRunner().invoke(main, ["--doctor"])
     assert result.exit_code == 1
-    assert found in result.stdout
+    assert problem in result.stdout
     assert mend in result.stdout
     assert "; run the commands above" in result.stderr
 
 
-def test_a_processor_without_avx2_misses_nothing(monkeypatch):
+def test_a_processor_without_avx2_is_good(monkeypatch):
     monkeypatch.setattr(doctor, "_has_avx2", lambda: False)
     assert doctor._check_pil_simd().state == "good"
 

@@ -1,4 +1,4 @@
-"""The forecast of --dry-run against what the run then makes."""
+"""The forecast of --dry-run compared with the run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from shards.format import png
 from tests.pipeline.support import SMALL, make, make_photo, prep
 
 
-def test_the_forecast_is_close_to_what_is_made_and_writes_nothing(tmp_path):
+def test_the_forecast_is_close_to_the_run_and_writes_nothing(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(10):
         photo = make_photo(number, height=260, width=300)
-        photo[:, :150] = 90  # half of it flat
+        photo[:, :150] = 90  # half of the photo is flat
         (photos / f"{number}.png").write_bytes(png.encode_rgb(photo))
     options = ["--src", photos, "--out", tmp_path / "out", *SMALL, "--similar", "keep"]
     made = json.loads(prep(*options, "--dry-run", "--json").stdout)
@@ -33,7 +33,7 @@ def test_the_forecast_is_close_to_what_is_made_and_writes_nothing(tmp_path):
     assert made["refused"] == {}
 
 
-def test_refused_photos_of_the_sample_are_counted(photos, tmp_path):
+def test_rejected_photos_of_the_sample_are_counted(photos, tmp_path):
     (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:500])
     options = ["--src", photos, "--out", tmp_path / "out", *SMALL, "--dry-run"]
     made = json.loads(prep(*options, "--json").stdout)
@@ -44,7 +44,7 @@ def test_refused_photos_of_the_sample_are_counted(photos, tmp_path):
     assert "luma deviation of patches" in text
 
 
-def test_photos_that_are_all_refused_give_an_empty_forecast(tmp_path):
+def test_only_rejected_photos_give_an_empty_forecast(tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p/small.png").write_bytes(png.encode_rgb(np.zeros((9, 9, 3), np.uint8)))
     options = ["--src", tmp_path / "p", "--out", tmp_path / "out", "--dry-run", "--json"]
@@ -52,7 +52,7 @@ def test_photos_that_are_all_refused_give_an_empty_forecast(tmp_path):
     assert (made["pairs"], made["refused"]) == (0, {"TOO_SMALL": 1})
 
 
-def test_a_grid_is_forecast_as_well(photos, tmp_path):
+def test_a_grid_is_forecast(photos, tmp_path):
     options = ["--src", photos, "--out", tmp_path / "out", "--hr-size", 64, "--grid", 64]
     made = json.loads(prep(*options, "--dry-run", "--json").stdout)
     report = json.loads(prep(*options, "--json", "--workers", 0).stdout)

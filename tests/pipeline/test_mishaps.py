@@ -1,4 +1,4 @@
-"""Accidents of long runs: randomly killed processes, photos that kill, full disks."""
+"""Accidents of long runs: killed processes, photos that crash decoders, full disks."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def markers(out: Path) -> dict[str, int]:
 
 
 def shards(out: Path) -> dict[str, int]:
-    """Finished ones, whose index lies there."""
+    """Return the inodes of finished shards, which have an index."""
     names = (path.stem + ".tar" for path in out.glob("index/*.npz"))
     return {name: (out / name).stat().st_ino for name in names}
 
 
 def begin(photos: Path, out: Path) -> subprocess.Popen[str]:
-    """A run with two processes that has begun its work."""
+    """Start a run with two processes."""
     run = subprocess.Popen(
         command(photos, out, 2), start_new_session=True, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -52,18 +52,18 @@ def begin(photos: Path, out: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 30), marks=pytest.mark.slow)])
-def test_a_kill_at_a_random_moment_costs_only_what_was_under_way(many, tmp_path, seeds):
+def test_a_kill_at_a_random_moment_loses_only_running_tasks(many, tmp_path, seeds):
     make(many, tmp_path / "whole")
     assert sum(_survives(many, tmp_path, seed) for seed in seeds) > len(seeds) // 3
 
 
 def _survives(many: Path, tmp_path: Path, seed: int) -> bool:
-    """Kill a run after a random number of units and repeat it; whether the kill came in time."""
+    """Kill a run after a random number of tasks and repeat it; return whether the kill interrupted it."""
     chance = random.Random(seed)
     out = tmp_path / f"out{seed}"
     run = begin(many, out)
-    units = chance.randrange(len(list(many.iterdir())))
-    while run.poll() is None and _units_done(out) < units:
+    tasks = chance.randrange(len(list(many.iterdir())))
+    while run.poll() is None and _count_finished(out) < tasks:
         time.sleep(0.002)
     time.sleep(chance.uniform(0, 0.05))
     parent = chance.random() < 0.5
@@ -77,25 +77,25 @@ def _survives(many: Path, tmp_path: Path, seed: int) -> bool:
     limit = time.monotonic() + 30
     while _session(run.pid) and time.monotonic() < limit:
         time.sleep(0.02)
-    done = (out / "manifest.json").exists()  # killed when all was done: scratch may be left
+    done = (out / "manifest.json").exists()  # a kill after publication may leave the scratch folder
     cut, packed = {} if done else markers(out), shards(out)
     ended = subprocess.run(command(many, out, 2), capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    told = re.search(r"(\d+) photos? already extracted by an earlier run", ended.stderr)
-    assert int(told[1] if told else 0) == len(cut)
+    resumed = re.search(r"(\d+) photos? already extracted by an earlier run", ended.stderr)
+    assert int(resumed[1] if resumed else 0) == len(cut)
     assert {name: inode for name, inode in shards(out).items() if name in packed} == packed
     assert tree(out) == tree(tmp_path / "whole")
     assert not list(out.rglob("*.tmp"))
     return landed
 
 
-def _units_done(out: Path) -> int:
-    """Spills and finished shards of a run that goes on meanwhile."""
-    found = 0
+def _count_finished(out: Path) -> int:
+    """Return the number of spills and finished shards of a running run."""
+    count = 0
     for folder, suffix in ((out / "_work", ".spill"), (out / "index", ".npz")):
         with contextlib.suppress(FileNotFoundError):
-            found += sum(name.endswith(suffix) for name in os.listdir(folder))
-    return found
+            count += sum(name.endswith(suffix) for name in os.listdir(folder))
+    return count
 
 
 POISON = """
@@ -111,7 +111,7 @@ photos.read_header = poisoned
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_photo_that_kills_its_decoder_is_left_out(many, tmp_path, workers):
+def test_a_photo_that_crashes_its_decoder_is_rejected(many, tmp_path, workers):
     size = (many / "7.png").stat().st_size
     assert sum(path.stat().st_size == size for path in many.glob("*.png")) == 1
     (tmp_path / "site").mkdir()
@@ -131,7 +131,7 @@ def test_a_photo_that_kills_its_decoder_is_left_out(many, tmp_path, workers):
     }
 
 
-def test_a_limit_on_file_sizes_is_one_line_and_the_rerun_goes_on(photos, whole, tmp_path):
+def test_a_limit_on_file_sizes_is_one_line_and_the_rerun_resumes(photos, whole, tmp_path):
     out = tmp_path / "out"
     failed = subprocess.run(
         command(photos, out, 1), capture_output=True, text=True, check=False,
@@ -159,7 +159,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_is_one_line_and_space_lets_it_go_on(photos, whole, small_disk):
+def test_a_full_disk_is_one_line_and_free_space_lets_the_run_resume(photos, whole, small_disk):
     out = small_disk / "out"
     failed = subprocess.run(command(photos, out, 2), capture_output=True, text=True, check=False)
     assert failed.returncode == 1
@@ -186,7 +186,7 @@ from pipeline.cli import main
 cut.MAX_CHUNKS, spill.RUN = 2, 2**23
 main()
 """
-"""Many photos in a chunk, as of a set of a hundred thousand; what a process holds of one is small beside it."""
+"""A run with many photos per chunk, as in a set of a hundred thousand, and small runs of pairs."""
 
 
 @pytest.mark.slow
@@ -206,14 +206,14 @@ def test_memory_does_not_grow_with_the_number_of_photos(tmp_path):
             )
         where = ["--src", str(folder), "--out", str(tmp_path / f"out{count}"), "--workers", "0"]
         more = ["--patches-per-image", "200", "--samples-per-shard", "1024", "--hr-size", "64"]
-        found = measure_command([sys.executable, "-c", BUSY, *where, *more, "--similar", "keep"])
-        peaks.append(found.peak_mib)
+        usage = measure_command([sys.executable, "-c", BUSY, *where, *more, "--similar", "keep"])
+        peaks.append(usage.peak_mib)
     assert (tmp_path / "out200/manifest.json").exists()
     assert max(peaks) < 700, peaks
     assert peaks[1] < peaks[0] * 1.15 + 10, peaks
 
 
-def test_ctrl_c_is_the_parents_alone(photos, tmp_path):
+def test_only_the_parent_handles_ctrl_c(photos, tmp_path):
     run = subprocess.Popen(
         command(photos, tmp_path / "out", 1), start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -225,7 +225,7 @@ def test_ctrl_c_is_the_parents_alone(photos, tmp_path):
             with contextlib.suppress(OSError):
                 if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     time.sleep(0.1)
-                    os.kill(pid, signal.SIGINT)  # while it imports
+                    os.kill(pid, signal.SIGINT)  # during its imports
                     struck.add(pid)
     out, _ = run.communicate(timeout=60)
     assert struck
@@ -233,7 +233,7 @@ def test_ctrl_c_is_the_parents_alone(photos, tmp_path):
     assert "Traceback" not in out
 
 
-def test_photos_that_are_gone_at_the_end_are_no_wrong_option(photos, tmp_path, monkeypatch):
+def test_photos_removed_during_the_run_are_no_usage_error(photos, tmp_path, monkeypatch):
     def publish_is_near(*_: object) -> bool:
         photos.rename(tmp_path / "elsewhere")
         return True

@@ -1,4 +1,4 @@
-"""Photos from and shards to a real S3 server on loopback, with processes that are killed on the way."""
+"""Photos from and shards to a real S3 server on loopback, with processes killed during the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def server():
 
 
 @pytest.fixture
-def wanted(photos, tmp_path) -> dict[str, bytes]:
+def expected(photos, tmp_path) -> dict[str, bytes]:
     make(photos, tmp_path / "wanted", "--samples-per-shard", 8)
     return tree(tmp_path / "wanted")
 
@@ -48,10 +48,10 @@ def wait_for(server: Server, count: int, run: subprocess.Popen[str]) -> None:
             return
 
 
-def test_photos_and_shards_at_s3_are_those_of_folders(photos, server, wanted, tmp_path):
+def test_photos_and_shards_at_s3_equal_those_of_folders(photos, server, expected, tmp_path):
     server.call("put", "s3://photos/raw", str(photos))
     report = json.loads(finish(server.prep("s3://photos/raw", tmp_path / "work")))
-    assert stored(server, tmp_path) == wanted
+    assert stored(server, tmp_path) == expected
     assert list((tmp_path / "work").iterdir()) == []
     again = json.loads(finish(server.prep("s3://photos/raw", tmp_path / "work")))
     assert again["already_done"]
@@ -59,18 +59,18 @@ def test_photos_and_shards_at_s3_are_those_of_folders(photos, server, wanted, tm
 
 
 @pytest.mark.parametrize("objects", [2, 7, 13])
-def test_a_run_that_is_killed_in_mid_upload_goes_on(photos, server, wanted, tmp_path, objects):
+def test_a_run_killed_during_upload_resumes(photos, server, expected, tmp_path, objects):
     run = server.prep(str(photos), tmp_path / "work")
     wait_for(server, objects, run)
     run.send_signal(signal.SIGKILL)
     run.communicate()
     assert "manifest.json" not in server.names()
     finish(server.prep(str(photos), tmp_path / "work"))
-    assert stored(server, tmp_path) == wanted
+    assert stored(server, tmp_path) == expected
 
 
-def test_a_server_that_dies_and_forgets_in_mid_upload_is_filled_again(
-    photos, server, wanted, tmp_path
+def test_a_server_that_loses_its_objects_during_upload_is_filled_again(
+    photos, server, expected, tmp_path
 ):
     run = server.prep(str(photos), tmp_path / "work")
     wait_for(server, 7, run)
@@ -81,10 +81,10 @@ def test_a_server_that_dies_and_forgets_in_mid_upload_is_filled_again(
     server.start()
     assert server.names() == []
     finish(server.prep(str(photos), tmp_path / "work"))
-    assert stored(server, tmp_path) == wanted
+    assert stored(server, tmp_path) == expected
 
 
-def test_of_two_runs_with_other_options_one_wins_whole(photos, server, tmp_path):
+def test_one_of_two_runs_with_different_options_publishes(photos, server, tmp_path):
     runs = [server.prep(str(photos), tmp_path / f"work{n}", "--seed", str(n)) for n in range(2)]
     ended = [(run.communicate(timeout=120), run.returncode) for run in runs]
     assert sorted(code for _, code in ended) == [0, 2]
@@ -94,14 +94,14 @@ def test_of_two_runs_with_other_options_one_wins_whole(photos, server, tmp_path)
     assert stored(server, tmp_path) == tree(tmp_path / "alone")
 
 
-def test_two_equal_runs_at_once_give_one_data_set(photos, server, wanted, tmp_path):
+def test_two_equal_parallel_runs_make_one_data_set(photos, server, expected, tmp_path):
     runs = [server.prep(str(photos), tmp_path / f"work{n}") for n in range(2)]
     for run in runs:
         finish(run)
-    assert stored(server, tmp_path) == wanted
+    assert stored(server, tmp_path) == expected
 
 
-def test_a_bucket_that_is_not_there_is_one_line(photos, server, tmp_path):
+def test_a_missing_bucket_is_one_line(photos, server, tmp_path):
     command = [sys.executable, "-c", "from pipeline.cli import main; main()"]
     ended = subprocess.run(
         [*command, "--src", str(photos), "--out", "s3://nowhere/x", "--work-dir", str(tmp_path), *OPTIONS],
@@ -129,8 +129,8 @@ except FileExistsError:
 """
 
 
-def test_shards_of_full_size_go_in_parts_and_replace_nothing(server, tmp_path):
-    """s3fs sends more than 100 MiB in parts, which S3 joins at the end: that is where the name is taken."""
+def test_large_shards_are_uploaded_in_parts_and_replace_nothing(server, tmp_path):
+    """s3fs uploads more than 100 MiB in parts; S3 joins them, and claims the name, at the end."""
     (tmp_path / "shard.tar").write_bytes(os.urandom(2**20) * 110)
     ended = subprocess.run(
         [sys.executable, "-c", TWICE, str(tmp_path / "shard.tar"), f"{URL}/shard.tar"],

@@ -40,10 +40,10 @@ class Sample(NamedTuple):
 
 
 def write_samples(
-    folder: Path, name: str, found: Iterable[Sample], *, extension: str = "png"
+    folder: Path, name: str, source: Iterable[Sample], *, extension: str = "png"
 ) -> ShardEntry:
     """Write a shard of samples held in memory."""
-    listed = list(found)
+    listed = list(source)
 
     def put(
         content: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]
@@ -51,7 +51,7 @@ def write_samples(
         for sample, places in zip(listed, offsets.tolist(), strict=True):
             for at, data in zip(places, (sample.hr, sample.lr), strict=True):
                 content.data[at : at + len(data)] = data
-        return np.array([[zlib.crc32(each.hr), zlib.crc32(each.lr)] for each in listed], np.uint32)
+        return np.array([[zlib.crc32(item.hr), zlib.crc32(item.lr)] for item in listed], np.uint32)
 
     count = len(listed)
     return writer.write_shard(

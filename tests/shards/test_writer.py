@@ -33,12 +33,12 @@ def test_a_stale_index_marks_no_new_tar_as_finished(tmp_path, monkeypatch):
                 _write(folder, 5)
             except (WriteFailed, OSError):
                 came_to.append(operation)
-        found = writer.find_finished_shard(folder, "train-000000.tar")
+        entry = writer.find_finished_shard(folder, "train-000000.tar")
         after = _write(folder, 5)
         assert after.bytes == before.bytes  # equal lengths hide the change
         assert after.sha256 != before.sha256
         untouched = operation == 1
-        assert found in ((before,) if untouched else (None, after)), operation
+        assert entry in ((before,) if untouched else (None, after)), operation
     assert came_to == list(range(1, 18))
 
 
@@ -56,11 +56,11 @@ def test_threads_of_one_process_write_separate_shards(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
     for number in range(4):
-        found = (tmp_path / f"{number}/train-000000.tar").read_bytes()
+        content = (tmp_path / f"{number}/train-000000.tar").read_bytes()
         alone = tmp_path / f"alone-{number}"
         alone.mkdir()
         _write(alone, 10 * number)
-        assert found == (alone / "train-000000.tar").read_bytes()
+        assert content == (alone / "train-000000.tar").read_bytes()
 
 
 def test_a_shard_contains_no_bytes_of_the_previous_one(tmp_path):

@@ -1,4 +1,4 @@
-"""Real clusters of two processes on this machine: the same data set, also when one is killed on the way."""
+"""Real clusters of two processes on this machine make the same data set, even if one is killed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def many(photos) -> Path:
 def start(
     engine: str, photos: Path, out: Path, *more: str, main: str = MAIN
 ) -> subprocess.Popen[str]:
-    script = out.with_suffix(".py")  # Dask's processes import the main module again
+    script = out.with_suffix(".py")  # Dask's workers import the main module again
     script.write_text(main)
     command = [sys.executable, str(script), "--src", str(photos), "--out", str(out), *OPTIONS]
     return subprocess.Popen(
@@ -52,19 +52,19 @@ def finish(run: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
 
 
 def processes(session: int, name: str) -> list[int]:
-    """Living processes that a run has started and whose command line holds `name`."""
-    found = []
+    """Return living processes of a run whose command line contains `name`."""
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if (int(fields[3]) == session or name == "ray::") and name in line and fields[0] != "Z":
-                found.append(int(folder.name))
-    return found
+                pids.append(int(folder.name))
+    return pids
 
 
 @pytest.mark.parametrize("engine", ["dask", "ray"])
-def test_a_cluster_makes_the_data_set_of_one_machine(many, tmp_path, engine):
+def test_a_cluster_makes_the_same_data_set_as_one_machine(many, tmp_path, engine):
     make(many, tmp_path / "local")
     out, errors = finish(start(engine, many, tmp_path / "out"))
     assert json.loads(out)["pairs"]["train"] > 100
@@ -73,7 +73,7 @@ def test_a_cluster_makes_the_data_set_of_one_machine(many, tmp_path, engine):
 
 
 @pytest.mark.parametrize("engine", ["dask", "ray"])
-def test_a_worker_that_is_killed_changes_nothing(many, tmp_path, engine):
+def test_a_killed_worker_changes_nothing(many, tmp_path, engine):
     make(many, tmp_path / "local")
     run = start(engine, many, tmp_path / "out")
     limit = time.monotonic() + 90
@@ -92,7 +92,7 @@ def test_a_worker_that_is_killed_changes_nothing(many, tmp_path, engine):
 
 @contextlib.contextmanager
 def dask_cluster(folder: Path) -> Iterator[tuple[Path, subprocess.Popen]]:
-    """The scheduler's file and process, with two workers."""
+    """Yield the scheduler file and process of a cluster with two workers."""
     file = folder / "scheduler.json"
     scheduler = subprocess.Popen(
         [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--host",
@@ -115,7 +115,7 @@ def dask_cluster(folder: Path) -> Iterator[tuple[Path, subprocess.Popen]]:
             process.wait()
 
 
-def test_a_dask_cluster_of_its_own_is_used_by_address_and_by_file(many, tmp_path):
+def test_an_existing_dask_cluster_is_used_by_address_and_by_file(many, tmp_path):
     make(many, tmp_path / "local")
     with dask_cluster(tmp_path) as (file, _):
         address = json.loads(file.read_text())["address"]
@@ -125,7 +125,7 @@ def test_a_dask_cluster_of_its_own_is_used_by_address_and_by_file(many, tmp_path
             assert tree(out) == tree(tmp_path / "local")
 
 
-def test_ctrl_c_stops_a_cluster_run_and_it_goes_on_locally(many, tmp_path):
+def test_ctrl_c_stops_a_cluster_run_and_it_resumes_locally(many, tmp_path):
     make(many, tmp_path / "local")
     run = start("dask", many, tmp_path / "out")
     limit = time.monotonic() + 90
@@ -138,7 +138,7 @@ def test_ctrl_c_stops_a_cluster_run_and_it_goes_on_locally(many, tmp_path):
     assert tree(tmp_path / "out") == tree(tmp_path / "local")
 
 
-def test_an_address_where_nobody_answers_is_one_line(many, tmp_path, monkeypatch):
+def test_an_address_without_a_cluster_is_one_line(many, tmp_path, monkeypatch):
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "3s")
     run = start("dask", many, tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9")
     _, errors = finish(run, code=2)
@@ -147,7 +147,7 @@ def test_an_address_where_nobody_answers_is_one_line(many, tmp_path, monkeypatch
     )
 
 
-def test_a_cluster_whose_workers_have_gone_ends_the_run(monkeypatch):
+def test_a_cluster_that_lost_its_workers_ends_the_run(monkeypatch):
     import distributed
 
     monkeypatch.setattr(engines, "_WAIT_SECONDS", 2)
@@ -158,15 +158,15 @@ def test_a_cluster_whose_workers_have_gone_ends_the_run(monkeypatch):
         distributed.Client(cluster) as client,
     ):
         client.wait_for_workers(1)
-        units = [(0.01,), *[(0.5,)] * 40]
-        ended = engines._run_on_dask(client, lambda: False, time.sleep, units)
+        tasks = [(0.01,), *[(0.5,)] * 40]
+        ended = engines._run_on_dask(client, lambda: False, time.sleep, tasks)
         next(ended)
         cluster.scale(0)
         with pytest.raises(UsrganError, match="has no workers left"):
             list(ended)
 
 
-def test_a_dask_scheduler_that_is_killed_ends_the_run_and_it_goes_on(many, tmp_path):
+def test_a_killed_dask_scheduler_ends_the_run_and_it_resumes(many, tmp_path):
     make(many, tmp_path / "local")
     with dask_cluster(tmp_path) as (file, scheduler):
         run = start("dask", many, tmp_path / "out", "--scheduler", str(file))
@@ -182,7 +182,7 @@ def test_a_dask_scheduler_that_is_killed_ends_the_run_and_it_goes_on(many, tmp_p
     assert tree(tmp_path / "out") == tree(tmp_path / "local")
 
 
-def test_a_ray_cluster_whose_nodes_have_gone_ends_the_run_and_it_goes_on(many, tmp_path):
+def test_a_ray_cluster_that_lost_its_nodes_ends_the_run_and_it_resumes(many, tmp_path):
     from ray.cluster_utils import Cluster
 
     make(many, tmp_path / "local")
@@ -210,10 +210,10 @@ def test_a_ray_cluster_whose_nodes_have_gone_ends_the_run_and_it_goes_on(many, t
     assert tree(tmp_path / "out") == tree(tmp_path / "local")
 
 
-def test_a_unit_whose_ray_node_goes_again_and_again_has_died_and_the_rest_is_done(tmp_path):
+def test_a_task_that_loses_its_ray_node_repeatedly_is_crashed_and_the_others_complete(tmp_path):
     from ray.cluster_utils import Cluster
 
-    def unit(started: str, seconds: int) -> None:
+    def task(started: str, seconds: int) -> None:
         with open(started, "a") as stream:
             stream.write(".")
         time.sleep(seconds)
@@ -230,9 +230,9 @@ def test_a_unit_whose_ray_node_goes_again_and_again_has_died_and_the_rest_is_don
 
     try:
         with engines._open_ray(0, cluster.address) as ray:
-            ended = list(engines._run_on_ray(ray, take_the_node_of_each_start, unit, [slow, fast]))
+            ended = list(engines._run_on_ray(ray, take_the_node_of_each_start, task, [slow, fast]))
     finally:
         cluster.shutdown()
-    assert sorted(each.task for each in ended if isinstance(each, Crashed)) == [slow]
-    assert sorted(each.task for each in ended if isinstance(each, Completed)) == [fast]
-    assert len(nodes) == 1 + 1 + 2  # the first try and two more
+    assert sorted(item.task for item in ended if isinstance(item, Crashed)) == [slow]
+    assert sorted(item.task for item in ended if isinstance(item, Completed)) == [fast]
+    assert len(nodes) == 1 + 1 + 2  # the first attempt and two retries

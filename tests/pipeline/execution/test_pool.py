@@ -39,14 +39,14 @@ def never() -> bool:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_every_unit_is_done_once(workers):
+def test_every_task_runs_once(workers):
     ended = list(
         pool.run_tasks(square, [(n,) for n in range(20)], workers=workers, stop_requested=never)
     )
     assert sorted(done.result for done in ended) == [n * n for n in range(20)]
 
 
-def test_a_unit_that_kills_its_process_is_named_and_the_rest_is_done():
+def test_a_task_that_crashes_its_process_is_named_and_the_others_complete():
     ended = list(
         pool.run_tasks(die_at_three, [(n,) for n in range(9)], workers=2, stop_requested=never)
     )
@@ -56,19 +56,19 @@ def test_a_unit_that_kills_its_process_is_named_and_the_rest_is_done():
     assert done == [n * n for n in range(9) if n != 3]
 
 
-def test_a_process_killed_by_chance_loses_nothing(tmp_path):
-    units = [(n, str(tmp_path / "mark")) for n in range(9)]
-    ended = list(pool.run_tasks(die_once, units, workers=2, stop_requested=never))
+def test_a_process_killed_once_loses_nothing(tmp_path):
+    tasks = [(n, str(tmp_path / "mark")) for n in range(9)]
+    ended = list(pool.run_tasks(die_once, tasks, workers=2, stop_requested=never))
     assert sorted(end.result for end in ended) == [n * n for n in range(9)]
 
 
-def test_an_error_of_the_work_comes_through():
+def test_an_exception_of_a_task_is_raised():
     with pytest.raises(WriteFailed, match="the disk is full"):
         list(pool.run_tasks(fail, [(1,), (2,)], workers=2, stop_requested=never))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_stop_ends_between_units(workers):
+def test_a_stop_request_ends_the_run_between_tasks(workers):
     ended: list[object] = []
     run = pool.run_tasks(
         square, [(n,) for n in range(50)], workers=workers, stop_requested=lambda: len(ended) > 3
@@ -82,14 +82,14 @@ def blas_threads() -> str | None:
     return os.environ.get("OPENBLAS_NUM_THREADS")
 
 
-def test_only_workers_are_told_to_compute_in_one_thread():
+def test_only_workers_are_limited_to_one_blas_thread():
     before = dict(os.environ)
     ended = list(pool.run_tasks(blas_threads, [()], workers=1, stop_requested=never))
     assert [done.result for done in ended] == [before.get("OPENBLAS_NUM_THREADS", "1")]
     assert dict(os.environ) == before
 
 
-def test_workers_do_not_run_the_script_that_called(tmp_path):
+def test_workers_do_not_run_the_calling_script(tmp_path):
     script = tmp_path / "no_guard.py"
     script.write_text(
         "from pipeline.execution import pool\n"
@@ -108,21 +108,21 @@ def process_id(_: int) -> int:
     return os.getpid()
 
 
-def test_a_pool_ends_though_an_idle_worker_holds_the_lock_of_the_queue():
-    """A worker that is stopped while it waits for work is as good as one that was killed then."""
-    units, seen = [(n,) for n in range(6)], set()
+def test_a_pool_ends_while_an_idle_worker_holds_the_queue_lock():
+    """A stopped worker that waits for work behaves like a killed one."""
+    tasks, pids = [(n,) for n in range(6)], set()
     for count, done in enumerate(
-        pool.run_tasks(process_id, units, workers=2, stop_requested=never), 1
+        pool.run_tasks(process_id, tasks, workers=2, stop_requested=never), 1
     ):
-        seen.add(done.result)
-        if count == len(units):
-            time.sleep(0.2)  # until both wait
-            for pid in seen:
+        pids.add(done.result)
+        if count == len(tasks):
+            time.sleep(0.2)  # until both workers wait
+            for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
             signal.signal(signal.SIGALRM, _too_long)
             signal.alarm(20)
     signal.alarm(0)
-    assert len(seen) == 2
+    assert len(pids) == 2
 
 
 def _too_long(*_: object) -> None:

@@ -24,28 +24,28 @@ KEYS = [f"test {number}" for number in range(400)]
 # kernels
 
 
-def test_a_gaussian_is_the_gaussian():
-    found = blur_kernel(Blur("gaussian", 7, (1.3, 1.3)))
+def test_a_gaussian_kernel_is_gaussian():
+    kernel = blur_kernel(Blur("gaussian", 7, (1.3, 1.3)))
     line = np.exp(-0.5 * (np.arange(-3, 4) / 1.3) ** 2)
-    wanted = np.outer(line, line)
-    np.testing.assert_allclose(found, wanted / wanted.sum(), atol=1e-15)
+    expected = np.outer(line, line)
+    np.testing.assert_allclose(kernel, expected / expected.sum(), atol=1e-15)
 
 
-def test_two_widths_lie_along_the_angle():
-    found = blur_kernel(Blur("gaussian", 21, (3.0, 0.9), angle=np.pi / 2))
+def test_anisotropic_widths_follow_the_angle():
+    kernel = blur_kernel(Blur("gaussian", 21, (3.0, 0.9), angle=np.pi / 2))
     reach = np.arange(21) - 10
-    spread = [float((found.sum(axis) * reach**2).sum()) ** 0.5 for axis in (0, 1)]
+    spread = [float((kernel.sum(axis) * reach**2).sum()) ** 0.5 for axis in (0, 1)]
     assert spread == pytest.approx([0.9, 3.0], rel=0.02)
 
 
-def test_bessel_is_that_of_the_tables():
+def test_bessel_values_match_the_tables():
     """J1(1) = 0.4400505857, J1(5) = -0.3275791376, J1(20) = 0.0668331242 (Abramowitz & Stegun 9.1)."""
-    for radius, wanted in ((1, 0.4400505857), (5, -0.3275791376), (20, 0.0668331242)):
-        found = float(degrade._sinc_kernel(np.array([float(radius)]), 1.0)[0]) * 2 * np.pi * radius
-        assert found == pytest.approx(wanted, abs=1e-9)
+    for radius, expected in ((1, 0.4400505857), (5, -0.3275791376), (20, 0.0668331242)):
+        value = float(degrade._sinc_kernel(np.array([float(radius)]), 1.0)[0]) * 2 * np.pi * radius
+        assert value == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_low_sinc_rings_at_an_edge_and_leaves_what_is_flat():
+def test_a_low_sinc_rings_at_an_edge_and_keeps_flat_areas():
     edge = np.zeros((40, 40, 3))
     edge[:, 20:] = 1
     low = degrade._apply_filter(edge, Blur("sinc", 21, (np.pi / 4,)))
@@ -61,10 +61,10 @@ def test_every_kernel_keeps_the_mean(shape):
     assert blur_kernel(Blur(shape, 13, sigma, 0.4, 1.7)).sum() == pytest.approx(1)
 
 
-# what is drawn
+# random draws
 
 
-def test_draws_lie_in_the_published_ranges_and_reach_their_ends():
+def test_draws_cover_the_published_ranges():
     recipes = [degrade._draw_recipe(key) for key in KEYS]
     first = [recipe.first for recipe in recipes]
     second = [recipe.second for recipe in recipes]
@@ -84,12 +84,12 @@ def test_draws_lie_in_the_published_ranges_and_reach_their_ends():
     assert {blur.size for blur in blurs} == set(range(7, 22, 2))
     shares = {shape: np.mean([blur.shape == shape for blur in blurs]) for shape in
               ("gaussian", "generalized", "plateau", "sinc")}  # fmt: skip
-    wanted = {"gaussian": 0.63, "generalized": 0.135, "plateau": 0.135, "sinc": 0.1}
-    assert shares == pytest.approx(wanted, abs=0.06)
+    expected = {"gaussian": 0.63, "generalized": 0.135, "plateau": 0.135, "sinc": 0.1}
+    assert shares == pytest.approx(expected, abs=0.06)
     assert max(max(blur.sigma) for blur in blurs if blur.shape == "gaussian") <= 3.0
 
 
-def test_noise_has_the_strength_that_was_drawn():
+def test_noise_has_the_drawn_strength():
     grey = np.full((200, 200, 3), 0.5)
     stream = np.random.default_rng(0)
     noise = degrade._add_noise(grey, Noise("gaussian", 20.0, grey=False), stream)
@@ -102,11 +102,11 @@ def test_noise_has_the_strength_that_was_drawn():
     assert abs(photons.mean()) < 0.01
 
 
-# what is made
+# degraded images
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
-def test_lr_has_its_size_and_still_shows_the_picture(scale):
+def test_lr_has_its_size_and_resembles_the_image(scale):
     clean = downscale(PHOTO, scale=scale).astype(float)
     alike = []
     for key in KEYS[:20]:
@@ -118,7 +118,7 @@ def test_lr_has_its_size_and_still_shows_the_picture(scale):
     assert min(alike) > 0.2
 
 
-def test_the_same_key_gives_the_same_bytes_and_another_key_others():
+def test_the_key_decides_the_bytes():
     made = [degrade.degrade(PHOTO, scale=4, key=key) for key in ("a", "a", "b")]
     degrade._draw_recipe.cache_clear()
     np.testing.assert_array_equal(made[0], made[1])
@@ -126,7 +126,9 @@ def test_the_same_key_gives_the_same_bytes_and_another_key_others():
     assert not np.array_equal(made[0], made[2])
 
 
-def test_a_degraded_data_set_says_how_and_is_the_same_for_all_workers(photos, tmp_path):
+def test_a_degraded_data_set_records_its_degradation_and_is_the_same_for_all_workers(
+    photos, tmp_path
+):
     more = ["--degrade", "realesrgan"]
     make(photos, tmp_path / "one", *more)
     make(photos, tmp_path / "two", *more, "--workers", 2)
@@ -149,7 +151,7 @@ def test_a_degraded_data_set_says_how_and_is_the_same_for_all_workers(photos, tm
     assert "degradation" not in json.loads(clean.members(0)[2])
 
 
-def test_a_patch_is_degraded_with_its_surroundings(photos, tmp_path):
+def test_a_patch_is_degraded_with_its_margin(photos, tmp_path):
     make(photos, tmp_path / "out", "--degrade", "realesrgan")
     split = open_dataset(tmp_path / "out").split("train")
     pair = next(split[n] for n in range(len(split)) if split[n].info.src == "a.png")
@@ -165,6 +167,6 @@ def test_a_patch_is_degraded_with_its_surroundings(photos, tmp_path):
 
 
 @pytest.mark.parametrize("clash", [["--kernel", "matlab"], ["--lr-from", "patch"]])
-def test_what_cannot_be_had_together_is_refused(photos, tmp_path, clash):
+def test_contradicting_degradation_options_are_refused(photos, tmp_path, clash):
     where = ["--src", photos, "--out", tmp_path / "out", "--degrade", "realesrgan"]
     assert "--degrade realesrgan" in prep(*where, *clash, code=2).stderr

@@ -1,4 +1,4 @@
-"""Conditions for accepting a photo: sRGB, no JPEG blocks, large enough."""
+"""Acceptance of photos: sRGB, no JPEG blocks, large enough."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PHOTO = make_photo(3, height=480, width=640)
 
 
 def with_tiff_profile(image: np.ndarray, profile: bytes) -> bytes:
-    """A TIFF whose directory moved to the end, with one more tag."""
+    """Return a TIFF with its directory moved to the end and one more tag."""
     content = bytearray(cv2.imencode(".tif", np.ascontiguousarray(image[..., ::-1]))[1].tobytes())
     (at,) = struct.unpack_from("<I", content, 4)
     (count,) = struct.unpack_from("<H", content, at)
@@ -38,7 +38,7 @@ def with_tiff_profile(image: np.ndarray, profile: bytes) -> bytes:
     return bytes(content)
 
 
-def admitted(folder: Path, content: bytes, suffix: str = ".png", **options: object):
+def accept(folder: Path, content: bytes, suffix: str = ".png", **options: object):
     folder.mkdir(exist_ok=True)
     (folder / f"one{suffix}").write_bytes(content)
     return accept_photo(scan_sources([folder]).photos[0], Options(**options))
@@ -49,7 +49,7 @@ def jpeg(image: np.ndarray, quality: int) -> bytes:
 
 
 def smooth_photo(seed: int) -> np.ndarray:
-    """Noise whose amplitude falls with frequency, as in a photo, so that quantisation shows."""
+    """Return noise whose amplitude falls with frequency, as in a photo, so that quantisation shows."""
     random = np.random.default_rng(seed)
     total = np.full((640, 800, 3), 128.0)
     for cells in (5, 10, 20, 40, 80):
@@ -59,24 +59,24 @@ def smooth_photo(seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("form", ["png", "tiff"])
-def test_a_photo_of_another_colour_space_is_cut_in_srgb(form, tmp_path):
+def test_a_photo_of_another_color_space_is_converted_to_srgb(form, tmp_path):
     content = (with_profile if form == "png" else with_tiff_profile)(PHOTO, P3)
     suffix = ".png" if form == "png" else ".tif"
-    found = admitted(tmp_path / "p", content, suffix)
-    np.testing.assert_array_equal(found.image, to_srgb(PHOTO, P3))
-    assert not np.array_equal(found.image, PHOTO)
-    ignored = admitted(tmp_path / "p", content, suffix, icc="ignore")
+    accepted = accept(tmp_path / "p", content, suffix)
+    np.testing.assert_array_equal(accepted.image, to_srgb(PHOTO, P3))
+    assert not np.array_equal(accepted.image, PHOTO)
+    ignored = accept(tmp_path / "p", content, suffix, icc="ignore")
     np.testing.assert_array_equal(ignored.image, PHOTO)
 
 
-def test_a_profile_that_is_not_understood_refuses_the_photo(tmp_path):
+def test_a_photo_with_an_unsupported_profile_is_rejected(tmp_path):
     content = with_profile(PHOTO, P3.replace(b"rTRC", b"A2B0"))
     with pytest.raises(RejectedPhoto, match="look-up tables") as caught:
-        admitted(tmp_path / "p", content)
+        accept(tmp_path / "p", content)
     assert caught.value.code == "PROFILE"
 
 
-def test_blocks_of_a_jpeg_are_measured_wherever_they_lie():
+def test_blockiness_is_measured_at_any_offset():
     image = smooth_photo(1)
     clean = measure_blockiness(image)
     decoded = {q: simplejpeg.decode_jpeg(jpeg(image, q)) for q in (95, 75, 50)}
@@ -89,30 +89,30 @@ def test_blocks_of_a_jpeg_are_measured_wherever_they_lie():
     assert measure_blockiness(np.zeros((200, 200, 3), np.uint8)) == 1.0
 
 
-def test_one_long_edge_is_no_block():
+def test_one_long_edge_is_not_blockiness():
     image = smooth_photo(2)
     image[319:] //= 2
     assert measure_blockiness(image) < 1.1
 
 
-def test_blocky_photos_are_refused_or_halved(tmp_path):
+def test_blocky_photos_are_rejected_or_halved(tmp_path):
     image = smooth_photo(4)
     content = jpeg(image, 40)
     with pytest.raises(RejectedPhoto) as caught:
-        admitted(tmp_path / "p", content, ".jpg", max_blockiness=1.3)
+        accept(tmp_path / "p", content, ".jpg", max_blockiness=1.3)
     assert caught.value.code == "BLOCKY"
-    found = admitted(tmp_path / "p", content, ".jpg", pre_scale=0.5)
+    accepted = accept(tmp_path / "p", content, ".jpg", pre_scale=0.5)
     decoded = simplejpeg.decode_jpeg(content)
-    np.testing.assert_array_equal(found.image, resize.downscale(decoded, scale=2))
-    assert found.pre_scale == 0.5
-    assert found.blockiness > MAX_BLOCKINESS
+    np.testing.assert_array_equal(accepted.image, resize.downscale(decoded, scale=2))
+    assert accepted.pre_scale == 0.5
+    assert accepted.blockiness > MAX_BLOCKINESS
     (tmp_path / "p/one.jpg").unlink()
-    clean = admitted(tmp_path / "p", png.encode_rgb(image), pre_scale=0.5)
+    clean = accept(tmp_path / "p", png.encode_rgb(image), pre_scale=0.5)
     assert clean.pre_scale == 1.0
     np.testing.assert_array_equal(clean.image, image)
 
 
-def test_the_flags_stand_in_each_sample_when_asked_for(tmp_path):
+def test_blockiness_is_in_each_sample_if_requested(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for seed in range(3):
@@ -120,19 +120,19 @@ def test_the_flags_stand_in_each_sample_when_asked_for(tmp_path):
         (photos / f"clean{seed}.png").write_bytes(png.encode_rgb(smooth_photo(10 + seed)))
     make(photos, tmp_path / "out", "--pre-scale", 0.5)
     split = open_dataset(tmp_path / "out").split("train")
-    seen = {pair.info.src: (pair.info.pre_scale, pair.info.blockiness) for pair in split}
-    assert {name.startswith("clean") for name in seen} == {True, False}
-    for name, (factor, blocks) in seen.items():
+    samples = {pair.info.src: (pair.info.pre_scale, pair.info.blockiness) for pair in split}
+    assert {name.startswith("clean") for name in samples} == {True, False}
+    for name, (factor, blocks) in samples.items():
         assert factor == (1.0 if name.startswith("clean") else 0.5)
         assert (blocks > MAX_BLOCKINESS) != name.startswith("clean")
     keys = json.loads(split.members(0)[2]).keys()
     assert {"pre_scale", "blockiness"} <= keys
 
 
-def test_a_photo_that_becomes_too_small_is_refused(tmp_path):
+def test_a_photo_that_becomes_too_small_is_rejected(tmp_path):
     content = jpeg(smooth_photo(5)[:200, :200], 30)
     with pytest.raises(RejectedPhoto) as caught:
-        admitted(tmp_path / "p", content, ".jpg", pre_scale=0.5)
+        accept(tmp_path / "p", content, ".jpg", pre_scale=0.5)
     assert caught.value.code == "TOO_SMALL"
 
 

@@ -45,23 +45,23 @@ PHOTOS = [make_photo(seed) for seed in range(30)]
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_changed_copies_look_alike(change):
-    found = [
+def test_changed_copies_are_near_duplicates(change):
+    similar = [
         is_near_duplicate(
             hash_photo(compute_luma(CHANGES[change](photo))), hash_photo(compute_luma(photo))
         )
         for photo in PHOTOS
     ]
-    assert sum(found) >= 29
+    assert sum(similar) >= 29
 
 
-def test_different_photos_do_not():
-    looks = [hash_photo(compute_luma(photo)) for photo in PHOTOS]
-    assert not any(is_near_duplicate(a, b) for a, b in itertools.combinations(looks, 2))
+def test_different_photos_are_no_near_duplicates():
+    hashes = [hash_photo(compute_luma(photo)) for photo in PHOTOS]
+    assert not any(is_near_duplicate(a, b) for a, b in itertools.combinations(hashes, 2))
 
 
-def test_the_hashes_are_their_definitions():
-    image = PHOTOS[3][:250]  # small enough not to be halved before
+def test_the_hashes_follow_their_definitions():
+    image = PHOTOS[3][:250]  # small enough to skip the halving
     luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA).astype(int)
     dhash = int(
@@ -70,7 +70,7 @@ def test_the_hashes_are_their_definitions():
     assert hash_photo(luma).dhash == dhash
     fine = cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA).astype(float)
     spectrum = cv2.dct(fine)[:8, :8]
-    spectrum[0] *= np.sqrt(2)  # cv2's DCT is orthonormal, ours is not
+    spectrum[0] *= np.sqrt(2)  # cv2's DCT is orthonormal, unlike ours
     spectrum[:, 0] *= np.sqrt(2)
     bits = (spectrum > np.median(spectrum.flatten()[1:])).flatten()
     phash = int("".join(str(int(bit)) for bit in bits), 2)
@@ -78,36 +78,45 @@ def test_the_hashes_are_their_definitions():
 
 
 def flipped(
-    look: PerceptualHash, bits: tuple[int, int], rng: np.random.Generator
+    photo_hash: PerceptualHash, bits: tuple[int, int], rng: np.random.Generator
 ) -> PerceptualHash:
-    """Some bits of the dHashes and of the pHashes are others; the mirror image has others than the picture."""
+    """Flip some bits of the hashes, other ones in the mirror image."""
     flips = [
         sum(1 << int(bit) for bit in rng.choice(64, count, replace=False)) for count in bits * 2
     ]
-    hashes = look.dhash, look.phash, look.mirrored_dhash, look.mirrored_phash
-    return PerceptualHash(*(value ^ flip for value, flip in zip(hashes, flips, strict=True)))
+    values = (
+        photo_hash.dhash,
+        photo_hash.phash,
+        photo_hash.mirrored_dhash,
+        photo_hash.mirrored_phash,
+    )
+    return PerceptualHash(*(value ^ flip for value, flip in zip(values, flips, strict=True)))
 
 
-def mirrored(look: PerceptualHash) -> PerceptualHash:
-    return PerceptualHash(look.mirrored_dhash, look.mirrored_phash, look.dhash, look.phash)
+def mirrored(photo_hash: PerceptualHash) -> PerceptualHash:
+    return PerceptualHash(
+        photo_hash.mirrored_dhash, photo_hash.mirrored_phash, photo_hash.dhash, photo_hash.phash
+    )
 
 
-def some_looks(seed: int, count: int) -> list[PerceptualHash]:
-    """Strangers, plain ones, and copies of copies: equal, close, just too far, mirrored."""
+def make_hashes(seed: int, count: int) -> list[PerceptualHash]:
+    """Return unrelated hashes, plain ones, and copies of copies: equal, close, just too far, mirrored."""
     rng = np.random.default_rng(seed)
-    looks: list[PerceptualHash] = []
-    while len(looks) < count:
+    hashes: list[PerceptualHash] = []
+    while len(hashes) < count:
         values = rng.integers(0, 2**64, 4, dtype=np.uint64)
         if rng.random() < 0.3:
             values[::2] &= ~np.uint64(0xFFFF << int(rng.integers(0, 49)))
-        look = PerceptualHash(*map(int, values))
+        photo_hash = PerceptualHash(*map(int, values))
         for _ in range(int(rng.geometric(0.2)) - 1):
-            looks.append(look)
+            hashes.append(photo_hash)
             few, many = int(rng.integers(0, 5)), int(rng.integers(0, 12))
-            look = flipped(looks[-1], (few, many) if rng.random() < 0.5 else (many, few), rng)
-            look = mirrored(look) if rng.random() < 0.3 else look
-        looks.append(look)
-    return [looks[number] for number in rng.permutation(len(looks))]
+            photo_hash = flipped(
+                hashes[-1], (few, many) if rng.random() < 0.5 else (many, few), rng
+            )
+            photo_hash = mirrored(photo_hash) if rng.random() < 0.3 else photo_hash
+        hashes.append(photo_hash)
+    return [hashes[number] for number in rng.permutation(len(hashes))]
 
 
 def differ(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -115,57 +124,60 @@ def differ(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return bits[0] > 3 or bits[1] > 10
 
 
-def both(look: PerceptualHash) -> list[tuple[int, int]]:
-    return [(look.dhash, look.phash), (look.mirrored_dhash, look.mirrored_phash)]
+def both(photo_hash: PerceptualHash) -> list[tuple[int, int]]:
+    return [
+        (photo_hash.dhash, photo_hash.phash),
+        (photo_hash.mirrored_dhash, photo_hash.mirrored_phash),
+    ]
 
 
-def groups_of_all_pairs(looks: list[PerceptualHash]) -> list[list[int]]:
-    group = list(range(len(looks)))
-    for (one, a), (other, b) in itertools.permutations(enumerate(looks), 2):
+def groups_of_all_pairs(hashes: list[PerceptualHash]) -> list[list[int]]:
+    group = list(range(len(hashes)))
+    for (one, a), (other, b) in itertools.permutations(enumerate(hashes), 2):
         if not all(differ(shown, both(b)[0]) for shown in both(a)):
             former = max(group[one], group[other])
             group = [min(group[one], group[other]) if g == former else g for g in group]
-    found = [[n for n, g in enumerate(group) if g == leader] for leader in sorted(set(group))]
-    return [members for members in found if len(members) > 1]
+    groups = [[n for n, g in enumerate(group) if g == leader] for leader in sorted(set(group))]
+    return [members for members in groups if len(members) > 1]
 
 
 def resembling_of_all_pairs(
-    looks: list[PerceptualHash], others: list[PerceptualHash]
+    hashes: list[PerceptualHash], others: list[PerceptualHash]
 ) -> dict[int, int]:
-    def turn(look: PerceptualHash, other: PerceptualHash) -> tuple[int, int, int]:
-        """When these two meet who share 16 bits: of which hash, which quarter, mirrored or not."""
+    def turn(photo_hash: PerceptualHash, other: PerceptualHash) -> tuple[int, int, int]:
+        """Return the first shared quarter of two hashes: which hash, which quarter, mirrored or not."""
         return min(
             (which, quarter, side)
             for which, quarter, side in itertools.product(range(2), range(4), range(2))
-            if (both(look)[side][which] ^ both(other)[0][which]) >> 16 * quarter & 0xFFFF == 0
+            if (both(photo_hash)[side][which] ^ both(other)[0][which]) >> 16 * quarter & 0xFFFF == 0
         )
 
-    found = {}
-    for number, look in enumerate(looks):
+    matches = {}
+    for number, photo_hash in enumerate(hashes):
         like = [
-            (*turn(look, other), which)
+            (*turn(photo_hash, other), which)
             for which, other in enumerate(others)
-            if not all(differ(shown, both(other)[0]) for shown in both(look))
+            if not all(differ(shown, both(other)[0]) for shown in both(photo_hash))
         ]
         if like:
-            found[number] = min(like)[-1]
-    return found
+            matches[number] = min(like)[-1]
+    return matches
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_what_is_alike_is_that_of_all_pairs(seed, monkeypatch):
-    looks = some_looks(seed, 120)
-    photos, tests = looks[:80], looks[60:]
-    grouped, like = groups_of_all_pairs(looks), resembling_of_all_pairs(photos, tests)
+def test_near_duplicates_equal_those_of_an_all_pairs_search(seed, monkeypatch):
+    hashes = make_hashes(seed, 120)
+    photos, tests = hashes[:80], hashes[60:]
+    grouped, like = groups_of_all_pairs(hashes), resembling_of_all_pairs(photos, tests)
     assert any(len(group) > 2 for group in grouped)
     assert len(set(like.values())) > 5
     for at_once in (1, 7, 1 << 18):
         monkeypatch.setattr("pipeline.photos.near_duplicates._PAIRS_PER_BATCH", at_once)
-        assert group_near_duplicates(looks) == grouped, at_once
+        assert group_near_duplicates(hashes) == grouped, at_once
         assert find_resembling(photos, tests) == like, at_once
 
 
-def test_pairs_are_joined_all_at_once():
+def test_many_pairs_are_joined_at_once():
     leaders = np.arange(100)
     one, other = np.random.default_rng(0).integers(0, 50, (2, 40)) * 2
     _join_groups(leaders, one, other)
@@ -175,24 +187,24 @@ def test_pairs_are_joined_all_at_once():
     assert np.array_equal(leaders[untouched], untouched)
 
 
-def test_of_no_looks_none_are_alike():
-    looks = some_looks(0, 3)
+def test_an_empty_list_has_no_near_duplicates():
+    hashes = make_hashes(0, 3)
     assert group_near_duplicates([]) == []
-    assert find_resembling(looks, []) == find_resembling([], looks) == {}
+    assert find_resembling(hashes, []) == find_resembling([], hashes) == {}
 
 
-def test_pictures_with_plain_skies_take_no_time():
+def test_images_with_plain_skies_are_fast():
     rng = np.random.default_rng(0)
-    hashes = rng.integers(0, 2**64, (20_000, 4), dtype=np.uint64)
-    hashes[:6000, ::2] &= ~np.uint64(0xFFFF)  # two rows of eight
-    looks = [PerceptualHash(*map(int, row)) for row in hashes]
+    values = rng.integers(0, 2**64, (20_000, 4), dtype=np.uint64)
+    values[:6000, ::2] &= ~np.uint64(0xFFFF)  # two rows of eight bits
+    hashes = [PerceptualHash(*map(int, row)) for row in values]
     start = time.process_time()
-    assert group_near_duplicates(looks) == []
-    assert len(find_resembling(looks, looks[:2000])) == 2000
-    assert time.process_time() - start < 5  # each with each took a minute
+    assert group_near_duplicates(hashes) == []
+    assert len(find_resembling(hashes, hashes[:2000])) == 2000
+    assert time.process_time() - start < 5  # an all-pairs search took a minute
 
 
-def test_bands_find_every_close_pair():
+def test_masks_find_every_close_pair():
     rng = np.random.default_rng(0)
     base = [PerceptualHash(*(int(v) for v in rng.integers(0, 2**63, 4))) for _ in range(200)]
     for bits in range(4):
@@ -215,7 +227,7 @@ def test_groups_join_through_a_third_photo():
 
 @pytest.fixture
 def with_copies(photos):
-    """Five photos, one of them again in half the size and one mirrored."""
+    """Add copies to the five photos: one in half the size and one mirrored."""
     image = make_photo(0, height=260, width=300)
     (photos / "a-half.png").write_bytes(png.encode_rgb(half(image)))
     (photos / "a-mirrored.png").write_bytes(png.encode_rgb(np.ascontiguousarray(image[:, ::-1])))
@@ -227,7 +239,7 @@ def sources(folder, split: str) -> set[str]:
     return {reader[position].info.src for position in range(len(reader))}
 
 
-def test_the_largest_of_photos_that_look_alike_is_taken(with_copies, tmp_path):
+def test_the_largest_of_near_duplicates_is_used(with_copies, tmp_path):
     report = make(with_copies, tmp_path / "out")
     assert report["rejects"] == {"SIMILAR": 2}
     used = sources(tmp_path / "out", "train") | sources(tmp_path / "out", "val")
@@ -236,7 +248,7 @@ def test_the_largest_of_photos_that_look_alike_is_taken(with_copies, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_photos_that_look_alike_are_never_split(with_copies, tmp_path, seed):
+def test_near_duplicates_stay_in_one_split(with_copies, tmp_path, seed):
     make(
         with_copies, tmp_path / "out", "--similar", "keep", "--seed", seed, "--val-fraction", "40%"
     )
@@ -246,14 +258,14 @@ def test_photos_that_look_alike_are_never_split(with_copies, tmp_path, seed):
     assert len(train | val) == 7
 
 
-def test_a_validating_photo_takes_its_likes_out_of_training(with_copies, tmp_path):
+def test_near_duplicates_of_a_validation_photo_are_not_training_photos(with_copies, tmp_path):
     (tmp_path / "list").write_text("a-half\n")
     make(with_copies, tmp_path / "out", "--val-list", tmp_path / "list")
     assert sources(tmp_path / "out", "val") == {"a-half.png"}
     assert not {"a.png", "a-mirrored.png"} & sources(tmp_path / "out", "train")
 
 
-def test_photos_like_a_test_picture_are_left_out(photos, tmp_path):
+def test_photos_that_resemble_a_test_image_are_rejected(photos, tmp_path):
     (tmp_path / "Set5/HR").mkdir(parents=True)
     copy = half(make_photo(1, height=297, width=353))
     (tmp_path / "Set5/HR/bird.png").write_bytes(png.encode_rgb(copy))
@@ -266,7 +278,7 @@ def test_photos_like_a_test_picture_are_left_out(photos, tmp_path):
     assert "exclude-like" in other.stderr
 
 
-def test_a_test_picture_may_have_a_name_of_any_bytes(photos, tmp_path):
+def test_the_name_of_a_test_image_may_be_any_bytes(photos, tmp_path):
     (tmp_path / "test").mkdir()
     content = (photos / "b.png").read_bytes()
     (tmp_path / "test" / os.fsdecode(b"caf\xe9.png")).write_bytes(content)
@@ -275,12 +287,12 @@ def test_a_test_picture_may_have_a_name_of_any_bytes(photos, tmp_path):
     assert "test/caf%E9.png" in (tmp_path / "out/rejects.jsonl").read_text()
 
 
-def test_links_to_test_pictures_are_followed_but_no_loop(photos, tmp_path):
+def test_links_to_test_images_are_followed_but_no_loop(photos, tmp_path):
     (tmp_path / "test").mkdir()
     (tmp_path / "test/Set5").symlink_to(photos)
     (photos / "again").symlink_to(tmp_path / "test")
-    found = [name for name, _ in hash_folder([tmp_path / "test"])]
-    assert found == [
+    names = [name for name, _ in hash_folder([tmp_path / "test"])]
+    assert names == [
         f"test/Set5/{name}" for name in ("a.png", "b.png", "d.jpg", "e.webp", "more/c.png")
     ]
 
@@ -293,10 +305,10 @@ def test_a_test_set_that_cannot_be_read_is_an_error(tmp_path):
         hash_folder([tmp_path])
 
 
-def test_the_split_of_many_photos_takes_no_time():
+def test_the_split_of_many_photos_is_fast():
     photos = [Outcome(str(number), pixels=str(number)) for number in range(60_000)]
     start = time.process_time()
     splits = _split_photos(photos, [[5, 7, 9]], Options(val_fraction=0.5), set())
-    assert time.process_time() - start < 5  # counting each anew took 20
+    assert time.process_time() - start < 5  # recounting every group took 20 s
     assert abs(sum(split == "val" for split in splits.values()) - 30_000) <= 2
     assert splits["5"] == splits["7"] == splits["9"]

@@ -1,4 +1,4 @@
-"""Official LR images: found by name, checked by their pictures, cut at the same place."""
+"""Official LR images: matched by name, compared with the photo, cropped at the same position."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.pipeline.support import P3, make, make_photo, prep, tree, with_profil
 
 @pytest.fixture
 def div2k(tmp_path: Path) -> tuple[Path, Path]:
-    """Four photos and LR images one grey level darker than PIL's."""
+    """Write four photos, and LR images one grey level darker than PIL's."""
     hr, lr = tmp_path / "DIV2K/DIV2K_train_HR", tmp_path / "DIV2K/DIV2K_train_LR_x/X4"
     hr.mkdir(parents=True)
     lr.mkdir(parents=True)
@@ -54,37 +54,37 @@ def rejects(out: Path) -> dict[str, str]:
         "{}_x4.png",
     ],
 )
-def test_known_names_are_found(name, tmp_path):
+def test_known_lr_names_are_matched(name, tmp_path):
     (tmp_path / "hr").mkdir()
     (tmp_path / "lr").mkdir()
     for stem in ("0801", "img_001"):
         (tmp_path / "hr" / f"{stem}.png").write_bytes(b"x")
         (tmp_path / "lr" / name.format(stem)).write_bytes(b"x")
-    found = pair_with_lr(scan_sources([tmp_path / "hr"]), [tmp_path / "lr"], 4)
-    assert [photo.lr.name for photo in found.photos] == [
+    scan = pair_with_lr(scan_sources([tmp_path / "hr"]), [tmp_path / "lr"], 4)
+    assert [photo.lr.name for photo in scan.photos] == [
         name.format(stem) for stem in ("0801", "img_001")
     ]
 
 
-def test_a_link_loop_gives_no_second_partner(div2k):
+def test_a_link_loop_gives_no_second_lr_image(div2k):
     hr, lr = div2k
     (lr / "again").symlink_to(lr)
     assert all(photo.lr.parent == lr for photo in pair_with_lr(scan_sources([hr]), [lr], 4).photos)
 
 
 @pytest.mark.parametrize("stem", [b"caf\xe9", b"two\nlines", "\u3042\u2028".encode()])
-def test_partners_of_any_name_are_found_even_where_they_are_gone(stem, tmp_path):
+def test_lr_images_of_any_name_are_matched_even_as_dangling_links(stem, tmp_path):
     for folder in ("hr", "lr"):
         (tmp_path / folder).mkdir()
     (tmp_path / "hr" / os.fsdecode(stem + b".png")).write_bytes(b"x")
-    partner = tmp_path / "lr" / os.fsdecode(stem + b"x4.png")
-    partner.symlink_to(tmp_path / "nowhere")
-    found = pair_with_lr(scan_sources([tmp_path / "hr"]), [tmp_path / "lr"], 4)
-    assert [photo.lr for photo in found.photos] == [partner]
-    assert lr_listing_sha256(found)
+    lr_image = tmp_path / "lr" / os.fsdecode(stem + b"x4.png")
+    lr_image.symlink_to(tmp_path / "nowhere")
+    scan = pair_with_lr(scan_sources([tmp_path / "hr"]), [tmp_path / "lr"], 4)
+    assert [photo.lr for photo in scan.photos] == [lr_image]
+    assert lr_listing_sha256(scan)
 
 
-def test_lr_patches_come_out_of_the_official_images(div2k, tmp_path):
+def test_lr_patches_are_crops_of_the_official_images(div2k, tmp_path):
     hr, lr = div2k
     report = make(hr, tmp_path / "out", "--lr-dir", lr)
     assert report["rejects"] == {}
@@ -100,7 +100,7 @@ def test_lr_patches_come_out_of_the_official_images(div2k, tmp_path):
     assert tree(tmp_path / "again") == tree(tmp_path / "out")
 
 
-def test_lr_images_may_lie_in_several_folders(div2k, tmp_path):
+def test_lr_images_may_be_in_several_folders(div2k, tmp_path):
     hr, lr = div2k
     whole = make(hr, tmp_path / "whole", "--lr-dir", lr)
     other = tmp_path / "other"
@@ -113,7 +113,7 @@ def test_lr_images_may_lie_in_several_folders(div2k, tmp_path):
     assert f"--lr-dir {other}: has no LR image" in result.stderr
 
 
-def test_wrong_partners_are_refused_with_their_reason(div2k, tmp_path):
+def test_wrong_lr_images_are_rejected_with_their_reason(div2k, tmp_path):
     hr, lr = div2k
     (lr / "0001x4.png").unlink()
     (lr / "0002x4.png").write_bytes((lr / "0003x4.png").read_bytes())
@@ -124,14 +124,14 @@ def test_wrong_partners_are_refused_with_their_reason(div2k, tmp_path):
     }  # fmt: skip
 
 
-def test_a_damaged_partner_is_refused(div2k, tmp_path):
+def test_a_damaged_lr_image_is_rejected(div2k, tmp_path):
     hr, lr = div2k
     (lr / "0001x4.png").write_bytes((lr / "0001x4.png").read_bytes()[:200])
     make(hr, tmp_path / "out", "--lr-dir", lr, "--max-rejects", "90%")
     assert rejects(tmp_path / "out") == {"0001.png": "CUT_OFF"}
 
 
-def test_another_lr_folder_is_another_data_set(div2k, tmp_path):
+def test_another_lr_folder_gives_another_data_set(div2k, tmp_path):
     hr, lr = div2k
     make(hr, tmp_path / "out", "--lr-dir", lr)
     result = prep("--src", hr, "--out", tmp_path / "out", "--patches-per-image", 24,
@@ -148,14 +148,14 @@ def test_another_lr_folder_is_another_data_set(div2k, tmp_path):
         (["--scale", "2"], "check the folder and --scale 2"),
     ],
 )
-def test_what_cannot_go_together_is_said(div2k, tmp_path, more, words):
+def test_contradicting_lr_options_are_named(div2k, tmp_path, more, words):
     hr, lr = div2k
     result = prep("--src", hr, "--out", tmp_path / "out", "--lr-dir", lr, *more, code=2)
     assert words in result.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_names_that_mean_two_files_are_refused(div2k, tmp_path):
+def test_ambiguous_lr_names_are_refused(div2k, tmp_path):
     hr, lr = div2k
     (lr / "0001x4m.png").write_bytes(b"x")
     with pytest.raises(UsageError, match="both match photo 0001"):
@@ -169,27 +169,27 @@ def test_names_that_mean_two_files_are_refused(div2k, tmp_path):
         pair_with_lr(scan_sources([hr]), [lr / "none"], 4)
 
 
-def test_the_whole_folder_of_div2k_serves_for_lr(div2k, tmp_path):
+def test_the_whole_div2k_folder_is_accepted_for_lr(div2k, tmp_path):
     hr, lr = div2k
     other = lr.parent / "X2"
     other.mkdir()
     (other / "0000x2.png").write_bytes(b"x")
-    found = pair_with_lr(scan_sources([hr]), [hr.parent], 4)
-    assert [photo.lr for photo in found.photos] == sorted(lr.iterdir())
+    scan = pair_with_lr(scan_sources([hr]), [hr.parent], 4)
+    assert [photo.lr for photo in scan.photos] == sorted(lr.iterdir())
 
 
-def test_an_lr_image_that_is_replaced_is_noticed(div2k):
+def test_a_replaced_lr_image_is_detected(div2k):
     hr, lr = div2k
-    found = pair_with_lr(scan_sources([hr]), [lr], 4)
-    assert not find_changed(found, scan_sources([hr]))
+    scan = pair_with_lr(scan_sources([hr]), [lr], 4)
+    assert not find_changed(scan, scan_sources([hr]))
     again = lr / "0002x4.png"
-    os.utime(again, ns=(1, 1))  # of the same size
-    assert find_changed(found, scan_sources([hr])) == str(again)
+    os.utime(again, ns=(1, 1))  # equal size
+    assert find_changed(scan, scan_sources([hr])) == str(again)
     with pytest.raises(UsrganError, match=r"0002x4\.png: changed during the run"):
-        _check_unchanged(found.photos[2])
+        _check_unchanged(scan.photos[2])
 
 
-def test_an_lr_image_with_a_profile_is_converted_as_its_photo_is(div2k):
+def test_an_lr_image_with_a_profile_is_converted_like_its_photo(div2k):
     hr, lr = div2k
     for folder, name in ((hr, "0000.png"), (lr, "0000x4.png")):
         (folder / name).write_bytes(with_profile(read_photo(folder / name).pixels, P3))

@@ -29,24 +29,24 @@ def names(result) -> list[str]:
     return [photo.name for photo in result.photos]
 
 
-def test_div2k_brings_its_split_and_lr_folders_are_never_photos(tmp_path):
+def test_div2k_has_its_own_split_and_lr_folders_are_skipped(tmp_path):
     root = touch(
         tmp_path / "DIV2K",
         "DIV2K_train_HR/0001.png", "DIV2K_train_HR/0002.png", "DIV2K_valid_HR/0801.png",
         "DIV2K_train_LR_bicubic/X4/0001x4.png", "DIV2K_valid_LR_bicubic/X4/0801x4.png",
     )  # fmt: skip
-    found = scan_sources([root])
-    assert names(found) == [
+    scan = scan_sources([root])
+    assert names(scan) == [
         "DIV2K_train_HR/0001.png",
         "DIV2K_train_HR/0002.png",
         "DIV2K_valid_HR/0801.png",
     ]
-    assert [photo.val for photo in found.photos] == [False, False, True]
-    assert found.layout == "DIV2K"
+    assert [photo.val for photo in scan.photos] == [False, False, True]
+    assert scan.layout == "DIV2K"
     assert "2 for training, 1 for validation" in describe_layout(
-        found, [p for p in found.photos if p.val]
+        scan, [p for p in scan.photos if p.val]
     )
-    assert "DIV2K_train_LR_bicubic" in describe_layout(found, [p for p in found.photos if p.val])
+    assert "DIV2K_train_LR_bicubic" in describe_layout(scan, [p for p in scan.photos if p.val])
 
 
 @pytest.mark.parametrize(
@@ -59,24 +59,24 @@ def test_div2k_brings_its_split_and_lr_folders_are_never_photos(tmp_path):
         (["holiday/x.jpg", "holiday/val/y.jpg"], "folder", 0),
     ],
 )  # fmt: skip
-def test_published_layouts_are_known(tmp_path, files, layout, validating):
-    found = scan_sources([touch(tmp_path / "data", *files) / files[0].partition("/")[0]])
-    assert found.layout == layout
-    assert sum(photo.val for photo in found.photos) == validating
-    assert not any("LR" in name.split("/")[0] for name in names(found))
+def test_published_layouts_are_recognised(tmp_path, files, layout, validating):
+    scan = scan_sources([touch(tmp_path / "data", *files) / files[0].partition("/")[0]])
+    assert scan.layout == layout
+    assert sum(photo.val for photo in scan.photos) == validating
+    assert not any("LR" in name.split("/")[0] for name in names(scan))
 
 
-def test_one_folder_of_div2k_is_known_too(tmp_path):
+def test_a_single_div2k_folder_is_recognised(tmp_path):
     root = touch(tmp_path / "DIV2K", "DIV2K_train_HR/0001.png")
     assert scan_sources([root / "DIV2K_train_HR"]).layout == "DIV2K"
 
 
-def test_hidden_and_foreign_files_are_left_out(tmp_path):
+def test_hidden_and_other_files_are_skipped(tmp_path):
     root = touch(tmp_path, "a.PNG", "._a.png", ".DS_Store", "notes.txt", ".cache/b.png")
     assert names(scan_sources([root])) == ["a.PNG"]
 
 
-def test_two_sources_of_one_name_stay_apart(tmp_path):
+def test_two_sources_with_one_name_get_different_prefixes(tmp_path):
     one, two = touch(tmp_path / "one/HR", "a.png"), touch(tmp_path / "two/HR", "a.png")
     assert names(scan_sources([one, two])) == ["one/HR/a.png", "two/HR/a.png"]
     assert scan_sources([two, one]) == scan_sources([one, two])
@@ -94,39 +94,39 @@ def test_names_that_are_not_utf8_are_escaped(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["DIV2K_train_LR_bicubic", "missing"])
-def test_a_source_that_cannot_be_is_refused(tmp_path, name):
+def test_an_invalid_source_is_refused(tmp_path, name):
     if name != "missing":
         touch(tmp_path / name, "X4/0001x4.png")
     with pytest.raises(UsageError, match="--src"):
         scan_sources([tmp_path / name])
 
 
-def test_no_photos_is_an_error_that_says_where(tmp_path):
+def test_a_source_without_photos_is_named(tmp_path):
     with pytest.raises(UsageError, match="has no photos"):
         scan_sources([touch(tmp_path, "notes.txt")])
 
 
 def test_a_list_names_photos_by_path_file_or_stem(tmp_path):
-    found = scan_sources([touch(tmp_path, "x/a.png", "x/b.png", "y/b.jpg")])
-    assert match_names(found, ["x/a.png"]) == {"x/a.png"}
-    assert match_names(found, ["b"]) == {"x/b.png", "y/b.jpg"}
+    scan = scan_sources([touch(tmp_path, "x/a.png", "x/b.png", "y/b.jpg")])
+    assert match_names(scan, ["x/a.png"]) == {"x/a.png"}
+    assert match_names(scan, ["b"]) == {"x/b.png", "y/b.jpg"}
     with pytest.raises(UsageError, match="'c' matches none of 3 photos"):
-        match_names(found, ["c"])
+        match_names(scan, ["c"])
 
 
-def test_a_name_that_is_there_is_no_pattern(tmp_path):
-    found = scan_sources([touch(tmp_path, "a[1].jpg", "a1.jpg", "b[1].jpg")])
-    assert match_names(found, ["a[1].jpg"]) == {"a[1].jpg"}
-    assert match_names(found, ["a?.jpg"]) == {"a1.jpg"}
+def test_an_existing_name_is_not_a_pattern(tmp_path):
+    scan = scan_sources([touch(tmp_path, "a[1].jpg", "a1.jpg", "b[1].jpg")])
+    assert match_names(scan, ["a[1].jpg"]) == {"a[1].jpg"}
+    assert match_names(scan, ["a?.jpg"]) == {"a1.jpg"}
 
 
-def test_the_listing_digest_notices_a_new_photo(tmp_path):
+def test_the_listing_digest_changes_with_a_new_photo(tmp_path):
     before = listing_sha256(scan_sources([touch(tmp_path, "a.png")]))
     assert listing_sha256(scan_sources([tmp_path])) == before
     assert listing_sha256(scan_sources([touch(tmp_path, "b.png")])) != before
 
 
-def test_sources_of_one_path_in_several_stores_stay_apart(tmp_path):
+def test_sources_with_one_path_in_several_stores_get_different_prefixes(tmp_path):
     assert _source_prefixes(["gs://data/photos", Path("/data/photos"), "s3://data/photos"]) == [
         ("gs:/", "data", "photos"),
         ("data", "photos"),
@@ -135,14 +135,14 @@ def test_sources_of_one_path_in_several_stores_stay_apart(tmp_path):
     assert _source_prefixes(["s3://data/photos", "s3://data/more"]) == [("photos",), ("more",)]
 
 
-def test_two_photos_of_one_name_are_refused(tmp_path):
+def test_two_photos_with_one_name_are_refused(tmp_path):
     (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"x")
     (tmp_path / "%FF.png").write_bytes(b"y")
     with pytest.raises(UsageError, match=r"would have the same name %FF\.png; rename one"):
         scan_sources([tmp_path])
 
 
-def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
     root = touch(tmp_path, "a.png", "closed/b.png")
     listed = os.scandir
 
@@ -152,14 +152,14 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    for option, look in (
+    for option, check in (
         ("--src", lambda: scan_sources([root])),
         ("--exclude-like", lambda: hash_folder([root])),
         ("--lr-dir", lambda: _add_lr_folder({}, root, 4)),
     ):
-        told = rf"{option} .*/closed: cannot be listed \(Permission denied\)"
-        with pytest.raises(UsageError, match=told):
-            look()
+        message = rf"{option} .*/closed: cannot be listed \(Permission denied\)"
+        with pytest.raises(UsageError, match=message):
+            check()
     (root / "closed").rename(root / "lost+found")
     monkeypatch.setattr(os, "scandir", lambda path: listed(path))
     assert names(scan_sources([root])) == ["a.png"]

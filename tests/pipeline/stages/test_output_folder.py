@@ -1,4 +1,4 @@
-"""Runs that are stopped while they replace what an earlier one has left: nothing of it gets into the next."""
+"""Runs stopped while they replace an earlier one: no file of the earlier run gets into the next."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bmp(path: Path, seed: int) -> None:
 
 @pytest.fixture(autouse=True)
 def in_memory(monkeypatch):
-    """No power fails here, and the disk is what takes the time."""
+    """Skip fsync, which dominates the time and protects only against power failures."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
@@ -47,13 +47,13 @@ def few(tmp_path) -> Path:
 
 @pytest.fixture
 def stopped(monkeypatch):
-    """Runs with the operation of a number failing; whether the run came to it."""
+    """Return a function that runs with a failing operation and returns whether the run reached it."""
 
     def run(operation: int, *arguments: object) -> bool:
         with monkeypatch.context() as here:
             here.setattr(atomic, "_operations", itertools.count(1))
             here.setenv("USRGAN_FAULT", f"eio@{operation}")
-            ended = CliRunner().invoke(main, [str(each) for each in arguments])
+            ended = CliRunner().invoke(main, [str(item) for item in arguments])
         assert ended.exit_code in (0, 1), ended.output
         return ended.exit_code == 1
 
@@ -70,7 +70,7 @@ def killed(operation: int, *arguments: object) -> None:
 
 @pytest.fixture
 def of_other_photos(few, tmp_path, monkeypatch):
-    """Arguments of a run whose shards are all there, but of a photo as it was before it changed."""
+    """Return arguments of a run with complete shards of an earlier version of a photo."""
     where = ["--src", few, "--out", tmp_path / "out", *TINY]
 
     def stop(*_: object) -> None:
@@ -89,9 +89,7 @@ REST = [pytest.param(n, marks=pytest.mark.slow) for n in range(1, 160) if n not 
 
 
 @pytest.mark.parametrize("operation", [*QUICK, *REST])
-def test_no_shard_of_another_plan_is_taken_for_one_of_this(
-    few, of_other_photos, stopped, tmp_path, operation
-):
+def test_no_shard_of_another_plan_is_reused(few, of_other_photos, stopped, tmp_path, operation):
     stopped(operation, *of_other_photos)
     prep(*of_other_photos)
     prep("--src", few, "--out", tmp_path / "fresh", *TINY)
@@ -100,14 +98,14 @@ def test_no_shard_of_another_plan_is_taken_for_one_of_this(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", range(20, 90, 7))
-def test_no_shard_of_another_plan_outlives_a_kill(few, of_other_photos, tmp_path, operation):
+def test_no_shard_of_another_plan_survives_a_kill(few, of_other_photos, tmp_path, operation):
     killed(operation, *of_other_photos)
     prep(*of_other_photos)
     prep("--src", few, "--out", tmp_path / "fresh", *TINY)
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
-def test_what_is_left_of_shards_goes_with_them(tmp_path):
+def test_incomplete_shards_are_removed_completely(tmp_path):
     (tmp_path / "index").mkdir()
     (tmp_path / "_work").mkdir()
     for name in ("train-000000.tar", "train-000001.tar.idx", "index/train-000002.npz", "a.tar",
@@ -118,8 +116,8 @@ def test_what_is_left_of_shards_goes_with_them(tmp_path):
 
 
 @pytest.mark.parametrize("again", [["--overwrite", "--seed", "1"], ["--seed", "1"]])
-def test_overwrite_that_is_stopped_at_any_operation_is_repeated(few, stopped, tmp_path, again):
-    """Also by a call that leaves the option out: the folder is of nobody then."""
+def test_overwrite_stopped_at_any_operation_can_be_repeated(few, stopped, tmp_path, again):
+    """Also by a call without --overwrite, because the folder then belongs to no run."""
     where = ["--src", few, *TINY]
     prep(*where, "--out", tmp_path / "before")
     prep(*where, "--out", tmp_path / "fresh", "--seed", 1)
@@ -137,7 +135,7 @@ def test_overwrite_that_is_stopped_at_any_operation_is_repeated(few, stopped, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", range(1, 40))
-def test_overwrite_that_is_killed_is_repeated(few, tmp_path, operation):
+def test_a_killed_overwrite_can_be_repeated(few, tmp_path, operation):
     where = ["--src", few, "--out", tmp_path / "out", *TINY]
     prep(*where)
     killed(operation, *where, "--seed", 1, "--overwrite")
@@ -146,7 +144,7 @@ def test_overwrite_that_is_killed_is_repeated(few, tmp_path, operation):
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
-def test_a_repair_of_a_damaged_manifest_that_is_stopped_is_repeated(few, stopped, tmp_path):
+def test_a_stopped_repair_of_a_damaged_manifest_can_be_repeated(few, stopped, tmp_path):
     where = ["--src", few, *TINY]
     prep(*where, "--out", tmp_path / "fresh")
     for operation in range(1, 25):
@@ -169,7 +167,7 @@ def test_an_unfinished_run_of_another_version_is_refused(few, stopped, tmp_path,
     prep(*where, "--overwrite")
 
 
-def test_a_finished_data_set_of_another_version_is_done(few, tmp_path, monkeypatch):
+def test_a_finished_data_set_of_another_version_is_accepted(few, tmp_path, monkeypatch):
     where = ["--src", few, "--out", tmp_path / "out", *TINY]
     prep(*where)
     before = tree(tmp_path / "out")
@@ -178,12 +176,12 @@ def test_a_finished_data_set_of_another_version_is_done(few, tmp_path, monkeypat
     assert tree(tmp_path / "out") == before
 
 
-def test_an_engine_that_does_not_open_leaves_the_folder_as_it_was(few, tmp_path, monkeypatch):
+def test_an_engine_that_fails_to_open_leaves_the_folder_unchanged(few, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     where = ["--src", few, "--out", tmp_path / "out", *TINY]
     refused = prep(*where, "--engine", "ray", code=2)
     assert "--engine ray: Ray is not installed" in refused.stderr
-    prep(*where, "--seed", 3)  # other options are no other run
+    prep(*where, "--seed", 3)  # a failed run does not reserve the folder for its options
     before = tree(tmp_path / "out")
     prep(*where, "--engine", "ray", "--overwrite", code=2)
     assert tree(tmp_path / "out") == before

@@ -33,10 +33,10 @@ from tests.pipeline.support import SMALL, _session, command, make, make_photo, p
         (180, 2**20, 4), (180, 2**20 + 1, 3), (180, 2**23, 1), (8_192, 2**23, 2), (0, 9, 0),
     ],
 )  # fmt: skip
-def test_photos_are_cut_in_chunks_that_are_neither_few_nor_too_many(photos, size, together):
-    found = [FoundPhoto(Path(str(n)), str(n), size, 0, False) for n in range(photos)]
-    chunks = make_chunks(found)
-    assert [photo for chunk in chunks for photo in chunk] == found
+def test_the_number_of_chunks_stays_within_its_limits(photos, size, together):
+    listed = [FoundPhoto(Path(str(n)), str(n), size, 0, False) for n in range(photos)]
+    chunks = make_chunks(listed)
+    assert [photo for chunk in chunks for photo in chunk] == listed
     assert len(chunks) <= 4096
     assert all(len(chunk) == together for chunk in chunks[:-1])
     assert max(map(len, chunks), default=0) == together
@@ -59,31 +59,31 @@ def test_spills_of_many_photos_and_short_reads_give_the_same_bytes(
 ):
     monkeypatch.setattr(
         "pipeline.stages.cut.MAX_CHUNKS", 2
-    )  # training and held-out pairs in one spill
+    )  # training and validation pairs in one spill
     monkeypatch.setattr("pipeline.stages.pack._PAIRS_PER_READ", at_once)
     make(photos, tmp_path / "other", "--workers", 0)
     assert tree(tmp_path / "other") == tree(whole)
 
 
-def test_shards_hold_the_photos_and_verify(photos, tmp_path):
+def test_shards_contain_the_photos_and_verify(photos, tmp_path):
     report = make(photos, tmp_path / "out")
     manifest = load_manifest(tmp_path / "out")
     assert verify(tmp_path / "out", manifest, deep=True, advance=lambda *_: None) == []
     dataset = open_dataset(tmp_path / "out")
     whole = {"b.png": make_photo(1, height=297, width=353)}
-    seen = {"train": set(), "val": set()}
+    sources = {"train": set(), "val": set()}
     for name in ("train", "val"):
         split = dataset.split(name)
         assert len(split) == report["pairs"][name]
         for position in range(len(split)):
             pair = split[position]
-            seen[name].add(pair.info.src)
+            sources[name].add(pair.info.src)
             assert pair.info.split == name
             if pair.info.src in whole:
                 x, y = pair.info.x, pair.info.y
                 np.testing.assert_array_equal(pair.hr, whole[pair.info.src][y : y + 64, x : x + 64])
-    assert not seen["train"] & seen["val"]
-    assert seen["train"] | seen["val"] == {"a.png", "b.png", "more/c.png", "d.jpg", "e.webp"}
+    assert not sources["train"] & sources["val"]
+    assert sources["train"] | sources["val"] == {"a.png", "b.png", "more/c.png", "d.jpg", "e.webp"}
 
 
 def test_neighbours_in_a_shard_come_from_different_photos(whole):
@@ -98,7 +98,7 @@ ALL = [pytest.param(n, marks=pytest.mark.slow) for n in range(1, 160) if n not i
 
 
 @pytest.mark.parametrize("operation", [*FEW, *ALL])
-def test_a_run_killed_at_any_operation_goes_on_to_the_same_bytes(
+def test_a_run_killed_at_any_operation_resumes_to_the_same_bytes(
     photos, whole, tmp_path, operation
 ):
     environment = {**os.environ, "USRGAN_FAULT": f"kill@{operation}"}
@@ -112,7 +112,7 @@ def test_a_run_killed_at_any_operation_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("operation", [2, 9, 31, 47])
-def test_a_full_disk_is_one_line_and_the_rerun_goes_on(photos, whole, tmp_path, operation):
+def test_a_full_disk_is_one_line_and_the_rerun_resumes(photos, whole, tmp_path, operation):
     environment = {**os.environ, "USRGAN_FAULT": f"enospc@{operation}"}
     out = tmp_path / "out"
     full = subprocess.run(
@@ -124,7 +124,7 @@ def test_a_full_disk_is_one_line_and_the_rerun_goes_on(photos, whole, tmp_path, 
     assert tree(out) == tree(whole)
 
 
-def test_a_run_with_workers_that_is_killed_leaves_no_process_and_goes_on(photos, whole, tmp_path):
+def test_a_killed_run_with_workers_leaves_no_process_and_resumes(photos, whole, tmp_path):
     out = tmp_path / "out"
     run = subprocess.Popen(
         command(photos, out, 2),
@@ -145,7 +145,7 @@ def test_a_run_with_workers_that_is_killed_leaves_no_process_and_goes_on(photos,
     assert tree(out) == tree(whole)
 
 
-def test_ctrl_c_keeps_what_is_done_and_exits_75(photos, tmp_path):
+def test_ctrl_c_keeps_finished_work_and_exits_75(photos, tmp_path):
     for number in range(10, 60):
         (photos / f"{number}.png").write_bytes(png.encode_rgb(make_photo(number)))
     out = tmp_path / "out"
@@ -164,7 +164,7 @@ def test_ctrl_c_keeps_what_is_done_and_exits_75(photos, tmp_path):
     assert verify(out, load_manifest(out), deep=False, advance=lambda *_: None) == []
 
 
-def test_bad_photos_are_listed_and_the_run_goes_on(photos, tmp_path):
+def test_bad_photos_are_listed_and_the_run_continues(photos, tmp_path):
     (photos / "empty.png").write_bytes(b"")
     (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:5000])
     (photos / "small.png").write_bytes(png.encode_rgb(make_photo(9, height=60, width=400)))
@@ -176,7 +176,7 @@ def test_bad_photos_are_listed_and_the_run_goes_on(photos, tmp_path):
     assert all(line["reason"] for line in lines)
 
 
-def test_too_many_bad_photos_end_the_run_and_a_higher_limit_goes_on(photos, tmp_path):
+def test_too_many_bad_photos_end_the_run_and_a_higher_limit_resumes(photos, tmp_path):
     (photos / "empty.png").write_bytes(b"")
     refused = prep("--src", photos, "--out", tmp_path / "out", *SMALL, "--workers", 0, code=1)
     last = refused.stderr.splitlines()[-1]
@@ -186,7 +186,7 @@ def test_too_many_bad_photos_end_the_run_and_a_higher_limit_goes_on(photos, tmp_
     assert make(photos, tmp_path / "out", "--max-rejects", "17%")["rejects"] == {"EMPTY": 1}
 
 
-def test_a_copy_never_trains_when_it_validates(photos, tmp_path):
+def test_a_copy_of_a_validation_photo_is_not_a_training_photo(photos, tmp_path):
     (photos / "zz.png").write_bytes((photos / "a.png").read_bytes())
     (tmp_path / "list").write_text("zz\n")
     make(photos, tmp_path / "out", "--val-list", tmp_path / "list")
@@ -194,7 +194,7 @@ def test_a_copy_never_trains_when_it_validates(photos, tmp_path):
     assert "a.png" not in {split[position].info.src for position in range(len(split))}
 
 
-def test_a_list_does_not_make_train_what_is_published_to_validate(tmp_path):
+def test_published_validation_photos_stay_validation_photos_with_a_list(tmp_path):
     for number in range(4):
         folder = tmp_path / "DIV2K" / ("DIV2K_valid_HR" if number == 3 else "DIV2K_train_HR")
         folder.mkdir(parents=True, exist_ok=True)
@@ -209,9 +209,7 @@ def test_a_list_does_not_make_train_what_is_published_to_validate(tmp_path):
     }
 
 
-def test_a_fault_of_the_disk_ends_the_run_instead_of_leaving_a_photo_out(
-    photos, tmp_path, monkeypatch
-):
+def test_a_disk_fault_ends_the_run_instead_of_rejecting_a_photo(photos, tmp_path, monkeypatch):
     def fails(_: Path) -> bytes:
         raise _explain_access(OSError(errno.ESTALE, "Stale file handle"))
 
@@ -222,14 +220,14 @@ def test_a_fault_of_the_disk_ends_the_run_instead_of_leaving_a_photo_out(
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-@pytest.mark.parametrize("given", ["more/*", "pattern", "[ac].png"])
-def test_patterns_choose_the_photos_that_validate(photos, tmp_path, given):
+@pytest.mark.parametrize("val_list", ["more/*", "pattern", "[ac].png"])
+def test_patterns_select_the_validation_photos(photos, tmp_path, val_list):
     (tmp_path / "pattern").write_text("more/*\nd\n")
-    wanted = {"more/*": {"more/c.png"}, "pattern": {"more/c.png", "d.jpg"}}
-    pattern = tmp_path / given if given == "pattern" else given
+    expected = {"more/*": {"more/c.png"}, "pattern": {"more/c.png", "d.jpg"}}
+    pattern = tmp_path / val_list if val_list == "pattern" else val_list
     make(photos, tmp_path / "out", "--val-list", pattern)
     held = {pair.info.src for pair in open_dataset(tmp_path / "out").split("val")}
-    assert held == wanted.get(given, {"a.png", "more/c.png"})
+    assert held == expected.get(val_list, {"a.png", "more/c.png"})
 
 
 def test_a_list_may_begin_with_a_byte_order_mark(photos, tmp_path):
@@ -238,7 +236,7 @@ def test_a_list_may_begin_with_a_byte_order_mark(photos, tmp_path):
     assert {pair.info.src for pair in open_dataset(tmp_path / "out").split("val")} == {"d.jpg"}
 
 
-def test_names_of_any_bytes_may_be_listed_and_reported(photos, tmp_path):
+def test_names_may_be_any_bytes(photos, tmp_path):
     (photos / "a.png").rename(photos / os.fsdecode(b"caf\xe9.png"))
     (tmp_path / "list").write_bytes(b"caf\xe9.png\n")
     out = tmp_path / os.fsdecode(b"out\xff")
@@ -247,7 +245,7 @@ def test_names_of_any_bytes_may_be_listed_and_reported(photos, tmp_path):
     assert {pair.info.src for pair in open_dataset(out).split("val")} == {"caf%E9.png"}
 
 
-def test_a_second_run_finds_the_work_done(photos, tmp_path):
+def test_a_second_run_reports_the_finished_data_set(photos, tmp_path):
     first = make(photos, tmp_path / "out")
     before = tree(tmp_path / "out")
     again = make(photos, tmp_path / "out")
@@ -291,7 +289,7 @@ def test_a_folder_with_foreign_files_is_not_written_to(photos, tmp_path):
     assert tree(tmp_path / "out") == {"README.md": b"mine"}
 
 
-def test_overwrite_leaves_foreign_files(photos, tmp_path):
+def test_overwrite_keeps_foreign_files(photos, tmp_path):
     out = tmp_path / "out"
     make(photos, out)
     (out / "code.py").write_text("pass")
@@ -299,7 +297,7 @@ def test_overwrite_leaves_foreign_files(photos, tmp_path):
     assert (out / "code.py").read_text() == "pass"
 
 
-def test_data_set_in_the_package_folder_leaves_every_package_file(photos, tmp_path):
+def test_a_data_set_in_the_package_folder_keeps_every_package_file(photos, tmp_path):
     out = tmp_path / "shards"
     package = Path(shards.__file__).parent
     code = [p for p in package.rglob("*") if p.suffix in (".py", ".c")]
@@ -356,9 +354,9 @@ def test_wrong_usage_is_one_line_and_exit_code_2(photos, tmp_path, arguments, wo
     assert not (tmp_path / "out").exists()
 
 
-def test_the_order_is_the_documented_one(photos, tmp_path):
-    """From the words of docs/internals/shard-format.md, "Order", alone."""
-    (photos / "d.jpg").unlink()  # decoders of JPEG differ
+def test_the_order_follows_its_documentation(photos, tmp_path):
+    """Recompute the order from docs/internals/shard-format.md, "Order", alone."""
+    (photos / "d.jpg").unlink()  # JPEG decoders differ
     make(photos, tmp_path / "out", "--seed", 3)
     pixels = {}
     for path in photos.rglob("*.*"):

@@ -1,4 +1,4 @@
-"""Shards that rot, photos that change: what is damaged is found, named and made again."""
+"""Damaged shards and changed photos are detected, named and made again."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ DAMAGES = {
 
 @pytest.fixture
 def out(whole, tmp_path) -> Path:
-    """The data set of the five photos, to damage."""
+    """Return a copy of the data set of the five photos that a test may damage."""
     return Path(shutil.copytree(whole, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_repair_gives_the_same_bytes_again(photos, whole, out, damage):
+def test_repair_restores_the_same_bytes(photos, whole, out, damage):
     DAMAGES[damage](out)
     assert tree(out) != tree(whole)
     repaired = make(photos, out, "--repair")
@@ -71,41 +71,43 @@ def test_repair_writes_only_what_is_damaged(photos, out):
 
 
 @pytest.mark.parametrize("cut_off", [True, False])
-def test_repair_puts_back_what_lies_beside_the_shards(photos, whole, out, cut_off):
+def test_repair_restores_the_companion_files(photos, whole, out, cut_off):
     names = [".nv-meta/split.yaml", ".nv-meta/.info.json", "train.wids.json", "README.md"]
     for name in [*names, "rejects.jsonl"]:
         (out / name).write_bytes(b"") if cut_off else (out / name).unlink()
     (out / "val.wids.json").write_bytes(b"mine")
     shards = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
-    told = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, "--repair", "--json")
-    assert json.loads(told.stdout)["already_done"]
-    assert all(f"{out / name}: is missing or empty" in told.stderr for name in names)
+    output = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, "--repair", "--json")
+    assert json.loads(output.stdout)["already_done"]
+    assert all(f"{out / name}: is missing or empty" in output.stderr for name in names)
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
     assert tree(out) == {**tree(whole), "val.wids.json": b"mine"}
 
 
-def test_repair_of_a_folder_of_side_files_makes_it_again(photos, whole, out):
+def test_repair_replaces_folders_in_the_place_of_files(photos, whole, out):
     shutil.rmtree(out / ".nv-meta")
     make(photos, out, "--repair")
     assert tree(out) == tree(whole)
 
 
-def test_repair_says_that_rejects_cannot_be_put_back(photos, tmp_path):
+def test_repair_reports_that_rejects_cannot_be_restored(photos, tmp_path):
     (photos / "empty.png").write_bytes(b"")
     out = tmp_path / "out"
     make(photos, out, "--max-rejects", "40%")
     (out / "rejects.jsonl").unlink()
-    told = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, "--repair")
-    assert "rejects.jsonl: is missing, and only a run over all photos can restore it" in told.stderr
+    output = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, "--repair")
+    assert (
+        "rejects.jsonl: is missing, and only a run over all photos can restore it" in output.stderr
+    )
     assert not (out / "rejects.jsonl").exists()
 
 
-def test_repair_leaves_and_names_a_tar_of_somebody_else(photos, whole, out):
+def test_repair_keeps_and_names_a_foreign_tar(photos, whole, out):
     (out / "extra.tar").write_bytes(b"mine")
     inodes = {path: path.stat().st_ino for path in out.rglob("*")}
-    told = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, "--repair", "--json")
-    assert json.loads(told.stdout)["already_done"]
-    (line,) = [line for line in told.stderr.splitlines() if "extra.tar" in line]
+    output = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, "--repair", "--json")
+    assert json.loads(output.stdout)["already_done"]
+    (line,) = [line for line in output.stderr.splitlines() if "extra.tar" in line]
     assert line.endswith("a repair keeps files of others: move it elsewhere")
     assert {path: path.stat().st_ino for path in out.rglob("*")} == inodes
     flip(out / "train-000001.tar")
@@ -113,14 +115,14 @@ def test_repair_leaves_and_names_a_tar_of_somebody_else(photos, whole, out):
     assert tree(out) == {**tree(whole), "extra.tar": b"mine"}
 
 
-def test_repair_of_a_whole_data_set_changes_nothing(photos, out):
+def test_repair_of_an_intact_data_set_changes_nothing(photos, out):
     inodes = {path: path.stat().st_ino for path in out.rglob("*")}
     assert make(photos, out, "--repair")["already_done"]
     assert {path: path.stat().st_ino for path in out.rglob("*")} == inodes
 
 
 @pytest.mark.parametrize("operation", [1, 2, 4, 7, 11, 16, 22, 29, 37, 46])
-def test_a_repair_that_is_killed_goes_on(photos, whole, out, operation):
+def test_a_killed_repair_resumes(photos, whole, out, operation):
     flip(out / "train-000001.tar")
     (out / "val-000000.tar").unlink()
     environment = {**os.environ, "USRGAN_FAULT": f"kill@{operation}"}
@@ -130,32 +132,32 @@ def test_a_repair_that_is_killed_goes_on(photos, whole, out, operation):
     assert tree(out) == tree(whole)
 
 
-def test_a_data_set_with_a_gap_is_not_called_done(photos, out):
+def test_a_data_set_with_a_missing_shard_is_not_finished(photos, out):
     (out / "train-000000.tar").unlink()
     refused = prep("--src", photos, "--out", out, *SMALL, "--workers", 0, code=1)
     assert "train-000000.tar: it or its index is missing or truncated" in refused.stderr
     assert "--repair" in refused.stderr
 
 
-def test_repair_of_other_options_is_refused(photos, out):
+def test_repair_with_other_options_is_refused(photos, out):
     flip(out / "train-000001.tar")
     before = tree(out)
     prep("--src", photos, "--out", out, *SMALL, "--seed", 3, "--repair", "--workers", 0, code=2)
     assert tree(out) == before
 
 
-def test_a_photo_that_changed_since_is_noticed(photos, tmp_path):
+def test_a_photo_changed_after_the_run_is_detected(photos, tmp_path):
     bmp(photos / "f.bmp", 50)
     make(photos, tmp_path / "out")
     os.utime(photos / "f.bmp", ns=(2**61, 2**61))
-    assert make(photos, tmp_path / "out")["already_done"]  # touched, the same content
+    assert make(photos, tmp_path / "out")["already_done"]  # new modification time, same content
     bmp(photos / "f.bmp", 51)
     os.utime(photos / "f.bmp", ns=(2**61, 2**61))
     refused = prep("--src", photos, "--out", tmp_path / "out", *SMALL, "--workers", 0, code=2)
     assert "holds patches of an earlier version of f.bmp" in refused.stderr
 
 
-def test_repair_with_a_changed_photo_writes_all_shards_anew(photos, tmp_path):
+def test_repair_with_a_changed_photo_rewrites_all_shards(photos, tmp_path):
     bmp(photos / "f.bmp", 50)
     out = tmp_path / "out"
     make(photos, out)
@@ -166,7 +168,7 @@ def test_repair_with_a_changed_photo_writes_all_shards_anew(photos, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["changes", "vanishes", "comes"])
-def test_photos_that_change_between_two_tries_are_cut_again(photos, tmp_path, what):
+def test_photos_changed_between_two_runs_are_extracted_again(photos, tmp_path, what):
     bmp(photos / "f.bmp", 50)
     out = tmp_path / "out"
     environment = {**os.environ, "USRGAN_FAULT": "kill@40"}
@@ -184,7 +186,7 @@ def test_photos_that_change_between_two_tries_are_cut_again(photos, tmp_path, wh
 
 
 @pytest.mark.parametrize("what", ["changes", "vanishes"])
-def test_a_photo_that_changes_while_it_is_read_is_an_error(photos, tmp_path, monkeypatch, what):
+def test_a_photo_changed_while_it_is_read_is_an_error(photos, tmp_path, monkeypatch, what):
     bmp(photos / "f.bmp", 50)
     accept = spill.accept_photo
 
@@ -209,7 +211,7 @@ def test_a_photo_that_changes_while_it_is_read_is_an_error(photos, tmp_path, mon
     assert tree(out) == tree(tmp_path / "fresh")
 
 
-def test_a_photo_that_changes_after_it_was_cut_is_an_error(photos, tmp_path, monkeypatch):
+def test_a_photo_changed_after_its_extraction_is_an_error(photos, tmp_path, monkeypatch):
     save_plan = pipeline.stages.prepare.save_plan
 
     def meddling(work, plan):
@@ -222,7 +224,7 @@ def test_a_photo_that_changes_after_it_was_cut_is_an_error(photos, tmp_path, mon
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-def test_when_nothing_is_left_the_reasons_are_counted(tmp_path):
+def test_without_training_photos_the_reasons_are_counted(tmp_path):
     (tmp_path / "p").mkdir()
     for number in range(3):
         small = np.full((9, 9, 3), number, np.uint8)
@@ -232,19 +234,19 @@ def test_when_nothing_is_left_the_reasons_are_counted(tmp_path):
     assert "none of 3 photos remains for training (3 TOO_SMALL)" in failed.stderr
 
 
-def test_when_no_patch_is_left_the_options_are_named(photos, tmp_path):
+def test_without_training_patches_the_options_are_named(photos, tmp_path):
     where = ["--src", photos, "--out", tmp_path / "out", *SMALL, "--workers", 0]
     failed = prep(*where, "--min-detail", 1000, code=1)
     assert "no patch of 5 photos remains for training; lower --min-detail" in failed.stderr
 
 
-def test_a_list_of_all_photos_leaves_none_to_train(photos, tmp_path):
+def test_a_val_list_of_all_photos_is_refused(photos, tmp_path):
     refused = prep("--src", photos, "--out", tmp_path / "out", "--val-list", "*.*", code=2)
     assert "--val-list: names all 5 photos" in refused.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_validation_folder_alone_is_a_folder_of_photos(tmp_path):
+def test_a_validation_folder_alone_is_a_plain_folder(tmp_path):
     folder = tmp_path / "DIV2K_valid_HR"
     folder.mkdir()
     for number in range(4):
@@ -256,12 +258,12 @@ def test_a_validation_folder_alone_is_a_folder_of_photos(tmp_path):
 
 @pytest.mark.parametrize("option", ["--min-detail", "--max-megapixels", "--max-blockiness"])
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_numbers_are_finite(photos, tmp_path, option, value):
+def test_options_must_be_finite_numbers(photos, tmp_path, option, value):
     refused = prep("--src", photos, "--out", tmp_path / "out", option, value, code=2)
     assert f"{option} {value}: is not a finite number; use a number" in refused.stderr
 
 
-def test_a_dry_run_refuses_what_the_run_would(photos, out, tmp_path):
+def test_a_dry_run_makes_the_checks_of_the_run(photos, out, tmp_path):
     dry = ["--src", photos, "--out", out, *SMALL, "--dry-run"]
     prep(*dry)
     assert "seed 0 then, 5 now" in prep(*dry, "--seed", 5, code=2).stderr
@@ -269,20 +271,20 @@ def test_a_dry_run_refuses_what_the_run_would(photos, out, tmp_path):
     assert "nowhere" in prep(*dry, "--exclude-like", tmp_path / "nowhere", code=2).stderr
 
 
-def test_a_dry_run_of_a_repair_says_that_all_is_made_again(photos, out):
+def test_a_dry_run_of_a_repair_reports_a_damaged_manifest(photos, out):
     DAMAGES["a damaged manifest"](out)
     before = tree(out)
     dry = ["--src", photos, "--out", out, *SMALL, "--dry-run"]
     assert prep(*dry, code=1).stderr.endswith(
         "the prep-shards command that made it with --repair\n"
     )
-    (told,) = [
+    (output,) = [
         line
         for line in prep(*dry, "--repair").stderr.splitlines()
         if "manifest.json: is damaged" in line
     ]
-    assert told.endswith("; the repair makes the whole data set again")
-    assert "run the" not in told
+    assert output.endswith("; the repair makes the whole data set again")
+    assert "run the" not in output
     assert tree(out) == before
 
 
@@ -293,11 +295,11 @@ def test_a_folder_without_permission_is_refused(photos, tmp_path):
     assert "cannot be written to" in refused.stderr
 
 
-def test_open_readers_name_the_repair(out):
+def test_reader_errors_name_the_repair(out):
     flip(out / "train-000000.tar", 700)
     with pytest.raises(Exception, match="--repair"):
         open_dataset(out).split("train")[0]
-    told = CliRunner().invoke(inspect_main, ["verify", str(out), "--json"])
-    assert told.exit_code == 1
-    assert "--repair" in told.stderr
-    assert json.loads(told.stdout)["problems"]
+    output = CliRunner().invoke(inspect_main, ["verify", str(out), "--json"])
+    assert output.exit_code == 1
+    assert "--repair" in output.stderr
+    assert json.loads(output.stdout)["problems"]

@@ -1,4 +1,4 @@
-"""Tasks are small to send, and a worker refuses those of other library versions."""
+"""Arguments and files of tasks, and tasks that a worker refuses."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tests.pipeline.support import prep
 OPTIONS = Options(hr_size=64, patches_per_image=8)
 
 
-def test_photos_come_back_as_they_were_saved(tmp_path):
-    odd = os.fsdecode(b"/photos/l\xe4nd.png")
+def test_saved_photos_are_loaded_unchanged(tmp_path):
+    name = os.fsdecode(b"/photos/l\xe4nd.png")
     photos = [
-        FoundPhoto(Path(odd), "l%E4nd.png", 10, 2**62, True, Path("/lr/a.png"), (7, 2**61)),
+        FoundPhoto(Path(name), "l%E4nd.png", 10, 2**62, True, Path("/lr/a.png"), (7, 2**61)),
         FoundPhoto("s3://bucket/a b.png", "a b.png", 0, 0, False),
         FoundPhoto(Path("/photos/写真.jpg"), "写真.jpg", 7, 1, False),
     ]
@@ -34,19 +34,19 @@ def test_photos_come_back_as_they_were_saved(tmp_path):
     assert tasks._load_photos(tmp_path, task, 1) == photos[1:]
 
 
-def test_a_unit_is_a_name_and_a_number(photos, tmp_path):
-    found = scan_sources([photos]).photos
-    listed = tasks.save_chunks(tmp_path, [found[:2], found[2:]])
+def test_a_task_is_a_name_and_a_number(photos, tmp_path):
+    scanned = scan_sources([photos]).photos
+    listed = tasks.save_chunks(tmp_path, [scanned[:2], scanned[2:]])
     job = tasks.save_context(tmp_path, OPTIONS, listed, engine="local")
-    unit = (str(tmp_path), job, 1)
-    assert len(pickle.dumps(unit)) < 300
-    assert tasks.extract_chunk(*unit) == 1
-    spilled = load_spill(tmp_path, 1, found[2:])
+    task = (str(tmp_path), job, 1)
+    assert len(pickle.dumps(task)) < 300
+    assert tasks.extract_chunk(*task) == 1
+    spilled = load_spill(tmp_path, 1, scanned[2:])
     assert spilled is not None
-    assert [outcome.name for outcome in spilled[1]] == [photo.name for photo in found[2:]]
+    assert [outcome.name for outcome in spilled[1]] == [photo.name for photo in scanned[2:]]
 
 
-def test_a_unit_uses_one_core(photos, tmp_path):
+def test_a_task_uses_one_core(photos, tmp_path):
     listed = tasks.save_chunks(tmp_path, [scan_sources([photos]).photos])
     job = tasks.save_context(tmp_path, OPTIONS, listed, engine="dask")
     before = cv2.getNumThreads()
@@ -59,9 +59,11 @@ def test_a_unit_uses_one_core(photos, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["numpy", "the same"])
-def test_a_worker_that_would_write_other_bytes_refuses(photos, tmp_path, what):
-    found = scan_sources([photos]).photos
-    job = tasks.save_context(tmp_path, OPTIONS, tasks.save_chunks(tmp_path, [found]), engine="dask")
+def test_a_worker_that_would_write_different_bytes_refuses(photos, tmp_path, what):
+    scanned = scan_sources([photos]).photos
+    job = tasks.save_context(
+        tmp_path, OPTIONS, tasks.save_chunks(tmp_path, [scanned]), engine="dask"
+    )
     task = tasks._load_context(str(tmp_path), job)
     if what == "numpy":
         task = msgspec.structs.replace(task, libraries={**task.libraries, "numpy": "1.0"})

@@ -1,4 +1,4 @@
-"""Photos from and shards to a URL, in a store that lives in this process; tests/pipeline/test_s3.py has a real one."""
+"""Photos from and shards to a URL of an in-process store; tests/pipeline/test_s3.py has a real one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def scratch(tmp_path: Path) -> list[Path]:
     return list(tmp_path.glob("usrgan-*"))
 
 
-def test_a_data_set_at_a_url_is_that_of_a_folder(photos, store, tmp_path):
+def test_a_data_set_at_a_url_equals_that_of_a_folder(photos, store, tmp_path):
     local = make(photos, tmp_path / "out")
     remote = make(photos, URL)
     assert below(URL) == tree(tmp_path / "out")
@@ -61,7 +61,7 @@ def test_a_data_set_at_a_url_is_that_of_a_folder(photos, store, tmp_path):
     assert scratch(tmp_path) == []
 
 
-def test_photos_from_a_url_are_those_of_a_folder(photos, store, tmp_path):
+def test_photos_from_a_url_equal_those_of_a_folder(photos, store, tmp_path):
     for path in photos.rglob("*.*"):
         store.pipe_file(f"/raw/photos/{path.relative_to(photos)}", path.read_bytes())
     store.pipe_file("/raw/photos/X_LR_bicubic/a.png", b"left out")
@@ -73,27 +73,27 @@ def test_photos_from_a_url_are_those_of_a_folder(photos, store, tmp_path):
     assert there["photos"]["found"] == 5
 
 
-def test_layouts_are_known_at_a_url(photos, store, tmp_path):
+def test_layouts_are_recognised_at_a_url(photos, store, tmp_path):
     for folder, name in (("train", "a.png"), ("train", "b.png"), ("valid", "d.jpg")):
         store.pipe_file(f"/x/DIV2K_{folder}_HR/{name}", (photos / name).read_bytes())
     report = make("memory://x", tmp_path / "out", "--val-fraction", 0)
     assert (report["layout"], report["photos"]["val"]) == ("DIV2K", 1)
 
 
-def test_lr_folders_beside_hr_are_left_out_at_a_url(store):
+def test_lr_folders_beside_hr_are_skipped_at_a_url(store):
     for name in ("val1/HR/val/1.png", "val1/X4/val/1.png", "shard-00/X4/2.png", "THR/3.png"):
         store.pipe_file(f"/x/LSDIR/{name}", b"x")
-    found = scan_sources(["memory://x/LSDIR"])
-    assert [photo.name for photo in found.photos] == [
+    scan = scan_sources(["memory://x/LSDIR"])
+    assert [photo.name for photo in scan.photos] == [
         "THR/3.png",
         "shard-00/X4/2.png",
         "val1/HR/val/1.png",
     ]
-    assert found.skipped == ("X4",)
+    assert scan.skipped == ("X4",)
 
 
 @pytest.mark.parametrize("operation", range(1, 80, 6))
-def test_a_run_that_fails_at_any_operation_goes_on(photos, whole, store, monkeypatch, operation):
+def test_a_run_that_fails_at_any_operation_resumes(photos, whole, store, monkeypatch, operation):
     monkeypatch.setenv("USRGAN_FAULT", f"eio@{operation}")
     monkeypatch.setattr(atomic, "_operations", itertools.count(1))
     where = ["--src", photos, "--out", URL, "--patches-per-image", 24, "--samples-per-shard", 16]
@@ -105,7 +105,7 @@ def test_a_run_that_fails_at_any_operation_goes_on(photos, whole, store, monkeyp
     assert below(URL) == tree(whole)
 
 
-def test_a_rerun_sends_only_what_is_missing(photos, store, monkeypatch):
+def test_a_rerun_uploads_only_missing_files(photos, store, monkeypatch):
     sent: list[str] = []
     put = type(store).put_file
 
@@ -123,7 +123,7 @@ def test_a_rerun_sends_only_what_is_missing(photos, store, monkeypatch):
     assert len(sent) == len(set(sent)) + 1
 
 
-def test_a_url_is_of_the_run_that_came_first(photos, store, tmp_path, monkeypatch, where):
+def test_the_first_run_claims_a_url(photos, store, tmp_path, monkeypatch, where):
     put = type(store).put_file
 
     def failing(self, local, remote, **more):
@@ -137,13 +137,13 @@ def test_a_url_is_of_the_run_that_came_first(photos, store, tmp_path, monkeypatc
     before = below(URL)
     assert {"promise.json", "train-000000.tar"} <= before.keys()
     (folder,) = scratch(tmp_path)
-    folder.rename(tmp_path / "elsewhere")  # the second run is of another machine
+    folder.rename(tmp_path / "elsewhere")  # the second run simulates another machine
     refused = prep(*where, "--seed", 9, code=2)
     last = refused.stderr.splitlines()[-1]
     assert f"--out {URL}: a run of another data set (seed 0 then, 9 now) writes there" in last
     assert below(URL) == before
     (folder,) = scratch(tmp_path)
-    assert not list(folder.glob("_work/chunk-*"))  # refused before it had done any work
+    assert not list(folder.glob("_work/chunk-*"))  # refused before any work
     folder.rename(tmp_path / "other")
     (tmp_path / "elsewhere").rename(folder)
     prep(*where)
@@ -151,7 +151,7 @@ def test_a_url_is_of_the_run_that_came_first(photos, store, tmp_path, monkeypatc
     assert below(URL) == tree(tmp_path / "out")
 
 
-def test_a_refused_url_leaves_the_folder_to_the_right_options(
+def test_a_refused_url_leaves_the_folder_free_for_other_options(
     photos, store, tmp_path, monkeypatch, where
 ):
     first = [*where, "--work-dir", tmp_path / "first"]
@@ -164,7 +164,7 @@ def test_a_refused_url_leaves_the_folder_to_the_right_options(
     assert "a run of another data set (seed 0 then, 9 now) writes there" in refused.stderr
     assert below(URL) == before
     assert not list((tmp_path / "second").glob("*/_work"))
-    prep(*second)  # the right seed, which the two runs share
+    prep(*second)  # the seed of the run that holds the claim
     prep(*first)
     make(photos, tmp_path / "out")
     assert below(URL) == tree(tmp_path / "out")
@@ -173,7 +173,7 @@ def test_a_refused_url_leaves_the_folder_to_the_right_options(
 def test_two_runs_cannot_mix_their_shards(photos, store, tmp_path, where):
     make(photos, URL)
     before = below(URL)
-    remote.remove_file(f"{URL}/{NAME}")  # as if the first had not come to its end
+    remote.remove_file(f"{URL}/{NAME}")  # as if the first run had not finished
     refused = prep(*where, "--seed", 9, code=2)
     assert "another run wrote different bytes there" in refused.stderr
     after = below(URL)
@@ -185,10 +185,10 @@ def test_two_runs_cannot_mix_their_shards(photos, store, tmp_path, where):
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_a_manifest_is_not_sent_over_the_shards_of_another_run(
+def test_no_manifest_is_uploaded_over_the_shards_of_another_run(
     store, tmp_path, monkeypatch, where, ends
 ):
-    raw = [*where, "--codec", "raw", "--val-list", "d*"]  # shards of any seed have one size
+    raw = [*where, "--codec", "raw", "--val-list", "d*"]  # equal shard sizes for any seed
     publish = upload.publish_dataset
 
     def taking(out, url, manifest):
@@ -207,7 +207,7 @@ def test_a_manifest_is_not_sent_over_the_shards_of_another_run(
         assert prep(*raw, "--seed", 9, "--work-dir", tmp_path / "third")
 
 
-def test_a_run_whose_url_was_taken_sends_no_more_shards(store, tmp_path, monkeypatch, where):
+def test_a_run_that_lost_its_url_uploads_no_more_shards(store, tmp_path, monkeypatch, where):
     send = upload.send_shard
     taken: list[dict[str, bytes]] = []
 
@@ -224,16 +224,16 @@ def test_a_run_whose_url_was_taken_sends_no_more_shards(store, tmp_path, monkeyp
     assert below(URL) == taken[0]
 
 
-def test_what_was_sent_before_a_claim_was_lost_is_looked_at_again(
-    store, tmp_path, monkeypatch, where
-):
+def test_shards_uploaded_under_a_lost_claim_are_checked_again(store, tmp_path, monkeypatch, where):
     raw = [*where, "--codec", "raw", "--val-list", "d*"]
     with monkeypatch.context() as here:
         here.setattr(upload, "publish_dataset", refuse)
         prep(*raw, code=1)
     prep(*raw, "--seed", 9, "--overwrite", "--work-dir", tmp_path / "second")
     for name in below(URL):
-        if ".tar" not in name and "index/" not in name:  # by hand, and the shards are forgotten
+        if (
+            ".tar" not in name and "index/" not in name
+        ):  # a user removes the claim by hand and keeps the shards
             remote.remove_file(f"{URL}/{name}")
     refused = prep(*raw, code=2)
     assert "another run wrote different bytes there" in refused.stderr
@@ -254,7 +254,7 @@ def test_two_runs_of_one_data_set_share_a_url(photos, store, tmp_path, monkeypat
     assert below(URL) == tree(tmp_path / "out")
 
 
-def test_a_run_that_comes_while_another_publishes_leaves_nothing(photos, store, monkeypatch, where):
+def test_a_run_refused_during_publication_leaves_nothing(photos, store, monkeypatch, where):
     make(photos, URL)
     before = below(URL)
     monkeypatch.setattr(
@@ -271,8 +271,8 @@ def test_work_for_a_url_that_rotted_is_repaired(photos, store, tmp_path, monkeyp
         prep(*where, code=1)
     (folder,) = scratch(tmp_path)
     os.truncate(folder / "train-000001.tar", 0)
-    told = prep(*where, "--repair")
-    assert "train-000001.tar: has 0 bytes instead of" in told.stderr
+    result = prep(*where, "--repair")
+    assert "train-000001.tar: has 0 bytes instead of" in result.stderr
     make(photos, tmp_path / "out")
     assert below(URL) == tree(tmp_path / "out")
     for more in ([], ["--dry-run"]):
@@ -314,7 +314,7 @@ def test_a_published_data_set_of_other_options_is_refused(photos, store):
     assert below(URL) == before
 
 
-def test_overwrite_leaves_what_is_not_ours(photos, store):
+def test_overwrite_keeps_foreign_objects(photos, store):
     store.pipe_file("/bucket/data/notes/train.tar", b"mine")
     store.pipe_file("/bucket/data/code.py", b"mine")
     make(photos, URL)
@@ -324,7 +324,7 @@ def test_overwrite_leaves_what_is_not_ours(photos, store):
     )
 
 
-def test_a_finished_url_still_tells_why_photos_were_left_out(photos, store):
+def test_a_finished_url_still_reports_the_rejects(photos, store):
     (photos / "empty.png").write_bytes(b"")
     first = make(photos, URL, "--max-rejects", "40%")
     assert first["rejects"] == {"EMPTY": 1}
@@ -333,11 +333,11 @@ def test_a_finished_url_still_tells_why_photos_were_left_out(photos, store):
     assert make(photos, URL)["rejects"] == {}
 
 
-def test_a_photo_that_changed_since_is_noticed_at_a_url(photos, store):
+def test_a_photo_changed_after_the_run_is_detected_at_a_url(photos, store):
     bmp(photos / "f.bmp", 50)
     make(photos, URL)
     os.utime(photos / "f.bmp", ns=(2**61, 2**61))
-    assert make(photos, URL)["already_done"]  # touched, the same content
+    assert make(photos, URL)["already_done"]  # new modification time, same content
     bmp(photos / "f.bmp", 51)
     os.utime(photos / "f.bmp", ns=(2**61, 2**61))
     before = below(URL)
@@ -348,15 +348,15 @@ def test_a_photo_that_changed_since_is_noticed_at_a_url(photos, store):
     make(photos, URL, "--overwrite")
 
 
-def test_a_photo_that_vanishes_from_the_store_is_an_error(photos, store, tmp_path, monkeypatch):
+def test_a_photo_removed_from_the_store_is_an_error(photos, store, tmp_path, monkeypatch):
     for path in photos.glob("*.png"):
         store.pipe_file(f"/raw/{path.name}", path.read_bytes())
     listing = remote.list_files
 
     def vanishing(url):
-        found = listing(url)
+        files = listing(url)
         store.store.pop("/raw/b.png", None)
-        return found
+        return files
 
     monkeypatch.setattr(remote, "list_files", vanishing)
     failed = prep("--src", "memory://raw", "--out", tmp_path / "out", "--hr-size", 64,
@@ -364,9 +364,9 @@ def test_a_photo_that_vanishes_from_the_store_is_an_error(photos, store, tmp_pat
     assert "memory://raw/b.png: changed during the run" in failed.stderr
 
 
-def test_a_dry_run_reads_from_and_writes_to_no_url(photos, store, tmp_path):
-    told = prep("--src", photos, "--out", URL, "--dry-run", "--json")
-    assert json.loads(told.stdout)["photos"]["found"] == 5
+def test_a_dry_run_writes_to_no_url(photos, store, tmp_path):
+    result = prep("--src", photos, "--out", URL, "--dry-run", "--json")
+    assert json.loads(result.stdout)["photos"]["found"] == 5
     assert store.store == {}
     assert scratch(tmp_path) == []
 
@@ -382,25 +382,27 @@ def test_a_dry_run_reads_from_and_writes_to_no_url(photos, store, tmp_path):
         (["--out", "here", "--work-dir", "there"], "--work-dir: applies only if --out is a URL"),
     ],
 )
-def test_wrong_use_of_urls_is_one_line(photos, store, options, words):
+def test_wrong_usage_of_urls_is_one_line(photos, store, options, words):
     refused = prep("--src", photos, *options, "--workers", 0, code=2)
     assert words in refused.stderr.splitlines()[-1]
 
 
-def test_an_empty_url_holds_no_photos(store, tmp_path):
+def test_an_empty_url_has_no_photos(store, tmp_path):
     refused = prep("--src", "memory://empty", "--out", tmp_path / "out", code=2)
     assert "memory://empty: has no photos" in refused.stderr
 
 
 @pytest.mark.parametrize("url", ["memory://one/a.png", "memory://one/a.png/"])
-def test_a_url_of_one_file_is_no_folder(photos, store, tmp_path, url):
+def test_the_url_of_a_file_is_refused(photos, store, tmp_path, url):
     store.pipe_file("/one/a.png", (photos / "a.png").read_bytes())
     refused = prep("--src", url, "--out", tmp_path / "out", code=2)
     assert f"error: {url}: is a file; name its folder" in refused.stderr
 
 
 @pytest.mark.parametrize(("protocol", "package"), [("s3", "'usrgan[s3]'"), ("gs", "gcsfs")])
-def test_what_a_url_lacks_is_told_by_the_command_that_installs_it(monkeypatch, protocol, package):
+def test_a_missing_library_of_a_url_is_reported_with_its_install_command(
+    monkeypatch, protocol, package
+):
     def missing(url):
         raise ImportError("no library")
 

@@ -60,9 +60,9 @@ def folder(request, tmp_path):
 
 
 def test_a_data_set_of_each_codec_is_read_and_verified(folder, dataset):
-    expected, found = open_dataset(dataset), open_dataset(folder)
+    expected, actual = open_dataset(dataset), open_dataset(folder)
     for split in ("train", "val"):
-        ours, theirs = found.split(split), expected.split(split)
+        ours, theirs = actual.split(split), expected.split(split)
         assert len(ours) == len(theirs) > 0
         for one, other in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(one.hr, other.hr)

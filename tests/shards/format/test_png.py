@@ -131,9 +131,9 @@ def test_decoding_many_equals_opencv(side, count):
     out = np.full((count, side, side, 3), 7, np.uint8)
     png.decode_many([memoryview(content) for content in contents], out)
     for number, content in enumerate(contents):
-        found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
-        assert np.array_equal(out[number], found)
-        assert np.array_equal(png.decode_rgb(content), found)
+        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+        assert np.array_equal(out[number], decoded)
+        assert np.array_equal(png.decode_rgb(content), decoded)
 
 
 def test_an_image_of_another_size_among_many_is_refused():

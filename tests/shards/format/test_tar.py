@@ -29,8 +29,8 @@ def test_shards_equal_those_of_webdatasets_writer(tmp_path):
             for key, (hr, meta, lr) in keyed.items():
                 named = {"hr.png": hr, "json": meta, "lr.png": lr}
                 stream.write({"__key__": f"{key:012d}"} | named)
-        found = [Sample(key, *parts) for key, parts in keyed.items()]
-        entry = write_samples(tmp_path, "train-000000.tar", found)
+        stored = [Sample(key, *parts) for key, parts in keyed.items()]
+        entry = write_samples(tmp_path, "train-000000.tar", stored)
         ours = (tmp_path / "train-000000.tar").read_bytes()
         assert ours == theirs.getvalue()
         assert (entry.bytes, entry.sha256) == (len(ours), hashlib.sha256(ours).hexdigest())
@@ -55,9 +55,9 @@ def test_headers_built_together_equal_single_ones():
         made = tar.build_headers(keys, names, sizes).reshape(-1, 3, tar.BLOCK)
         behind = b"one", b"", b"two"
         framed = tar.build_headers(keys, names, sizes, behind=behind)
-        parts = (np.tile(np.frombuffer(each, np.uint8), (50, 1)) for each in behind)
+        parts = (np.tile(np.frombuffer(item, np.uint8), (50, 1)) for item in behind)
         beside = zip(made.transpose(1, 0, 2), parts, strict=True)
-        assert (framed == np.concatenate([each for pair in beside for each in pair], axis=1)).all()
+        assert (framed == np.concatenate([item for pair in beside for item in pair], axis=1)).all()
         for row, key in enumerate(keys.tolist()):
             for number, (name, size) in enumerate(zip(names, sizes[row].tolist(), strict=True)):
                 assert made[row, number].tobytes() == tar.build_header(key, name, size)

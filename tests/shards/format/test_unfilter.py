@@ -38,7 +38,7 @@ def filtered(image: np.ndarray, kinds: list[int]) -> bytes:
         x, a, b, c = padded[y + 1, 3:], padded[y + 1, :-3], padded[y, 3:], padded[y, :-3]
         guess = {
             NONE: 0 * x, SUB: a, UP: b, AVERAGE: (a + b) // 2,
-            PAETH: np.array([paeth(*each) for each in zip(a, b, c, strict=True)]),
+            PAETH: np.array([paeth(*item) for item in zip(a, b, c, strict=True)]),
         }[kind]  # fmt: skip
         rows += bytes([kind]) + ((x - guess) % 256).astype(np.uint8).tobytes()
     return rows

@@ -42,8 +42,8 @@ def test_colors_match_little_cms(name, tmp_path):
         env={"PYTHONPATH": str(STOCK_PILLOW), "PATH": "/usr/bin:/bin"},
     )
     expected = np.load(tmp_path / "out.npy").astype(int)
-    found = to_srgb(image, profile_of(*PROFILES[name])).astype(int)
-    off = np.abs(found - expected)
+    converted = to_srgb(image, profile_of(*PROFILES[name])).astype(int)
+    off = np.abs(converted - expected)
     assert off.max() <= 1
     assert (off > 0).mean() < 0.03
     assert np.abs(expected - image).max() > 4  # the profile changes the pixels

@@ -75,8 +75,8 @@ def test_the_kernels_differ_slightly():
 
 def test_upscaling_is_pillows_bicubic():
     image = noise(9, 7)
-    wanted = np.asarray(Image.fromarray(image).resize((28, 36), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(resize.upscale(image, scale=4), wanted)
+    expected = np.asarray(Image.fromarray(image).resize((28, 36), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(resize.upscale(image, scale=4), expected)
 
 
 def test_cropping_cuts_right_and_bottom():

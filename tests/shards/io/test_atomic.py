@@ -212,12 +212,12 @@ def test_parts_that_exceed_the_disk_keep_the_old_file(tmp_path):
 
 def test_the_rename_follows_the_fsync_of_the_content(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    seen = []
-    monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.exists()))
+    existed = []
+    monkeypatch.setattr(os, "fsync", lambda _: existed.append(path.exists()))
     with atomic.open_replacement(path) as stream:
         stream.write(b"content")
         assert not path.exists()
-    assert seen == [False, True]  # first the unnamed file, then its folder
+    assert existed == [False, True]  # first the unnamed file, then its folder
 
 
 def test_sweeping_removes_only_temporary_files(tmp_path):

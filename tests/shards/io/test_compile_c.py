@@ -52,11 +52,11 @@ def test_cc_may_contain_options(monkeypatch, tmp_path):
 def test_kernels_are_compiled_once_and_cached(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     load(SOURCE)
-    (kept,) = (tmp_path / "usrgan").iterdir()
-    made = kept.stat().st_mtime_ns
+    (cached,) = (tmp_path / "usrgan").iterdir()
+    made = cached.stat().st_mtime_ns
     monkeypatch.setattr(compile_c, "_compile", None)
     assert load(SOURCE).unfilter
-    assert kept.stat().st_mtime_ns == made
+    assert cached.stat().st_mtime_ns == made
 
 
 @needs_compiler
@@ -68,11 +68,11 @@ def test_damaged_cached_kernels_are_compiled_again(monkeypatch, tmp_path, damage
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with monkeypatch.context() as once:  # do not overwrite a loaded library
         once.setattr(ctypes, "CDLL", lambda path: Path(path).resolve(strict=True))
-        kept = load(SOURCE)
-    whole = kept.read_bytes()
-    kept.write_bytes(damage(whole))
+        cached = load(SOURCE)
+    whole = cached.read_bytes()
+    cached.write_bytes(damage(whole))
     assert load(SOURCE).unfilter
-    assert kept.read_bytes() == whole
+    assert cached.read_bytes() == whole
 
 
 def compiler(folder: Path, script: str) -> str:
@@ -83,7 +83,7 @@ def compiler(folder: Path, script: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "message"),
     [
         ("printf 'caf\\351: fatal error: x\\n  ^~~\\n' >&2; exit 1", r"fatal error: x\)"),
         ("exit 0", "cannot be compiled and loaded"),
@@ -92,11 +92,11 @@ def compiler(folder: Path, script: str) -> str:
     ],
     ids=["words of another alphabet", "makes nothing", "does not end", "reads its input"],
 )
-def test_every_compiler_failure_is_reported(monkeypatch, tmp_path, script, told):
+def test_every_compiler_failure_is_reported(monkeypatch, tmp_path, script, message):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", compiler(tmp_path, script))
     monkeypatch.setattr(compile_c, "_TIMEOUT_SECONDS", 0.3)
-    with pytest.raises(compile_c.KernelUnavailable, match=told):
+    with pytest.raises(compile_c.KernelUnavailable, match=message):
         load(SOURCE)
 
 

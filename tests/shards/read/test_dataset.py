@@ -30,7 +30,7 @@ def silent(*_: object) -> None:
 
 def problems(folder: Path, *, deep: bool = False) -> list[str]:
     return [
-        found.file for found in verify(folder, load_manifest(folder), deep=deep, advance=silent)
+        finding.file for finding in verify(folder, load_manifest(folder), deep=deep, advance=silent)
     ]
 
 
@@ -45,11 +45,11 @@ def one_line(error: Exception) -> str:
 
 
 def test_written_samples_are_read_back(dataset):
-    found = open_dataset(dataset)
-    assert found.manifest.dataset_sha256 == load_manifest(dataset).dataset_sha256
+    opened = open_dataset(dataset)
+    assert opened.manifest.dataset_sha256 == load_manifest(dataset).dataset_sha256
     keys = []
     for name, first, last in (("train", 0, 20), ("val", 20, 25)):
-        split = found.split(name)
+        split = opened.split(name)
         assert len(split) == last - first
         for position in range(len(split)):
             pair = split[position]
@@ -119,13 +119,13 @@ def test_the_dataset_card_lists_only_tars(dataset):
 def places(content: bytes, idx: bytes) -> dict[str, list[range]]:
     """Return the offsets of headers, data, padding and the end of a shard."""
     starts = [int(offset) for offset in np.frombuffer(idx, "<u8")]
-    found: dict[str, list[range]] = {"header": [], "data": [], "padding": []}
+    ranges: dict[str, list[range]] = {"header": [], "data": [], "padding": []}
     for start in starts[:-1]:
         for member in tar.parse_sample(memoryview(content), start):
-            found["header"].append(range(member.header_at, member.data_at))
-            found["data"].append(range(member.data_at, member.data_at + member.size))
-            found["padding"].append(range(member.data_at + member.size, member.end))
-    return found | {"end": [range(starts[-1], len(content))]}
+            ranges["header"].append(range(member.header_at, member.data_at))
+            ranges["data"].append(range(member.data_at, member.data_at + member.size))
+            ranges["padding"].append(range(member.data_at + member.size, member.end))
+    return ranges | {"end": [range(starts[-1], len(content))]}
 
 
 @pytest.mark.parametrize("number", range(15))
@@ -172,8 +172,8 @@ def test_verify_names_an_index_with_one_wrong_number(dataset_copy, field):
         fields = dict(stored)
     fields[field].flat[4] += 1
     np.savez_compressed(path, **fields)
-    found = verify(dataset_copy, load_manifest(dataset_copy), deep=False, advance=silent)
-    assert found == [("train-000001.tar", "index/train-000001.npz does not match it")]
+    findings = verify(dataset_copy, load_manifest(dataset_copy), deep=False, advance=silent)
+    assert findings == [("train-000001.tar", "index/train-000001.npz does not match it")]
     split = open_dataset(dataset_copy).split("train")
     for position in range(20):
         with contextlib.suppress(DamagedData):
@@ -205,12 +205,12 @@ def test_a_damaged_index_is_equal_or_an_error(dataset_copy):
     for broken in damaged:
         path.write_bytes(broken)
         try:
-            found = index.load_npz(path)
+            loaded = index.load_npz(path)
         except DamagedData as error:
             refused.append(one_line(error))
             continue
         for field in index.ShardIndex.__dataclass_fields__:
-            assert np.array_equal(getattr(found, field), getattr(whole, field)), field
+            assert np.array_equal(getattr(loaded, field), getattr(whole, field)), field
     assert all(line.startswith(f"{path}: ") for line in refused)
     assert len(refused) > len(damaged) / 2  # the others hit unused bytes such as dates
 
@@ -284,9 +284,9 @@ def test_a_missing_file_is_named(dataset_copy, name):
 )
 def test_verify_names_the_damaged_shard(dataset_copy, break_it):
     break_it(dataset_copy)
-    found = problems(dataset_copy)
-    assert found
-    assert all("train-000001" in name for name in found)
+    messages = problems(dataset_copy)
+    assert messages
+    assert all("train-000001" in name for name in messages)
 
 
 def test_deep_verify_detects_an_lr_of_a_wrong_size(tmp_path):
@@ -392,12 +392,12 @@ def test_verify_deep_exits_1_for_damage_that_only_decoding_detects(tmp_path):
     folder = make_dataset(tmp_path / "odd", lr_side=32)
     inspect("verify", folder)
     broken = inspect("verify", "--deep", "--json", folder, code=1)
-    found = json.loads(broken.stdout)
-    assert (found["samples"], found["shards"]) == (25, 3)
-    assert {problem["file"] for problem in found["problems"]} == {
+    report = json.loads(broken.stdout)
+    assert (report["samples"], report["shards"]) == (25, 3)
+    assert {problem["file"] for problem in report["problems"]} == {
         "train-000000.tar", "train-000001.tar", "val-000000.tar",
     }  # fmt: skip
-    assert all("lr is 32x32 instead of 16x16" in p["problem"] for p in found["problems"])
+    assert all("lr is 32x32 instead of 16x16" in p["problem"] for p in report["problems"])
 
 
 def test_a_tar_missing_from_the_manifest_is_a_problem(dataset_copy):

@@ -36,9 +36,9 @@ def test_the_pipeline_yields_the_pairs_of_the_reader(codec_name, tmp_path):
     folder = make_dataset(tmp_path / "shards", codec_name=codec_name)
     for name in ("train", "val"):
         split = open_dataset(folder).split(name)
-        found = list(webdataset_pipeline(folder, split=name))
-        assert len(found) == len(split)
-        for position, sample in enumerate(found):
+        samples = list(webdataset_pipeline(folder, split=name))
+        assert len(samples) == len(split)
+        for position, sample in enumerate(samples):
             pair = split[position]
             assert int(sample["__key__"]) == pair.key
             assert sample["info"] == pair.info

@@ -73,7 +73,7 @@ def test_characters_unknown_to_the_terminal_are_escaped(tmp_path):
         capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert ended.returncode == 2
-    assert b"K\\xe4tzchen-\\u5199\\u771f: there is no such folder" in ended.stderr
+    assert b"K\\xe4tzchen-\\u5199\\u771f: does not exist" in ended.stderr
 
 
 def test_an_operating_system_error_is_not_reported_as_a_bug(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""A cluster whose workers are gone ends the run; real ones, and all else of Dask and Ray, are in test_engines."""
+"""Simulated clusters that lose their workers end the run; test_engines has real ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Future:
 
 
 class Client:
-    """Fake cluster that has a worker at these queries, in order, and none afterwards."""
+    """Client of a cluster that has a worker at the given calls, in order, and none later."""
 
     def __init__(self, *threads: int) -> None:
         self.threads = list(threads)
@@ -38,8 +38,8 @@ class Client:
     def nthreads(self) -> dict[str, int]:
         return {"one": self.threads.pop(0)} if self.threads else {}
 
-    def submit(self, function, *unit, pure):
-        return Future(function(*unit))
+    def submit(self, function, *task, pure):
+        return Future(function(*task))
 
     def cancel(self, futures) -> None:
         self.cancelled = futures
@@ -65,9 +65,9 @@ def test_a_cluster_without_workers_ends_the_run(monkeypatch):
     assert len(client.cancelled) == 2
 
 
-def test_workers_that_come_back_go_on():
+def test_workers_that_come_back_continue():
     ended = engines._run_on_dask(Client(0, 1, 0, 1), lambda: False, abs, [(-n,) for n in range(5)])
-    assert sorted(each.result for each in ended if isinstance(each, Completed)) == list(range(5))
+    assert sorted(item.result for item in ended if isinstance(item, Completed)) == list(range(5))
 
 
 def refuse(error: BaseException):
@@ -85,14 +85,14 @@ def refuse(error: BaseException):
     ],
     ids=["connection", "future"],
 )
-def test_a_dask_scheduler_that_is_gone_is_told_with_its_address(monkeypatch, owner, name, error):
+def test_a_lost_dask_scheduler_is_reported_with_its_address(monkeypatch, owner, name, error):
     monkeypatch.setattr(owner, name, refuse(error))
     monkeypatch.setattr(Client, "cancel", refuse(OSError("closed")))
     with pytest.raises(UsrganError, match="scheduler at tcp://head:8786 is gone; run the same"):
         list(engines._run_on_dask(Client(1), lambda: False, abs, NUMBERS))
 
 
-def test_an_error_of_a_unit_is_not_taken_for_that_of_the_dask_scheduler(monkeypatch):
+def test_an_error_of_a_task_is_not_reported_as_the_schedulers(monkeypatch):
     monkeypatch.setattr(Future, "status", "error")
     monkeypatch.setattr(Future, "result", refuse(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
@@ -109,7 +109,7 @@ def test_an_error_of_a_unit_is_not_taken_for_that_of_the_dask_scheduler(monkeypa
         ('{"address": ""}', "contains no address"),
     ],
 )
-def test_a_scheduler_file_without_an_address_is_not_waited_for(content, reason, tmp_path):
+def test_a_scheduler_file_without_an_address_fails_immediately(content, reason, tmp_path):
     file = tmp_path / "scheduler.json"
     if content is not None:
         file.write_text(content)
@@ -121,7 +121,7 @@ def test_a_scheduler_file_without_an_address_is_not_waited_for(content, reason, 
 
 
 class Ray:
-    """Fake cluster that has these nodes at its first queries, in order, and the last of them afterwards."""
+    """Ray cluster with the given nodes at each call, in order; the last ones stay."""
 
     exceptions = types.SimpleNamespace(
         RayTaskError=KeyError,
@@ -131,24 +131,26 @@ class Ray:
     )
 
     def __init__(self, *nodes: list[dict[str, object]], busy: int = 0) -> None:
-        self.seen = list(nodes)
+        self.remaining = list(nodes)
         self.busy = busy
 
     def nodes(self) -> list[dict[str, object]]:
-        return self.seen.pop(0) if len(self.seen) > 1 else self.seen[0]
+        return self.remaining.pop(0) if len(self.remaining) > 1 else self.remaining[0]
 
     def remote(self, **_):
-        return lambda function: types.SimpleNamespace(remote=lambda *unit: (function, unit))
+        return lambda function: types.SimpleNamespace(remote=lambda *task: (function, task))
 
     def wait(self, references, timeout):
         time.sleep(0.01)
         self.busy -= 1
-        alive = any(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in self.seen[0])
+        alive = any(
+            node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in self.remaining[0]
+        )
         return (references[:1] if alive and self.busy < 0 else []), references
 
     def get(self, reference):
-        function, unit = reference
-        return function(*unit)
+        function, task = reference
+        return function(*task)
 
 
 def node(*, alive: bool = True, **resources: float) -> dict[str, object]:
@@ -159,7 +161,7 @@ NUMBERS = [(-n,) for n in range(5)]
 
 
 def numbers(ended) -> list[int]:
-    return sorted(each.result for each in ended if isinstance(each, Completed))
+    return sorted(item.result for item in ended if isinstance(item, Completed))
 
 
 @pytest.mark.parametrize(
@@ -167,25 +169,25 @@ def numbers(ended) -> list[int]:
     [[], [node()], [node(alive=False, CPU=4)], [node(CPU=0.5), node(CPU=0.5)]],
     ids=["none", "head", "dead", "small"],
 )
-def test_a_ray_cluster_without_nodes_for_units_ends_the_run(left):
+def test_a_ray_cluster_without_cpus_ends_the_run(left):
     ended = engines._run_on_ray(Ray([node(CPU=1)], left), lambda: False, abs, NUMBERS)
     with pytest.raises(UsrganError, match="no node of the cluster has a CPU"):
         list(ended)
 
 
-def test_a_ray_cluster_that_has_no_nodes_yet_is_given_units_and_goes_on():
+def test_a_ray_cluster_without_nodes_yet_gets_tasks_and_continues():
     later = [[node()]] * 3 + [[node(), node(CPU=2)], [node()], [node(), node(CPU=1)]]
     ended = engines._run_on_ray(Ray(*later), lambda: False, abs, NUMBERS)
     assert numbers(ended) == list(range(5))
 
 
-def test_a_ray_cluster_that_is_busy_with_other_work_is_waited_for():
+def test_a_busy_ray_cluster_is_waited_for():
     ended = engines._run_on_ray(Ray([node(CPU=1)], busy=12), lambda: False, abs, NUMBERS)
     assert numbers(ended) == list(range(5))
 
 
 @pytest.mark.parametrize("name", ["WorkerCrashedError", "NodeDiedError", "OutOfMemoryError"])
-def test_a_unit_that_takes_ray_workers_or_nodes_along_has_died(name):
+def test_a_task_that_kills_ray_workers_or_nodes_is_crashed(name):
     def kill(number: int) -> int:
         if number == 2:
             raise getattr(Ray.exceptions, name)

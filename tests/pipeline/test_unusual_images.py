@@ -1,4 +1,4 @@
-"""Pictures that are no photos: each pair is exact, whatever they show and whatever is asked for."""
+"""Images that are no photos: each pair is exact, for any content and any options."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from tests.shards.images.support import P3, profile_of, tiff
 
 ALL = ["--samples-per-shard", "16", "--similar", "keep", "--keep-flat", "1", "--max-rejects", "1"]
 LEVEL = struct.pack(">4s4xHxx3i", b"para", 1, 2 * 65536, 0, 65536)
-"""A curve of no slope."""
+"""A constant curve."""
 
 
-def pictures() -> dict[str, np.ndarray]:
-    """Odd contents and sizes, [h w 3] by name; no two have the same pixels."""
+def images() -> dict[str, np.ndarray]:
+    """Return images [h w 3] with unusual contents and sizes, by name; no two have equal pixels."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:140, :203]
     drawing = np.full((300, 200), 255, np.uint8)
@@ -56,26 +56,29 @@ def pictures() -> dict[str, np.ndarray]:
         "tall": rng.integers(0, 256, (701, 75)),
         "drawing": drawing,
     }
-    made = {name: np.repeat(each.astype(np.uint8)[..., None], 3, 2) for name, each in grey.items()}
+    made = {
+        name: np.repeat(options_.astype(np.uint8)[..., None], 3, 2)
+        for name, options_ in grey.items()
+    }
     made["red"] = np.full((74, 75, 3), (255, 0, 0), np.uint8)
     made["colours"] = 255 * rng.integers(0, 2, (90, 150, 3), dtype=np.uint8)
     return made
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory) -> Path:
+def unusual(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("odd")
-    for name, picture in pictures().items():
+    for name, picture in images().items():
         (folder / f"{name}.png").write_bytes(png.encode_rgb(picture))
     return folder
 
 
-def make_odd(odd: Path, out: Path, given: dict[str, object]) -> dict:
+def make_data_set(unusual: Path, out: Path, settings: dict[str, object]) -> dict:
     words = [
-        word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)
+        word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)
     ]
     return json.loads(
-        prep("--src", odd, "--out", out, "--workers", 0, "--json", *ALL, *words).stdout
+        prep("--src", unusual, "--out", out, "--workers", 0, "--json", *ALL, *words).stdout
     )
 
 
@@ -88,9 +91,9 @@ def bicubic(image: np.ndarray, scale: int, kernel: str = "pillow") -> np.ndarray
 
 
 def check_pairs(out: Path, options: Options) -> Counter[str]:
-    """Each pair against its picture; how many each picture has."""
+    """Compare each pair with its image; return the number of pairs per image."""
     assert verify(out, load_manifest(out), deep=True, advance=lambda *_: None) == []
-    shown, found, size, scale = pictures(), Counter(), options.stored_size, options.scale
+    shown, counts, size, scale = images(), Counter(), options.stored_size, options.scale
     for name in ("train", "val"):
         for pair in open_dataset(out).split(name):
             info, picture = pair.info, shown[Path(pair.info.src).stem]
@@ -106,8 +109,8 @@ def check_pairs(out: Path, options: Options) -> Counter[str]:
             assert pair.lr.shape == lr.shape
             luma = cv2.cvtColor(pair.hr, cv2.COLOR_RGB2GRAY).astype(float)
             assert info.luma_std == pytest.approx(luma.std(), abs=6e-4)
-            found[Path(info.src).stem] += 1
-    return found
+            counts[Path(info.src).stem] += 1
+    return counts
 
 
 OFTEN = [
@@ -127,19 +130,21 @@ SELDOM = [
 
 
 @pytest.mark.parametrize(
-    "given", [*OFTEN, *(pytest.param(each, marks=pytest.mark.slow) for each in SELDOM)], ids=str
+    "settings",
+    [*OFTEN, *(pytest.param(options_, marks=pytest.mark.slow) for options_ in SELDOM)],
+    ids=str,
 )
-def test_each_pair_is_cut_out_of_its_picture(odd, tmp_path, given):
-    given = {"hr_size": 64, **given}
-    report = make_odd(odd, tmp_path / "out", given)
-    found = check_pairs(tmp_path / "out", Options(**given))
-    assert found.total() == sum(report["pairs"].values())
-    assert len(found) == len(pictures()) - report["photos"]["rejected"]
+def test_each_pair_equals_its_region_of_the_image(unusual, tmp_path, settings):
+    settings = {"hr_size": 64, **settings}
+    report = make_data_set(unusual, tmp_path / "out", settings)
+    counts = check_pairs(tmp_path / "out", Options(**settings))
+    assert counts.total() == sum(report["pairs"].values())
+    assert len(counts) == len(images()) - report["photos"]["rejected"]
 
 
 def refusals(folder: Path) -> dict[str, str]:
-    """Put files into a folder that give no pairs; why, by name."""
-    content, photo = (folder / "bits.png").read_bytes(), pictures()["bits"]
+    """Write files that give no pairs; return the expected rejection code of each."""
+    content, photo = (folder / "bits.png").read_bytes(), images()["bits"]
     jpeg = cv2.imencode(".jpg", photo)[1].tobytes()
     written = {
         "empty.jpg": (b"", "EMPTY"),
@@ -165,9 +170,9 @@ def refusals(folder: Path) -> dict[str, str]:
     return {name: code for name, (_, code) in written.items()} | dict.fromkeys(links, "NOT_FILE")
 
 
-def test_odd_files_are_refused_by_any_workers_and_after_a_kill(odd, tmp_path):
+def test_unusable_files_are_rejected_with_any_workers_and_after_a_kill(unusual, tmp_path):
     folder = tmp_path / "odd"
-    shutil.copytree(odd, folder)
+    shutil.copytree(unusual, folder)
     expected = refusals(folder)
     options = [*ALL, "--json"]
     outs = [tmp_path / name for name in ("one", "two", "killed")]
@@ -184,4 +189,4 @@ def test_odd_files_are_refused_by_any_workers_and_after_a_kill(odd, tmp_path):
         assert tree(out) == tree(outs[0])
     lines = map(json.loads, (outs[0] / "rejects.jsonl").read_bytes().splitlines())
     assert {line["src"]: line["code"] for line in lines} == expected
-    assert set(check_pairs(outs[0], Options(hr_size=64))) == pictures().keys()
+    assert set(check_pairs(outs[0], Options(hr_size=64))) == images().keys()
