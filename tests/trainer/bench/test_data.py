@@ -69,7 +69,7 @@ def test_too_few_photos_for_a_batch_are_reported_by_the_option(photos: Path, tmp
     (tmp_path / "empty").mkdir()
     ended = CliRunner().invoke(bench_main, ["data", "--src", str(tmp_path / "empty")])
     assert ended.exit_code == 1
-    assert "no photos there" in ended.stderr
+    assert "has no photos" in ended.stderr
 
 
 def test_synthetic_photos_deflate_as_photos_do(tmp_path):
